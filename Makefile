@@ -1,0 +1,46 @@
+# make lab     open the chapters in JupyterLab        make chapter N=04   run one, save its outputs
+# make test    run everything that can fail           make lint           style of the code
+# make bench   measure ratios against other libraries make clean          remove .venv
+
+PYTHON ?= python3
+ifeq ($(OS),Windows_NT)
+BIN := .venv/Scripts
+else
+BIN := .venv/bin
+endif
+LOCK ?= requirements.lock
+READY := .venv/ready
+
+export OMP_NUM_THREADS := 1
+export OMP_WAIT_POLICY := PASSIVE
+
+.PHONY: lab test chapter lint bench clean
+
+lab: $(READY)
+	$(BIN)/python -m dlcourse.doctor
+	$(BIN)/jupyter lab --notebook-dir=chapters $(ARGS)
+
+test: $(READY)
+	DLCOURSE_PROGRESS=0 $(BIN)/python -m pytest --nbval --nbval-current-env \
+	  --nbval-sanitize-with nbval.cfg --nbval-cell-timeout 120 -n 2 --dist loadfile \
+	  -q $(ARGS) chapters tests dlcourse
+
+chapter: $(READY)
+	DLCOURSE_PROGRESS=0 $(BIN)/python tools/chapter.py $(N)
+
+lint: $(READY)
+	$(BIN)/ruff format --check . && $(BIN)/ruff check .
+
+bench: $(READY)
+	$(BIN)/python benchmarks/many_seeds.py
+	$(BIN)/python benchmarks/fit_overhead.py
+
+$(READY): $(LOCK) pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -r $(LOCK)
+	$(BIN)/python -m pip install --quiet --no-deps --editable .
+	$(BIN)/python -c "open('.venv/ready', 'w').close()"
+
+clean:
+	rm -rf .venv

@@ -1,0 +1,3 @@
+"""dlcourse: sixteen chapters on training deep networks, and the tested package behind them."""
+
+__version__ = "0.1.0"

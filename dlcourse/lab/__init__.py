@@ -1,0 +1,1 @@
+"""The bench that every chapter shares."""

@@ -1,0 +1,352 @@
+"""Images for every chapter: digits (in the install), MNIST and its kin, or a folder of your own."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.error import URLError
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageOps
+from sklearn.datasets import load_digits
+from torch import Tensor
+from torchvision import datasets as published
+
+NAMES = ("digits", "mnist", "fashion_mnist", "cifar10", "folder")
+PUBLISHED = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST", "cifar10": "CIFAR10"}
+FILES_IN = {
+    "mnist": "MNIST/raw",
+    "fashion_mnist": "FashionMNIST/raw",
+    "cifar10": "cifar-10-batches-py",
+}
+FOLDER_SIZE = 32  # side in pixels to which a folder's images are resized unless told otherwise
+SMALLEST_STD = 1 / 255  # one grey level of an 8-bit image; keeps a constant channel finite
+LITTER = {"thumbs.db", "desktop.ini"}  # files that a desktop leaves among the images
+
+# Where the writing changes hands in scikit-learn's digits, in the order in which they are stored.
+BLOCK_BOUNDS = (0, 130, 256, 386, 516, 646, 776, 915, 1029, 1157, 1287, 1415, 1545, 1667, 1797)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Split:
+    """Images float32 (n, c, h, w), labels int64 (n,), and groups int64 (n,) where known."""
+
+    images: Tensor
+    labels: Tensor
+    groups: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if self.images.ndim != 4:
+            raise ValueError(f"images must be (n, c, h, w), not {tuple(self.images.shape)}")
+        for name, values in (("labels", self.labels), ("groups", self.groups)):
+            if values is not None and values.shape != (len(self.images),):
+                shape = tuple(values.shape)
+                raise ValueError(
+                    f"give one of {name} per image, ({len(self.images)},), not {shape}"
+                )
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __repr__(self) -> str:
+        return f"Split({len(self)} images of {'x'.join(map(str, self.images.shape[1:]))})"
+
+    def tensors(self) -> tuple[Tensor, Tensor]:
+        """Return (images, labels)."""
+        return self.images, self.labels
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class ImageData:
+    """Three splits of one set of images, with the training rows' mean (c,) and std (c,) in [0, 1].
+
+    `normalized` says whether the images have had that mean taken off and been divided by that std.
+    """
+
+    name: str
+    train: Split
+    validation: Split
+    test: Split
+    classes: tuple[str, ...]
+    mean: Tensor
+    std: Tensor
+    normalized: bool = True
+
+    def __repr__(self) -> str:
+        sizes = f"{len(self.train)} train, {len(self.validation)} validation, {len(self.test)} test"
+        shape = "x".join(map(str, self.train.images.shape[1:]))
+        return f"ImageData({self.name}: {sizes}, {shape}, {self.num_classes} classes)"
+
+    @property
+    def channels(self) -> int:
+        return self.train.images.shape[1]
+
+    @property
+    def size(self) -> int:
+        """Side of the square images, in pixels."""
+        return self.train.images.shape[2]
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.classes)
+
+    def denormalize(self, images: Tensor) -> Tensor:
+        """Return images (..., c, h, w) in [0, 1], ready to be shown; values outside are clipped."""
+        if self.normalized:
+            images = images * _per_channel(self.std, images) + _per_channel(self.mean, images)
+        return images.clamp(0, 1)
+
+
+def load(
+    name: str | None = None,
+    root: str | os.PathLike[str] | None = None,
+    *,
+    size: int | None = None,
+    validation: float = 0.15,
+    test: float = 0.15,
+    seed: int = 0,
+    download: bool = False,
+    normalize: bool = True,
+    train_limit: int | None = None,
+    skip_corrupt: bool = False,
+) -> ImageData:
+    """Load images, split them, and normalise them by the training rows' mean and std per channel.
+
+    `name` is "digits", "mnist", "fashion_mnist", "cifar10" or "folder" (root/<class>/<image>);
+    None means the environment's DLCOURSE_DATA, or "digits". `root` None means DLCOURSE_ROOT, or
+    ./data. `size` is the side in pixels to resize to (None: as stored, 32 for a folder).
+    `validation` and `test` are fractions in (0, 1) of each class, drawn by `seed`; the published
+    sets keep their own test images, so there `test` is unused and `validation` is a fraction of
+    their training images. `train_limit` keeps that many first rows of the shuffled training split,
+    and the mean and std are those of the kept rows. `skip_corrupt` leaves unreadable files of a
+    folder out with a warning instead of an error.
+    Nothing is downloaded unless `download` is True.
+
+    Raises ValueError for a bad setting or a folder that cannot be used, FileNotFoundError where the
+    images are missing, and ConnectionError where a download fails.
+    """
+    name = name or os.environ.get("DLCOURSE_DATA") or "digits"
+    if name not in NAMES:
+        raise ValueError(f"no data set is called {name!r}; choose one of {', '.join(NAMES)}")
+    _check_fractions(validation, test)
+    for setting, value in (("size", size), ("train_limit", train_limit)):
+        if value is not None and (not isinstance(value, int) or value < 1):
+            raise ValueError(f"{setting} must be a whole number of at least 1, not {value!r}")
+    root = Path(root or os.environ.get("DLCOURSE_ROOT") or "data")
+
+    generator = torch.Generator().manual_seed(seed)
+    if name in PUBLISHED:
+        rows, held_out, classes = _load_published(name, root, download)
+        train, val = _split(rows, (validation,), classes, generator)
+    else:
+        if name == "digits":
+            rows, classes = _load_digits()
+        else:
+            rows, classes = _load_folder(root, size or FOLDER_SIZE, skip_corrupt)
+        train, val, held_out = _split(rows, (validation, test), classes, generator)
+
+    if train_limit is not None:
+        if train_limit > len(train):
+            raise ValueError(
+                f"train_limit={train_limit} is more than the training images of {name}; "
+                f"ask for at most {len(train)}"
+            )
+        train = _select(train, torch.arange(train_limit))
+    if size is not None:
+        train, val, held_out = (
+            Split(_resize(part.images, size), part.labels, part.groups)
+            for part in (train, val, held_out)
+        )
+    std, mean = torch.std_mean(train.images, dim=(0, 2, 3), correction=0)
+    std = std.clamp(min=SMALLEST_STD)
+    if normalize:
+        train, val, held_out = (_normalize(part, mean, std) for part in (train, val, held_out))
+    return ImageData(name, train, val, held_out, classes, mean, std, normalize)
+
+
+def digits_blocks() -> Tensor:
+    """Return int64 (1797,): the writer block, 0 to 13, of each digit in scikit-learn's order.
+
+    A block is a proxy for the writer: the set names no writer, but its digits are stored one
+    sheet of handwriting after another, and the blocks are those runs. The set's description counts
+    13 people for these 14 blocks, so two blocks may well share a hand.
+    """
+    lengths = torch.tensor(BLOCK_BOUNDS).diff()
+    return torch.arange(len(lengths)).repeat_interleave(lengths)
+
+
+# -- reading ------------------------------------------------------------------------------------
+
+
+def _load_digits() -> tuple[Split, tuple[str, ...]]:
+    digits = load_digits()
+    images = torch.from_numpy(digits.images).float().unsqueeze(1) / 16  # stored as 0 to 16
+    labels = torch.from_numpy(digits.target).long()
+    return Split(images, labels, digits_blocks()), tuple("0123456789")
+
+
+def _load_published(name: str, root: Path, download: bool) -> tuple[Split, Split, tuple[str, ...]]:
+    """Return the published training rows, the published test rows and the classes' names."""
+    folder = (root / FILES_IN[name]).resolve()
+    where = "" if root == Path("data") else f", root={root.resolve().as_posix()!r}"
+    code = f"from dlcourse.lab.datasets import load; load({name!r}{where}, download=True)"
+    command = f'python -c "{code}"'
+    kind = getattr(published, PUBLISHED[name])
+    try:
+        sets = [kind(root, train=train, download=download) for train in (True, False)]
+    except (RuntimeError, URLError, ValueError, AssertionError, EOFError) as error:
+        if str(error).startswith("Dataset not found"):
+            raise FileNotFoundError(
+                f"no complete copy of {name} in {folder}. Get it with:\n  {command}"
+            ) from error
+        if isinstance(error, URLError) or "Error downloading" in str(error):
+            raise ConnectionError(
+                f"could not download {name} into {folder}: {error}\n"
+                "Check the network, or put the files there by hand."
+            ) from error
+        raise ValueError(
+            f"a file of {name} in {folder} is damaged ({error}). Delete that folder, then run:\n"
+            f"  {command}"
+        ) from error
+    classes = tuple("0123456789") if name == "mnist" else tuple(sets[0].classes)
+    rows, test = (
+        Split(_pixels(torch.as_tensor(part.data)), torch.as_tensor(part.targets).long())
+        for part in sets
+    )
+    return rows, test, classes
+
+
+def _pixels(stored: Tensor) -> Tensor:
+    """Turn uint8 (n, h, w) or (n, h, w, c) into float32 (n, c, h, w) in [0, 1]."""
+    images = stored.unsqueeze(1) if stored.ndim == 3 else stored.permute(0, 3, 1, 2)
+    return images.float().div_(255).contiguous()
+
+
+def _load_folder(root: Path, size: int, skip_corrupt: bool) -> tuple[Split, tuple[str, ...]]:
+    """Read root/<class>/<image>: one channel where all images are grey, else three."""
+    files = _folder_files(root)
+    images, labels, bad = [], [], []
+    for label, paths in enumerate(files.values()):
+        for path in paths:
+            try:
+                images.append(_read_image(path, size))
+                labels.append(label)
+            except Exception as error:  # a decoder may raise anything on a damaged file
+                bad.append(f"  {path}: {error}")
+    if bad:
+        message = f"{len(bad)} file(s) in {root} cannot be read as images:\n" + "\n".join(bad)
+        if not skip_corrupt:
+            raise ValueError(message + "\nMend or remove them, or pass skip_corrupt=True.")
+        warnings.warn(message + "\nThey are left out.", stacklevel=3)
+    channels = max((len(image) for image in images), default=1)
+    images = [image.expand(channels, -1, -1) for image in images]
+    classes = tuple(files)
+    present = set(labels)
+    empty = [name for label, name in enumerate(classes) if label not in present]
+    if empty:
+        raise ValueError(
+            f"no readable image for {', '.join(empty)} in {root}; add images or remove the folder"
+        )
+    return Split(torch.stack(images), torch.tensor(labels)), classes
+
+
+def _folder_files(root: Path) -> dict[str, list[Path]]:
+    """Return each class's files in order of name; hidden ones and loose files are passed over."""
+    layout = "lay the images out as root/<class>/<image> and pass root=..., or set DLCOURSE_ROOT"
+    if not root.is_dir():
+        raise FileNotFoundError(f"there is no folder {root.resolve()}; {layout}")
+    folders = sorted(path for path in root.iterdir() if path.is_dir() and path.name[0] != ".")
+    if len(folders) < 2:
+        raise ValueError(f"{root} holds {len(folders)} class folder(s), two are needed; {layout}")
+    files = {}
+    for folder in folders:
+        inside = [path for path in sorted(folder.iterdir()) if path.name[0] != "."]
+        nested = [path.name for path in inside if path.is_dir()]
+        if nested:
+            raise ValueError(f"{folder} holds folders ({', '.join(nested)}), not images; {layout}")
+        files[folder.name] = [path for path in inside if path.name.lower() not in LITTER]
+    return files
+
+
+def _read_image(path: Path, size: int) -> Tensor:
+    """Read one file as float32 (1 or 3, size, size) in [0, 1]; transparent pixels become white."""
+    with Image.open(path) as opened:
+        image = ImageOps.exif_transpose(opened)
+    if image.mode == "F":
+        raise ValueError("its pixels are floats of unknown range; save it with 8 bits a channel")
+    if image.mode.startswith("I"):  # 16 bits a pixel, which convert("L") would clip
+        pixels = torch.from_numpy(np.asarray(image).astype(np.float32) / 65535).unsqueeze(0)
+        return _resize(pixels.unsqueeze(0), size)[0]
+    grey = image.mode in ("1", "L", "LA", "La")
+    if "transparency" in image.info or image.mode in ("LA", "La", "PA", "RGBA", "RGBa"):
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    pixels = torch.from_numpy(np.array(image.convert("L" if grey else "RGB")))
+    return _resize(_pixels(pixels.unsqueeze(0)), size)[0]
+
+
+# -- splitting and scaling ------------------------------------------------------------------------
+
+
+def _check_fractions(validation: float, test: float) -> None:
+    for name, value in (("validation", validation), ("test", test)):
+        if not 0 < value < 1:
+            raise ValueError(
+                f"{name} must be a fraction between 0 and 1, such as 0.15, not {value}"
+            )
+    if validation + test >= 1:
+        raise ValueError(
+            f"validation + test is {validation + test:g} and leaves nothing to train on; "
+            "choose fractions that sum to less than 1"
+        )
+
+
+def _split(
+    rows: Split, fractions: Sequence[float], classes: Sequence[str], generator: torch.Generator
+) -> list[Split]:
+    """Return the training split and one shuffled split per fraction, each class in proportion."""
+    parts: list[list[Tensor]] = [[] for _ in range(len(fractions) + 1)]
+    for label, name in enumerate(classes):
+        members = (rows.labels == label).nonzero().squeeze(1)
+        members = members[torch.randperm(len(members), generator=generator)]
+        held = [max(1, round(fraction * len(members))) for fraction in fractions]
+        kept = len(members) - sum(held)
+        if kept < 1:
+            raise ValueError(
+                f"class {name!r} has {len(members)} image(s), too few to put one into each of "
+                f"{len(parts)} splits at these fractions; add images or lower the fractions"
+            )
+        for part, chunk in zip(parts, members.split([kept, *held]), strict=True):
+            part.append(chunk)
+    splits = []
+    for part in parts:
+        index = torch.cat(part)
+        splits.append(_select(rows, index[torch.randperm(len(index), generator=generator)]))
+    return splits
+
+
+def _select(rows: Split, index: Tensor) -> Split:
+    groups = None if rows.groups is None else rows.groups[index]
+    return Split(rows.images[index], rows.labels[index], groups)
+
+
+def _resize(images: Tensor, size: int) -> Tensor:
+    """Stretch images (n, c, h, w) to (n, c, size, size), smoothing where they shrink."""
+    if images.shape[-2:] == (size, size):
+        return images
+    shape = (size, size)
+    return F.interpolate(images, shape, mode="bilinear", antialias=True, align_corners=False)
+
+
+def _per_channel(values: Tensor, images: Tensor) -> Tensor:
+    return values.to(images).view(-1, 1, 1)
+
+
+def _normalize(rows: Split, mean: Tensor, std: Tensor) -> Split:
+    images = (rows.images - _per_channel(mean, rows.images)) / _per_channel(std, rows.images)
+    return Split(images, rows.labels, rows.groups)

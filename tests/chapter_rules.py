@@ -1,0 +1,475 @@
+"""The rules of a chapter: each takes (path, notebook) and returns a list of problems."""
+
+from __future__ import annotations
+
+import ast
+import io
+import itertools
+import json
+import re
+import tokenize
+from collections.abc import Iterator
+from pathlib import Path
+
+LINES = 25  # most lines of a code cell
+CELLS = (25, 45)
+OUTPUT_KB = 400
+ALT_LENGTH = 20
+TAGS = {"nbval-ignore-output", "raises-exception"}
+IGNORE_SHARE = 4  # at most one code cell in four may be tagged nbval-ignore-output
+SECTIONS = [
+    "The problem",
+    "The idea",
+    "From scratch",
+    "The same as the well-kept one",
+    "Does it work?",
+    "What the article says",
+    "At scale",
+    "When to use it",
+    "Exercises",
+    "In one minute",
+]
+CARD = ["You will be able to", "Know first", "Minutes", "Seconds to run", "Hardware"]
+ALSO_IMPORTS = {
+    "warmup": {"learning_rate_decay"},
+    "lr_schedulers": {"learning_rate_decay", "warmup"},
+}
+MACHINE_PATH = re.compile(r"/(?:home|root|Users|tmp)/|[A-Za-z]:\\Users\\")
+BOUNDS = {"at_least", "at_most", "between", "equals"}
+SWALLOWERS = {"Exception", "BaseException", "AssertionError", "ExceptionGroup"}
+
+
+# --- reading a notebook ---------------------------------------------------------------------------
+
+
+def technique(path: Path) -> str:
+    """Return the technique of a chapter file: 04_gradient_clipping.ipynb -> gradient_clipping."""
+    return path.stem.partition("_")[2]
+
+
+def code_cells(book) -> Iterator[tuple[int, dict]]:
+    """Yield (number from 1 among all cells, cell) of each code cell."""
+    for number, cell in enumerate(book.cells, 1):
+        if cell.cell_type == "code":
+            yield number, cell
+
+
+def trees(book) -> Iterator[tuple[int, ast.Module]]:
+    """Yield (number, syntax tree) of each code cell that is plain Python."""
+    for number, cell in code_cells(book):
+        try:
+            yield number, ast.parse(cell.source)
+        except SyntaxError:
+            continue
+
+
+def without_fences(text: str) -> str:
+    """Drop fenced code blocks from Markdown."""
+    return re.sub(r"^(```|~~~).*?^\1[^\n]*$", "", text, flags=re.MULTILINE | re.DOTALL)
+
+
+def headings(book, level: int) -> list[tuple[int, str]]:
+    """Return (cell number, title) of each Markdown heading of this level."""
+    pattern = re.compile(rf"^{'#' * level}\s+(.*?)\s*$", re.MULTILINE)
+    return [
+        (number, title)
+        for number, cell in enumerate(book.cells, 1)
+        if cell.cell_type == "markdown"
+        for title in pattern.findall(without_fences(cell.source))
+    ]
+
+
+def section(book, title: str) -> list[dict]:
+    """Return the cells from the H2 heading ``title`` up to the next H2 heading."""
+    starts = [*headings(book, 2), (len(book.cells) + 1, "")]
+    for (start, found), (stop, _) in itertools.pairwise(starts):
+        if found == title:
+            return book.cells[start - 1 : max(stop - 1, start)]
+    return []
+
+
+def called(node: ast.AST) -> str:
+    """Return the name that a call calls ("claim" for claim(...) and claims.claim(...)), or ""."""
+    if not isinstance(node, ast.Call):
+        return ""
+    return getattr(node.func, "id", None) or getattr(node.func, "attr", "")
+
+
+def output_text(output) -> str:
+    """Return all text of one output, without HTML tags."""
+    if output.output_type == "stream":
+        return output.text
+    if output.output_type == "error":
+        return "\n".join([output.ename, output.evalue, *output.traceback])
+    texts = [text for kind, text in output.data.items() if kind.startswith("text/")]
+    return "\n".join(re.sub(r"<[^>]*>", " ", str(text)) for text in texts)
+
+
+# --- cells and outputs ----------------------------------------------------------------------------
+
+
+def executed(path: Path, book) -> list[str]:
+    """Every code cell has run, and the counts are 1..n in order."""
+    counts = [(number, cell.execution_count) for number, cell in code_cells(book)]
+    never = [f"cell {number} never ran" for number, count in counts if count is None]
+    stale = [
+        f"cell {number} has count {count}, expected {expected}"
+        for expected, (number, count) in enumerate(counts, 1)
+        if count is not None and count != expected
+    ]
+    return never + stale
+
+
+def short_cells(path: Path, book) -> list[str]:
+    """No code cell has more than LINES lines."""
+    lengths = [(number, len(cell.source.splitlines())) for number, cell in code_cells(book)]
+    return [f"cell {number} has {n} lines, most is {LINES}" for number, n in lengths if n > LINES]
+
+
+def cell_count(path: Path, book) -> list[str]:
+    """The number of cells lies in CELLS."""
+    low, high = CELLS
+    found = len(book.cells)
+    return [] if low <= found <= high else [f"{found} cells, expected {low} to {high}"]
+
+
+def output_size(path: Path, book) -> list[str]:
+    """All outputs together take at most OUTPUT_KB kilobytes."""
+    size = sum(len(json.dumps(cell.outputs)) for _, cell in code_cells(book)) / 1000
+    return [] if size <= OUTPUT_KB else [f"outputs take {size:.0f} kB, most is {OUTPUT_KB}"]
+
+
+def show_calls(tree: ast.AST) -> int:
+    """Count the calls of plotting's show that run with the cell, not in a function it defines."""
+    if isinstance(tree, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)):
+        return 0
+    func = getattr(tree, "func", None)
+    own = isinstance(func, ast.Name) and func.id == "show"
+    own |= isinstance(func, ast.Attribute) and ast.unparse(func).endswith("plotting.show")
+    return own + sum(show_calls(child) for child in ast.iter_child_nodes(tree))
+
+
+def figures(path: Path, book) -> list[str]:
+    """Each cell that shows a figure holds a PNG, and each PNG has alternative text."""
+    problems = []
+    wanted = {number: show_calls(tree) for number, tree in trees(book)}
+    for number, cell in code_cells(book):
+        pictures = [o for o in cell.outputs if "image/png" in o.get("data", {})]
+        if len(pictures) < wanted.get(number, 0):
+            problems.append(f"cell {number} calls show() but holds no PNG for it; run it again")
+        for picture in pictures:
+            alt = picture.metadata.get("image/png", {}).get("alt", "")
+            if not isinstance(alt, str) or len(alt.strip()) < ALT_LENGTH:
+                problems.append(
+                    f"cell {number} holds a PNG without alternative text of {ALT_LENGTH} "
+                    'characters; show it with plotting.show(fig, alt="...")'
+                )
+    return problems
+
+
+def tags(path: Path, book) -> list[str]:
+    """Only tags in TAGS, few ignored outputs, no comment form, errors only where tagged."""
+    problems, ignored, total = [], 0, 0
+    for number, cell in enumerate(book.cells, 1):
+        own = set(cell.metadata.get("tags", ()))
+        if own - TAGS:
+            problems.append(f"cell {number} has the tags {sorted(own - TAGS)}; remove them")
+        if cell.cell_type != "code":
+            continue
+        total += 1
+        ignored += "nbval-ignore-output" in own
+        if re.search(r"#\s*(NBVAL_\w+|PYTEST_VALIDATE_\w+)", cell.source):
+            problems.append(f"cell {number} steers nbval by a comment; use a tag")
+        failed = any(output.output_type == "error" for output in cell.outputs)
+        if failed != ("raises-exception" in own):
+            problems.append(f"cell {number}: raises-exception must be set exactly where it raises")
+    if ignored * IGNORE_SHARE > total:
+        problems.append(
+            f"{ignored} of {total} code cells are tagged nbval-ignore-output, "
+            f"at most one in {IGNORE_SHARE}"
+        )
+    return problems
+
+
+# --- code -----------------------------------------------------------------------------------------
+
+
+def plain_python(path: Path, book) -> list[str]:
+    """Cells are plain Python: no magics, no shell lines."""
+    problems = []
+    for number, cell in code_cells(book):
+        try:
+            tree = ast.parse(cell.source)
+        except SyntaxError as error:
+            problems.append(f"cell {number} is not plain Python ({error.msg}): no % or ! lines")
+            continue
+        if any(getattr(node, "id", "") == "get_ipython" for node in ast.walk(tree)):
+            problems.append(f"cell {number} uses get_ipython; use plain Python")
+    return problems
+
+
+def nothing_swallowed(path: Path, book) -> list[str]:
+    """No try/except or suppress that would hide a failing assert or claim."""
+    problems = []
+    for number, tree in trees(book):
+        for node in ast.walk(tree):
+            caught: list[ast.AST] = []
+            if isinstance(node, ast.ExceptHandler):
+                if node.type is None:
+                    problems.append(f"cell {number} has a bare except; name the error")
+                    continue
+                caught = [node.type]
+            elif called(node) == "suppress":
+                caught = list(node.args)
+            names = {
+                getattr(part, "id", None) or getattr(part, "attr", "")
+                for expression in caught
+                for part in ast.walk(expression)
+            }
+            if names & SWALLOWERS:
+                found = ", ".join(sorted(names & SWALLOWERS))
+                problems.append(f"cell {number} swallows {found}; name the one error expected")
+    return problems
+
+
+def literal(node: ast.AST):
+    """Return the number, bool or tuple of numbers written at ``node``, or None."""
+    try:
+        value = ast.literal_eval(node)
+    except (ValueError, TypeError, SyntaxError):
+        return None
+    parts = value if isinstance(value, tuple) else (value,)
+    return value if parts and all(isinstance(part, (bool, int, float)) for part in parts) else None
+
+
+def claims(path: Path, book) -> list[str]:
+    """Every claim(...) is called where it stands, with literal bounds and a computed value."""
+    problems = []
+    tagged = {
+        n for n, cell in code_cells(book) if "raises-exception" in cell.metadata.get("tags", ())
+    }
+    for number, tree in trees(book):
+        calls = [node for node in ast.walk(tree) if called(node) == "claim"]
+        used = {id(node.func) for node in calls}
+        for node in ast.walk(tree):
+            if getattr(node, "id", "") == "claim" and id(node) not in used:
+                problems.append(f"cell {number} passes claim around; call it where it stands")
+            if isinstance(node, ast.alias) and node.name == "claim" and node.asname:
+                problems.append(f"cell {number} renames claim; import it as claim")
+        if calls and number in tagged:
+            problems.append(f"cell {number} is tagged raises-exception, which would hide its claim")
+        for node in calls:
+            where = f"cell {number}, line {node.lineno}: claim"
+            given = {word.arg: word.value for word in node.keywords}
+            if not BOUNDS & given.keys():
+                problems.append(f"{where} has no bound; give one of {sorted(BOUNDS)}")
+            for name in sorted((BOUNDS | {"tol"}) & given.keys()):
+                if literal(given[name]) is None:
+                    problems.append(f"{where}: {name} must be a literal number or tuple of numbers")
+            value = node.args[1] if len(node.args) > 1 else given.get("value")
+            if value is not None and literal(value) is not None:
+                problems.append(f"{where} is about a literal; give a computed value")
+    return problems
+
+
+def imports(path: Path, book) -> list[str]:
+    """From dlcourse only the chapter's own technique and the lab; no star imports."""
+    allowed = {technique(path), "lab"} | ALSO_IMPORTS.get(technique(path), set())
+    problems = []
+    for number, tree in trees(book):
+        modules = []
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Import):
+                modules += [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                if node.level:
+                    problems.append(f"cell {number} has a relative import")
+                if any(alias.name == "*" for alias in node.names):
+                    problems.append(f"cell {number} has a star import; name what it needs")
+                modules += [f"{node.module}.{alias.name}" for alias in node.names]
+        for module in modules:
+            top, *rest = module.split(".")
+            if top == "dlcourse" and (not rest or rest[0] not in allowed):
+                problems.append(f"cell {number} imports {module}; allowed are {sorted(allowed)}")
+    return problems
+
+
+def machine_paths(path: Path, book) -> list[str]:
+    """No absolute path of one machine in a source or an output."""
+    problems = []
+    for number, cell in enumerate(book.cells, 1):
+        texts = [cell.source, *map(output_text, cell.get("outputs", ()))]
+        found = [match.group() for text in texts for match in MACHINE_PATH.finditer(text)]
+        problems += [f"cell {number} holds a path of one machine ({text}...)" for text in found]
+    return problems
+
+
+# --- anatomy --------------------------------------------------------------------------------------
+
+
+def title(path: Path, book) -> list[str]:
+    """The first cell holds the one H1, with the file's number and the Chinese term."""
+    number = int(path.stem[:2])
+    found = headings(book, 1)
+    wanted = re.compile(rf"{number} \S.* \([^()]*[\u4e00-\u9fff][^()]*\)")
+    if [cell for cell, _ in found] != [1] or not wanted.fullmatch(found[0][1]):
+        return [f'expected one H1, in cell 1, like "# {number} Name (中文)"; found {found}']
+    return []
+
+
+def anatomy(path: Path, book) -> list[str]:
+    """The H2 headings are SECTIONS, in this order."""
+    found = [text for _, text in headings(book, 2)]
+    return [] if found == SECTIONS else [f"H2 headings are {found}, expected {SECTIONS}"]
+
+
+def card_lines(book) -> dict[str, str]:
+    """Return the text after each label of the card in the first two cells."""
+    text = "\n".join(cell.source for cell in book.cells[:2] if cell.cell_type == "markdown")
+    matches = re.finditer(r"^- \*\*([^*]+?):?\*\*(.*)$", text, re.MULTILINE)
+    return {match[1]: match[2] for match in matches}
+
+
+def card(path: Path, book) -> list[str]:
+    """The card has its five lines, and its seconds are the measured ones within a factor of 2."""
+    lines = card_lines(book)
+    problems = [f'the card lacks "- **{name}**"' for name in CARD if name not in lines]
+    if "Seconds to run" not in lines:
+        return problems
+    stated = re.search(r"\d+", lines["Seconds to run"])
+    record = path.parent / "seconds.json"
+    known = json.loads(record.read_text(encoding="utf-8")) if record.exists() else {}
+    measured = known.get(path.stem)
+    if stated is None or measured is None:
+        how = f"run tools/chapter.py {path.stem[:2]}"
+        return [*problems, f"seconds on the card or in {record.name} are missing; {how}"]
+    if not measured / 2 <= int(stated[0]) <= measured * 2:
+        problems.append(f"the card says {stated[0]} seconds to run, measured were {measured}")
+    return problems
+
+
+def exercises(path: Path, book) -> list[str]:
+    """The Exercises section has two or more stubs ``your_... = ``."""
+    stubs = set()
+    for cell in section(book, "Exercises"):
+        if cell.cell_type == "code":
+            for line in re.findall(r"^(your_\w+)\s*(?::[^=]*)?=(?!=)", cell.source, re.MULTILINE):
+                stubs.add(line)
+    return [] if len(stubs) >= 2 else [f"{len(stubs)} stubs your_... = in Exercises, want 2"]
+
+
+def sources(path: Path, book) -> list[str]:
+    """The last cell is Markdown, in the section In one minute, and has a Sources paragraph."""
+    last = section(book, SECTIONS[-1])[-1:]
+    good = last == book.cells[-1:] and last and last[0].cell_type == "markdown"
+    if not good or not re.search(r"^\*\*Sources", last[0].source, re.MULTILINE):
+        return [f'the notebook must end, in "{SECTIONS[-1]}", with a paragraph "**Sources.** ..."']
+    return []
+
+
+# --- numbers in prose -----------------------------------------------------------------------------
+
+PROSE_NUMBER = re.compile(r"(?<![\w.])(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?(?:[eE][-+]?\d+)?")
+PERCENT = re.compile(r"\s?(?:%|percent\b|per cent\b|(?:percentage )?points?\b)")
+CELL_NUMBER = re.compile(r"(?<![A-Za-z_\d])(?:\d[\d_]*\.?\d*|\.\d+)(?:[eE][-+]?\d+)?")
+THOUSANDS = re.compile(r"(?<!\d)\d{1,3}(?:,\d{3})+(?:\.\d+)?")
+NOT_PROSE = [
+    re.compile(r"<!--.*?-->", re.DOTALL),
+    re.compile(r"^#{1,6}\s.*$", re.MULTILINE),
+    re.compile(r"\$\$.*?\$\$", re.DOTALL),
+    re.compile(r"(`+)(?!`).*?(?<!`)\1(?!`)", re.DOTALL),
+    re.compile(r"(?<!\\)\$(?:[^$\n]|\n(?!\n))+\$"),
+    re.compile(r"!?\[(?:[^\[\]])*\]\([^)]*\)"),
+    re.compile(r"<?https?://\S+"),
+    re.compile(r"<[^<>\n]*>"),
+    re.compile(r"arXiv[: ]\d+\.\d+"),
+    re.compile(r"\b[Cc]hapters?\s+\d+(?:(?:,?\s+(?:and|to|or)\s+|,\s*|\s*[-\u2013]\s*)\d+)*"),
+    re.compile(r"^\s*\d+[.)]\s", re.MULTILINE),
+    re.compile(r"\d+(?:\.\d+){2,}"),
+]
+
+
+def key(value: float) -> float:
+    """Round to 12 digits, so that numbers compare by value."""
+    return float(f"{value:.12g}")
+
+
+def cell_numbers(book) -> set[float]:
+    """Return each number in the code (comments left out) and the text outputs."""
+    texts = []
+    for _, cell in code_cells(book):
+        try:
+            tokens = list(tokenize.generate_tokens(io.StringIO(cell.source).readline))
+            texts += [token.string for token in tokens if token.type != tokenize.COMMENT]
+        except (tokenize.TokenError, SyntaxError):
+            texts.append(cell.source)
+        texts += map(output_text, cell.outputs)
+    found = set()
+    for text in texts:
+        for match in (*CELL_NUMBER.finditer(text), *THOUSANDS.finditer(text)):
+            found.add(key(float(match.group().replace("_", "").replace(",", ""))))
+    return found
+
+
+def prose(book) -> Iterator[tuple[int, str]]:
+    """Yield (cell number, text) of each Markdown cell, without all that is not prose."""
+    for number, cell in enumerate(book.cells, 1):
+        if cell.cell_type != "markdown":
+            continue
+        text = without_fences(cell.source)
+        if number <= 2:
+            for name in CARD:
+                text = re.sub(rf"^- \*\*{name}.*(?:\n[ \t]+.*)*$", "", text, flags=re.MULTILINE)
+        text, *rest = re.split(r"^\*\*Sources", text, maxsplit=1, flags=re.MULTILINE)
+        for pattern in NOT_PROSE:
+            text = pattern.sub(" ", text)
+        yield number, text
+        if rest:
+            return
+
+
+def prose_numbers(path: Path, book) -> list[str]:
+    """Every number in prose stands in the code or the text output of a cell of this notebook."""
+    known, problems = cell_numbers(book), []
+    for number, text in prose(book):
+        for match in PROSE_NUMBER.finditer(text):
+            before, after = text[: match.start()], text[match.end() :]
+            factor = re.match(r"x(?!\w)", after)  # 2.5x is a number, 32x32 is a name
+            if re.search(r"[A-Za-z]-$", before) or re.match(r"-bit\b", after):
+                continue  # CIFAR-10, 16-bit
+            if re.match(r"[^\W\d]", after) and not factor:
+                continue
+            value = float(match.group().replace(",", ""))
+            percent = PERCENT.match(after)
+            whole = match.group().isdigit()
+            if whole and not percent and not factor and (value <= 12 or 1900 <= value <= 2100):
+                continue
+            if key(value) in known or (percent and key(value / 100) in known):
+                continue
+            said = match.group() + (percent.group() if percent else "")
+            problems.append(
+                f"cell {number} says {said}, which no cell computes or sets "
+                f"(...{text[max(0, match.start() - 30) : match.end() + 15]!r}...)"
+            )
+    return problems
+
+
+RULES = (
+    executed,
+    short_cells,
+    cell_count,
+    output_size,
+    figures,
+    tags,
+    plain_python,
+    nothing_swallowed,
+    claims,
+    imports,
+    machine_paths,
+    title,
+    anatomy,
+    card,
+    exercises,
+    sources,
+    prose_numbers,
+)

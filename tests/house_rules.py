@@ -1,0 +1,218 @@
+"""The rules of the house: each takes the project's folder and returns a list of problems."""
+
+from __future__ import annotations
+
+import ast
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+TECHNIQUES = (
+    "data_splitting",
+    "hyperparameter_tuning",
+    "regularization",
+    "gradient_clipping",
+    "initialization",
+    "activations",
+    "batch_normalization",
+    "learning_rate_decay",
+    "model_compression",
+    "data_augmentation",
+    "gradient_accumulation",
+    "parallelism",
+    "warmup",
+    "lr_schedulers",
+    "mixed_precision",
+    "data_loading",
+)
+CHAPTER = {name: f"{number:02d}_{name}.ipynb" for number, name in enumerate(TECHNIQUES, 1)}
+OTHER_MODULES = {"__init__", "__main__", "train"}
+BUILDS_ON = {
+    "warmup": {"dlcourse.learning_rate_decay"},
+    "lr_schedulers": {"dlcourse.learning_rate_decay", "dlcourse.warmup"},
+}
+PLOTTING_MAY_NOT = {"torch", "torchvision", "accelerate", "scipy", "sklearn"}
+
+
+# --- reading the project --------------------------------------------------------------------------
+
+
+def parse(path: Path) -> ast.Module:
+    """Return the syntax tree of a Python file."""
+    return ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
+
+
+def techniques(root: Path) -> list[Path]:
+    """Return the technique modules that exist."""
+    paths = [root / "dlcourse" / f"{name}.py" for name in TECHNIQUES]
+    return [path for path in paths if path.exists()]
+
+
+def lab(root: Path) -> list[Path]:
+    """Return the modules of the lab."""
+    return sorted((root / "dlcourse" / "lab").rglob("*.py"))
+
+
+def started(root: Path) -> bool:
+    """Tell whether there is a chapter at all."""
+    return any((root / "chapters").glob("*.ipynb"))
+
+
+def imported(root: Path, path: Path) -> Iterator[tuple[int, str]]:
+    """Yield (line, dotted name) of each import of a file, relative ones resolved, stars as ".*"."""
+    package = path.relative_to(root).with_suffix("").parts[:-1]
+    for node in ast.walk(parse(path)):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = list(package[: len(package) - node.level + 1]) if node.level else []
+            base += [node.module] if node.module else []
+            yield from ((node.lineno, ".".join([*base, alias.name])) for alias in node.names)
+
+
+def inside(name: str, modules: set[str]) -> bool:
+    """Tell whether a dotted name is one of the modules or lies in one."""
+    return any(name == module or name.startswith(module + ".") for module in modules)
+
+
+def definitions(path: Path) -> list[ast.AST]:
+    """Return the public functions and classes at the top level of a module."""
+    kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+    body = parse(path).body
+    return [node for node in body if isinstance(node, kinds) and not node.name.startswith("_")]
+
+
+def mentioned(tree: ast.AST) -> set[str]:
+    """Return each name and attribute that a syntax tree uses; imports alone do not count."""
+    return {
+        getattr(node, "id", None) or getattr(node, "attr", "")
+        for node in ast.walk(tree)
+        if isinstance(node, (ast.Name, ast.Attribute))
+    }
+
+
+def mentioned_in_notebook(path: Path) -> set[str]:
+    """Return each name and attribute in the code cells of a notebook."""
+    names: set[str] = set()
+    for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+        if cell["cell_type"] == "code":
+            try:
+                names |= mentioned(ast.parse("".join(cell["source"])))
+            except SyntaxError:
+                continue  # chapter_rules.plain_python reports it
+    return names
+
+
+# --- the rules ------------------------------------------------------------------------------------
+
+
+def one_name_three_places(root: Path) -> list[str]:
+    """A technique is a module, a chapter with its number, a test file, and a row of the README."""
+    if not started(root):
+        return []
+    problems = []
+    readme = root / "README.md"
+    text = readme.read_text(encoding="utf-8") if readme.exists() else None
+    for name in TECHNIQUES:
+        places = [f"dlcourse/{name}.py", f"chapters/{CHAPTER[name]}", f"tests/test_{name}.py"]
+        there = [place for place in places if (root / place).exists()]
+        if not there:
+            continue
+        problems += [f"{name} has no {place}" for place in places if place not in there]
+        rows = [line for line in (text or "").splitlines() if line.startswith("|")]
+        if text is not None and not any(name in row for row in rows):
+            problems.append(f"{name} has no row in the README")
+    return problems
+
+
+def no_strangers(root: Path) -> list[str]:
+    """dlcourse/ holds only the sixteen techniques, train and the lab; chapters/ only theirs."""
+    modules = {path.stem for path in (root / "dlcourse").glob("*.py")}
+    strangers = sorted(modules - set(TECHNIQUES) - OTHER_MODULES)
+    problems = [f"dlcourse/{name}.py is no technique of the list" for name in strangers]
+    chapters = {path.name for path in (root / "chapters").glob("*.ipynb")}
+    extra = sorted(chapters - set(CHAPTER.values()))
+    return problems + [f"chapters/{name} has no such technique or number" for name in extra]
+
+
+def imports_point_one_way(root: Path) -> list[str]:
+    """A technique imports no other, and of the lab only exercises; the lab only the lab."""
+    problems = []
+    for path in techniques(root):
+        allowed = {"dlcourse.lab.exercises"} | BUILDS_ON.get(path.stem, set())
+        for line, name in imported(root, path):
+            if inside(name, {"dlcourse"}) and not inside(name, allowed):
+                problems.append(f"{path.name}:{line} imports {name}; allowed: {sorted(allowed)}")
+    for path in lab(root):
+        for line, name in imported(root, path):
+            if inside(name, {"dlcourse"}) and not inside(name, {"dlcourse.lab"}):
+                problems.append(
+                    f"lab/{path.name}:{line} imports {name}; the lab imports only the lab"
+                )
+    return problems
+
+
+def no_stars_no_utils(root: Path) -> list[str]:
+    """No star import, and no module called utils."""
+    problems = []
+    for folder in ("dlcourse", "tests", "tools", "benchmarks"):
+        for path in sorted((root / folder).rglob("*")):
+            where = path.relative_to(root)
+            if path.stem == "utils":
+                problems.append(f"{where}: name a module after what it does")
+            if path.suffix == ".py":
+                names = imported(root, path)
+                stars = [line for line, name in names if name.endswith("*")]
+                problems += [f"{where}:{line} has a star import" for line in stars]
+    return problems
+
+
+def every_public_name_is_used(root: Path) -> list[str]:
+    """Each public function or class is used in its chapter (lab: in any) or in a test."""
+    if not started(root):
+        return []
+    tests = set().union(*(mentioned(parse(path)) for path in (root / "tests").rglob("*.py")))
+    books = {path.name: mentioned_in_notebook(path) for path in (root / "chapters").glob("*.ipynb")}
+    problems = []
+    for path in techniques(root) + lab(root):
+        own = path.parent.name == "dlcourse"
+        seen = books.get(CHAPTER[path.stem], set()) if own else set().union(*books.values())
+        problems += [
+            f"{path.name}: {node.name} is used in no chapter and no test"
+            for node in definitions(path)
+            if node.name not in tests | seen
+        ]
+    return problems
+
+
+def every_public_name_has_a_docstring(root: Path) -> list[str]:
+    """Each public function or class at the top level of a module has a docstring."""
+    train = [path for path in [root / "dlcourse" / "train.py"] if path.exists()]
+    return [
+        f"{path.name}:{node.lineno} {node.name} has no docstring"
+        for path in techniques(root) + lab(root) + train
+        for node in definitions(path)
+        if not (ast.get_docstring(node) or "").strip()
+    ]
+
+
+def plotting_computes_nothing(root: Path) -> list[str]:
+    """lab/plotting.py imports nothing that computes."""
+    path = root / "dlcourse" / "lab" / "plotting.py"
+    found = imported(root, path) if path.exists() else ()
+    return [
+        f"lab/plotting.py:{line} imports {name}; compute in the cell and pass the values"
+        for line, name in found
+        if inside(name, PLOTTING_MAY_NOT)
+    ]
+
+
+RULES = (
+    one_name_three_places,
+    no_strangers,
+    imports_point_one_way,
+    no_stars_no_utils,
+    every_public_name_is_used,
+    every_public_name_has_a_docstring,
+    plotting_computes_nothing,
+)

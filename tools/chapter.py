@@ -1,0 +1,158 @@
+"""Run chapters and store their outputs: ``python tools/chapter.py 04 07``, or ``all``.
+
+Each notebook runs in a fresh kernel of this Python, on one thread. Only when every cell has run is
+the file replaced; the seconds it took go to ``chapters/seconds.json``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import nbformat
+from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
+from jupyter_client.manager import AsyncKernelManager
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError, DeadKernelError
+
+ROOT = Path(__file__).resolve().parent.parent
+CHAPTERS = ROOT / "chapters"
+METADATA = {
+    "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+    "language_info": {"name": "python"},
+}
+CELL_TIMEOUT = 300  # seconds; a whole chapter should need less than LIMIT
+LIMIT = 30
+COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+
+
+class ChapterError(Exception):
+    """A cell of a chapter failed; the message holds its number and the traceback."""
+
+
+class ThisPython(KernelSpecManager):
+    """Every kernel name stands for the Python that runs this file."""
+
+    def get_kernel_spec(self, kernel_name):
+        """Return the specification of an ipykernel in ``sys.executable``."""
+        argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+        return KernelSpec(argv=argv, display_name="Python 3", language="python")
+
+
+def kernel_environment() -> dict[str, str]:
+    """Return the environment of the kernel: one thread, and the package on the path."""
+    paths = [str(ROOT), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+    return {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "OMP_WAIT_POLICY": "PASSIVE",
+        "PYTHONPATH": os.pathsep.join(os.path.abspath(path) for path in paths),
+    }
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """Replace the file at ``path`` in one step, so that no half-written file is ever seen."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+        os.chmod(temporary, path.stat().st_mode if path.exists() else 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def strip_volatile(book) -> None:
+    """Drop what differs from run to run: times, kernel details, paths in tracebacks."""
+    book.metadata = nbformat.from_dict(METADATA)
+    for cell in book.cells:
+        cell.metadata = nbformat.from_dict({k: v for k, v in cell.metadata.items() if k == "tags"})
+        for output in cell.get("outputs", ()):
+            if output.output_type == "error":
+                output.traceback = [f"{output.ename}: {output.evalue}"]
+
+
+def execute(path: Path):
+    """Run the notebook at ``path``; return it with its outputs, and the seconds it took.
+
+    Raises ChapterError when a cell fails, takes too long, or kills its kernel.
+    """
+    book = nbformat.read(path, as_version=4)
+    at = {"index": 0}
+    client = NotebookClient(
+        book,
+        km=AsyncKernelManager(kernel_name="python3", kernel_spec_manager=ThisPython()),
+        kernel_name="python3",
+        timeout=CELL_TIMEOUT,
+        record_timing=False,
+        coalesce_streams=True,
+        resources={"metadata": {"path": str(path.parent)}},
+        on_cell_start=lambda cell, cell_index: at.update(index=cell_index),
+    )
+    start = time.perf_counter()
+    try:
+        client.execute(env=kernel_environment(), cleanup_kc=True)
+    except (CellExecutionError, DeadKernelError, TimeoutError) as error:
+        cell = book.cells[at["index"]]
+        reason = getattr(error, "traceback", None) or str(error)
+        raise ChapterError(
+            f"{path.name}: cell {at['index'] + 1} of {len(book.cells)} (id {cell.id}) failed; "
+            f"the file is left as it was.\n{COLOUR.sub('', reason)}"
+        ) from None
+    seconds = time.perf_counter() - start
+    strip_volatile(book)
+    return book, seconds
+
+
+def run_chapter(path: Path) -> int:
+    """Run one chapter, store its outputs and its seconds beside it; return the whole seconds."""
+    book, seconds = execute(path)
+    whole = max(1, round(seconds))
+    write_atomic(path, nbformat.writes(book).rstrip("\n") + "\n")
+    record = path.parent / "seconds.json"
+    known = json.loads(record.read_text(encoding="utf-8")) if record.exists() else {}
+    known[path.stem] = whole
+    write_atomic(record, json.dumps(known, indent=2, sort_keys=True) + "\n")
+    return whole
+
+
+def find(names: list[str], folder: Path = CHAPTERS) -> list[Path]:
+    """Return the notebooks that ``names`` (numbers such as 04, or "all") stand for."""
+    if not names or names == ["all"]:
+        return sorted(folder.glob("[0-9][0-9]_*.ipynb"))
+    found = []
+    for name in names:
+        matches = sorted(folder.glob(f"{name.zfill(2)}_*.ipynb"))
+        if len(matches) != 1:
+            listed = ", ".join(path.name for path in matches) or "none"
+            raise SystemExit(f"chapter {name!r}: want one notebook in {folder}, found {listed}")
+        found += matches
+    return found
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the chapters named on the command line; return 1 when one of them failed."""
+    parser = argparse.ArgumentParser(description="Run chapters and store their outputs.")
+    parser.add_argument("chapter", nargs="*", help='numbers such as 04, or "all" (the default)')
+    failed = 0
+    for path in find(parser.parse_args(arguments).chapter):
+        try:
+            seconds = run_chapter(path)
+        except ChapterError as error:
+            failed += 1
+            print(error, file=sys.stderr, flush=True)
+        else:
+            over = f" (over the {LIMIT} s a chapter may take)" if seconds > LIMIT else ""
+            print(f"{path.name}: {seconds} s{over}", flush=True)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
