@@ -386,6 +386,7 @@ def fit(
     save_every: int | None = None,
     resume: bool = False,
     progress: bool | None = None,
+    stop_on_nan: bool = True,
 ) -> History:
     """Train `model` in place for a number of updates, and return the history.
 
@@ -397,6 +398,7 @@ def fit(
     `accumulation_steps`, `mixed_precision`: by default what `accelerate launch` was given.
     `checkpoint`: the file to save to, every `save_every` updates, at the end and at Ctrl-C;
     with `resume=True` an existing file is continued, to the bit.
+    `stop_on_nan`: switch it off to watch a run diverge.
 
     Raises ValueError for settings that cannot work, FileExistsError rather than overwrite a
     checkpoint, and NonFiniteLossError at the first loss that is NaN or infinite.
@@ -447,7 +449,7 @@ def fit(
     try:
         _loop(
             run, batches, history, steps, schedule, first_rates, step, validation, validate_every,
-            save if checkpoint else None, save_every, progress,
+            save if checkpoint else None, save_every, progress, stop_on_nan,
         )  # fmt: skip
     finally:
         accelerator.unwrap_model(model, keep_fp32_wrapper=False)
@@ -506,7 +508,7 @@ def accelerate_gather(values: list) -> list:
 
 def _loop(
     run, batches, history, steps, schedule, first_rates, step, validation, validate_every,
-    save, save_every, progress,
+    save, save_every, progress, stop_on_nan,
 ) -> None:  # fmt: skip
     groups, losses, rates = run.optimizer.param_groups, [], []
     validate_every = validate_every or steps
@@ -566,7 +568,7 @@ def _loop(
                 loss = step(run, batch)
                 run.step += 1
                 record(loss)
-                if run.step % check_every == 0 or run.step == steps:
+                if stop_on_nan and (run.step % check_every == 0 or run.step == steps):
                     check_finite()
                 if bar is not None:
                     bar.update()
@@ -581,7 +583,9 @@ def _loop(
                     stop = run.accelerator.reduce(flag, "sum").item() > 0
                 elif batches.world > 1:
                     stop = False
-                if save and (stop or run.step == steps or (save_every and not run.step % save_every)):
+                if save and (
+                    stop or run.step == steps or (save_every and not run.step % save_every)
+                ):
                     flush()
                     save()
                 if stop:
@@ -617,9 +621,7 @@ def evaluate(
         data = tuple(torch.cat(parts) for parts in zip(*batches, strict=True))
     inputs, targets = as_tensors(data)
     device = next(model.parameters()).device
-    rank, world = (
-        (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
-    )
+    rank, world = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
     was_training = model.training
     model.eval()
     sums = torch.zeros(3, dtype=torch.float64)
