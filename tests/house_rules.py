@@ -26,7 +26,7 @@ TECHNIQUES = (
     "data_loading",
 )
 CHAPTER = {name: f"{number:02d}_{name}.ipynb" for number, name in enumerate(TECHNIQUES, 1)}
-OTHER_MODULES = {"__init__", "__main__", "train"}
+OTHER_MODULES = {"__init__", "__main__", "doctor", "train"}
 BUILDS_ON = {
     "warmup": {"dlcourse.learning_rate_decay"},
     "lr_schedulers": {"dlcourse.learning_rate_decay", "dlcourse.warmup"},

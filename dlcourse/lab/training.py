@@ -350,15 +350,17 @@ def make_accelerator(mixed_precision: str | None = None, cpu: bool | None = None
 
     The loop divides the loss itself (by rows, not by micro-batches), so Accelerate must not.
     """
-    if mixed_precision is not None and AcceleratorState._shared_state:
-        if AcceleratorState().mixed_precision != mixed_precision:
-            AcceleratorState._reset_state()
+    mixed_precision = mixed_precision or os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    shared = AcceleratorState._shared_state  # Accelerate keeps the first precision of a process
+    if shared and shared["_mixed_precision"] != mixed_precision:
+        AcceleratorState._reset_state()
     accelerator = Accelerator(mixed_precision=mixed_precision, cpu=bool(cpu))
     accelerator.gradient_accumulation_steps = 1
     if accelerator.mixed_precision == "fp16" and accelerator.scaler is None:
+        device = accelerator.device
         AcceleratorState._reset_state()
         raise ValueError(
-            f"float16 training does nothing on {accelerator.device}: Accelerate runs float32 "
+            f"float16 training does nothing on {device}: Accelerate runs float32 "
             "there without a word. Use mixed_precision='bf16', or a GPU."
         )
     return accelerator
@@ -529,8 +531,9 @@ def _loop(
             values = run.accelerator.reduce(values.float().to(device), "mean").double().cpu()
         history.loss += values.tolist()
         history.lr += rates
-        for name in history.extra:
-            history.extra[name] = [None if v is None else float(v) for v in history.extra[name]]
+        for name, column in history.extra.items():
+            numbers = [None if value is None else float(value) for value in column]
+            history.extra[name] = numbers + [None] * (len(history.loss) - len(numbers))
         losses.clear(), rates.clear()
 
     def record(loss: Tensor) -> None:

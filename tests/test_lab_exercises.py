@@ -1,0 +1,54 @@
+"""Every exercise of every module: the solution passes, stubs and misconceptions do not."""
+
+import importlib
+import pkgutil
+
+import pytest
+
+import dlcourse
+from dlcourse.lab.exercises import BLANK, Exercise, Hint, Wrong, expect
+
+
+def all_exercises():
+    for info in pkgutil.iter_modules(dlcourse.__path__):
+        if not info.ispkg:
+            module = importlib.import_module(f"dlcourse.{info.name}")
+            for number, exercise in enumerate(getattr(module, "EXERCISES", ()), start=1):
+                yield pytest.param(exercise, id=f"{info.name}-{number}")
+
+
+def stub(*args, **kwargs): ...
+
+
+@pytest.mark.parametrize("exercise", all_exercises())
+def test_every_exercise(exercise, capsys):
+    assert exercise.hint_for(exercise.solve) is None
+    assert exercise.check(exercise.solve) and "Right." in capsys.readouterr().out
+    for blank in (..., stub):
+        assert not exercise.check(blank)
+        assert BLANK in capsys.readouterr().out
+    assert exercise.wrong, "name at least one misconception"
+    for name, wrong in exercise.wrong.items():
+        hint = exercise.hint_for(wrong.answer)
+        assert hint is not None, f"accepts {name!r}"
+        assert wrong.hint in hint, f"{name!r} gets the hint {hint!r}"
+    exercise.solution()
+    assert capsys.readouterr().out.strip()
+
+
+def double_check(answer):
+    expect(answer(3) != 9, "You squared it.")
+    expect(answer(3) == 6, "Twice three is six.")
+
+
+DOUBLE = Exercise("Double it.", double_check, lambda x: 2 * x, {"square": Wrong(abs, "six")})
+
+
+def test_hints(capsys):
+    assert DOUBLE.hint_for(lambda x: x * x) == "You squared it."
+    assert DOUBLE.hint_for(lambda x: x + 1) == "Twice three is six."
+    assert "ZeroDivisionError" in DOUBLE.hint_for(lambda x: x / 0)
+    assert not DOUBLE.check(lambda x: ...)
+    assert BLANK in capsys.readouterr().out
+    with pytest.raises(Hint):
+        expect(False, "no")
