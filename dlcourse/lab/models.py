@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
 
-def identity(x: Tensor) -> Tensor:
+def _identity(x: Tensor) -> Tensor:
     """Return x: no activation at all."""
     return x
 
@@ -28,7 +28,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
     "tanh": torch.tanh,
     "sigmoid": torch.sigmoid,
-    "identity": identity,
+    "identity": _identity,
 }
 XAVIER = ("tanh", "sigmoid", "identity")  # the others pass about half of their input on
 NORMS = ("group", "batch", "none")
@@ -123,7 +123,7 @@ class ResidualCNN(nn.Module):
         generator = torch.Generator().manual_seed(seed)
         self.stem = _conv(channels, width, generator)
         self.blocks = nn.ModuleList(
-            ResidualBlock(width, norm, generator, scale=blocks**-0.5) for _ in range(blocks)
+            _ResidualBlock(width, norm, generator, scale=blocks**-0.5) for _ in range(blocks)
         )
         self.norm = _norm(norm, width)
         self.head = _linear(width, classes, generator)
@@ -135,7 +135,7 @@ class ResidualCNN(nn.Module):
         return self.head(F.relu(self.norm(x)).mean((2, 3)))
 
 
-class ResidualBlock(nn.Module):
+class _ResidualBlock(nn.Module):
     """x plus twice (norm, ReLU, 3x3 convolution) of x."""
 
     def __init__(self, width: int, norm: str, generator: torch.Generator, scale: float) -> None:
@@ -182,7 +182,7 @@ class RowTransformer(nn.Module):
         self.position = nn.Parameter(torch.empty(rows, width))
         nn.init.normal_(self.position, std=0.02, generator=generator)
         self.blocks = nn.ModuleList(
-            TransformerBlock(width, heads, norm, generator) for _ in range(depth)
+            _TransformerBlock(width, heads, norm, generator) for _ in range(depth)
         )
         self.norm = nn.LayerNorm(width) if norm == "pre" else nn.Identity()
         self.head = _linear(width, classes, generator)
@@ -200,14 +200,14 @@ class RowTransformer(nn.Module):
         return self.head(self.norm(x).mean(1))
 
 
-class TransformerBlock(nn.Module):
+class _TransformerBlock(nn.Module):
     """Attention, then a GELU layer of four times the width, each added to its input."""
 
     def __init__(self, width: int, heads: int, norm: str, generator: torch.Generator) -> None:
         super().__init__()
         self.pre = norm == "pre"
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.attention = Attention(width, heads, generator)
+        self.attention = _Attention(width, heads, generator)
         self.up = _linear(width, 4 * width, generator, "kaiming")
         self.down = _linear(4 * width, width, generator)
 
@@ -222,7 +222,7 @@ class TransformerBlock(nn.Module):
         return self.down(F.gelu(self.up(x)))
 
 
-class Attention(nn.Module):
+class _Attention(nn.Module):
     """Every row looks at every row: (n, rows, width) to the same shape, in `heads` parts."""
 
     def __init__(self, width: int, heads: int, generator: torch.Generator) -> None:
