@@ -3,23 +3,35 @@
 import json
 import math
 import os
+import random
 import signal
+import sys
 import threading
+import time
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from dlcourse.lab.datasets import ImageData, load
 from dlcourse.lab.models import MLP
 from dlcourse.lab.training import (
+    Batches,
     History,
     NonFiniteLossError,
+    as_tensors,
     epoch_order,
     evaluate,
     fit,
     load_checkpoint,
+    make_accelerator,
+    rng_state,
+    save_atomically,
+    set_rng_state,
+    show_progress,
     train_step,
     use_one_thread,
 )
@@ -301,3 +313,55 @@ def test_transform_sees_training_batches_only():
     model, optimizer = model_and_optimizer()
     fit(model, DATA, optimizer, steps=3, batch_size=40, transform=count, validation=DATA)
     assert seen == [40, 40, 10]
+
+
+# --- the parts that fit is made of ----------------------------------------------------------------
+
+
+def test_data_comes_as_pairs_splits_or_image_data():
+    data = load("digits")
+    for given in (data, data.train, data.train.tensors()):
+        inputs, targets = as_tensors(given)
+        assert isinstance(data, ImageData) and len(inputs) == len(targets) == len(data.train)
+
+
+def test_each_epoch_holds_every_row_once_in_a_new_order():
+    batches = iter(Batches((torch.arange(10.0), torch.arange(10)), 4, 0, make_accelerator(), None))
+    epochs = [torch.cat([next(batches).targets for _ in range(3)]) for _ in range(2)]
+    assert [sorted(epoch.tolist()) for epoch in epochs] == [list(range(10))] * 2
+    assert not torch.equal(*epochs)
+
+
+def test_random_state_is_put_back():
+    state = rng_state()
+    first = torch.rand(2).tolist(), np.random.rand(), random.random()
+    set_rng_state(state)
+    assert (torch.rand(2).tolist(), np.random.rand(), random.random()) == first
+
+
+def test_saving_replaces_the_file_and_leaves_no_part(tmp_path):
+    for value in (1, 2):
+        save_atomically({"format": 1, "value": value}, tmp_path / "new" / "file.pt")
+        assert load_checkpoint(tmp_path / "new" / "file.pt")["value"] == value
+    assert len(list((tmp_path / "new").iterdir())) == 1
+
+
+def test_progress_bar_needs_a_reader(monkeypatch):
+    assert not show_progress()  # under pytest
+    monkeypatch.delenv("PYTEST_CURRENT_TEST")
+    monkeypatch.delenv("DLCOURSE_PROGRESS", raising=False)
+    monkeypatch.setitem(sys.modules, "ipykernel", None)
+    assert show_progress()
+    monkeypatch.setenv("DLCOURSE_PROGRESS", "0")
+    assert not show_progress()
+
+
+def test_progress_bar_shows_loss_and_rate(capsys):
+    def slow(run, batch):
+        time.sleep(0.005)
+        return train_step(run, batch)
+
+    model, optimizer = model_and_optimizer()
+    fit(model, DATA, optimizer, steps=60, step=slow, progress=True)
+    shown = capsys.readouterr().err
+    assert "/60" in shown and "loss=" in shown and "update/s" in shown

@@ -24,6 +24,7 @@ import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.utils import synchronize_rng_states
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -103,6 +104,7 @@ class Run:
     accumulation_steps: int = 1  # micro-batches an update
     step: int = 0  # updates done
     logged: dict[str, object] = field(default_factory=dict)
+    _graph: Tensor | None = None  # the last loss: while it lives, the next pass reuses its leaves
 
     def log(self, name: str, value: float | Tensor) -> None:
         """Record a number for this update under `name`."""
@@ -129,6 +131,7 @@ class Run:
         if batch.share == 1.0 and self.accumulation_steps == 1:
             loss = self.loss_fn(self.model(batch.inputs), batch.targets)
             self.backward(loss)
+            self._graph = loss
             return loss.detach()
         total = torch.zeros((), device=batch.inputs.device)
         rows = len(batch.inputs)
@@ -208,8 +211,6 @@ class Batches:
 
     def mine(self, inputs: Tensor, targets: Tensor) -> Batch:
         """Keep this process's part of a batch that all processes have drawn alike."""
-        if self.world == 1:
-            return Batch(inputs, targets)
         rows = len(inputs)
         inputs, targets = (t.tensor_split(self.world)[self.rank] for t in (inputs, targets))
         return Batch(inputs, targets, len(inputs) * self.world / rows)
@@ -223,7 +224,10 @@ class Batches:
                 self.position += 1
                 if self.position == self.length:
                     self.epoch, self.position = self.epoch + 1, 0
-                yield self.whole(self.mine(inputs, targets), inputs, targets)
+                if self.world == 1:
+                    yield Batch(inputs, targets)
+                else:
+                    yield self.whole(self.mine(inputs, targets), inputs, targets)
 
     def whole(self, batch: Batch, inputs: Tensor, targets: Tensor) -> Batch:
         """Give a process without rows one row that counts nothing: it must still take part."""
@@ -240,6 +244,8 @@ class Batches:
             now = rng_state()
             set_rng_state(self.epoch_rng)
         else:
+            if self.world > 1:  # dropout on uneven shares has drawn unevenly
+                synchronize_rng_states(["torch"])
             self.epoch_rng = rng_state()
         device = self.accelerator.device
         for number, (inputs, targets) in enumerate(self.loader):
@@ -429,7 +435,7 @@ def fit(
     def save() -> None:
         states = [rng_state()]
         if batches.world > 1:
-            states = accelerate_gather(states)
+            states = _gather(states)
         if accelerator.is_main_process:
             save_atomically(
                 {
@@ -447,6 +453,7 @@ def fit(
                 },
                 checkpoint,
             )
+        accelerator.wait_for_everyone()  # else another process may look before the file is there
 
     try:
         _loop(
@@ -501,7 +508,7 @@ def _restore(saved, facts, model, optimizer, run, batches, history, path) -> Non
     set_rng_state(saved["rng"][run.accelerator.process_index])
 
 
-def accelerate_gather(values: list) -> list:
+def _gather(values: list) -> list:
     """Return the lists of all processes, joined in the order of their ranks."""
     gathered = [None] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(gathered, values)
@@ -516,6 +523,7 @@ def _loop(
     validate_every = validate_every or steps
     on_cpu = run.accelerator.device.type == "cpu"
     check_every = 1 if on_cpu else 20  # reading a loss stalls a GPU
+    outer = sys.exc_info()[1]  # what the caller is handling, if anything
     bar = None
     if run.accelerator.is_main_process and (show_progress() if progress is None else progress):
         from tqdm.auto import tqdm
@@ -548,7 +556,12 @@ def _loop(
             run.logged = {}
 
     def check_finite() -> None:
+        if on_cpu and batches.world == 1 and math.isfinite(losses[-1]):
+            return
         recent = losses[-check_every:] if on_cpu else [float(x) for x in losses[-check_every:]]
+        if batches.world > 1:  # the mean: so all processes raise, and none waits for another
+            recent = torch.tensor(recent, device=run.accelerator.device)
+            recent = run.accelerator.reduce(recent, "mean").tolist()
         for back, loss in enumerate(reversed(recent)):
             if not math.isfinite(loss):
                 norms = [n for n in history.extra.get("grad_norm", []) if n is not None]
@@ -581,7 +594,7 @@ def _loop(
                     row = evaluate(run.model, validation, run.loss_fn, accelerator=run.accelerator)
                     history.validation.append({"step": run.step, **row})
                 stop = interrupt.seen
-                if batches.world > 1 and run.step % 10 == 0:  # all processes stop together
+                if batches.world > 1 and (run.step % 10 == 0 or run.step == steps):  # stop together
                     flag = torch.tensor(float(stop), device=run.accelerator.device)
                     stop = run.accelerator.reduce(flag, "sum").item() > 0
                 elif batches.world > 1:
@@ -598,7 +611,7 @@ def _loop(
     finally:
         if bar is not None:
             bar.close()
-        if batches.world == 1 or sys.exc_info()[0] is None:
+        if batches.world == 1 or sys.exc_info()[1] is outer:
             flush()
 
 
@@ -625,6 +638,10 @@ def evaluate(
     inputs, targets = as_tensors(data)
     device = next(model.parameters()).device
     rank, world = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
+    if world > 1:  # DDP would send buffers in a forward pass, which a rank without rows skips
+        model = accelerator.unwrap_model(model)
+        for buffer in model.buffers():
+            torch.distributed.broadcast(buffer, 0)
     was_training = model.training
     model.eval()
     sums = torch.zeros(3, dtype=torch.float64)

@@ -1,0 +1,396 @@
+"""One function on n fresh processes of this machine, from a notebook, a script or a test.
+
+Nothing is forked: each process is a new Python that imports the function (or runs its source), so
+an earlier Accelerator, CUDA context or thread pool in the parent cannot do harm.
+"""
+
+from __future__ import annotations
+
+import ast
+import faulthandler
+import importlib
+import inspect
+import json
+import linecache
+import math
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import FunctionType
+
+ROOT = str(Path(__file__).resolve().parents[2])
+GRACE = 0.3  # seconds after the first failure, or after the timeout, in which the rest is noted
+SAVING = 0.0 if os.name == "nt" else 5.0  # seconds after Ctrl-C for processes to save their work
+PORT_TAKEN = "EADDRINUSE|address already in use|only one usage of each socket address"
+
+
+class LaunchError(RuntimeError):
+    """A launch failed; the message holds the rank and its traceback, exit code or stacks."""
+
+
+def launch(
+    fn: Callable,
+    processes: int = 2,
+    args: tuple | list = (),
+    kwargs: dict | None = None,
+    timeout: float = 60.0,
+    cpu: bool = True,
+    echo: bool = True,
+) -> list:
+    """Run fn(*args, **kwargs) in `processes` >= 1 fresh processes; return the results by rank.
+
+    fn is importable, or is defined in the notebook or script: then its source is sent, and it
+    must import what it needs inside. Arguments and results are JSON: numbers, strings, lists, dicts
+    (a tuple arrives as a list). `timeout` is in seconds and includes starting Python. What the
+    processes print appears at the end, by rank, unless echo is False. Ctrl-C reaches the processes
+    (not on Windows), which have 5 seconds to save their work. Raises TypeError for an fn or an
+    argument that cannot be sent, ValueError for a count or timeout out of range, LaunchError when a
+    rank raises, dies or hangs.
+    """
+    if isinstance(processes, bool) or not isinstance(processes, int):
+        raise TypeError(f"processes must be an int of at least 1, not {processes!r}")
+    if processes < 1:
+        raise ValueError(f"processes must be at least 1, not {processes}")
+    if not 0 < timeout < math.inf:
+        raise ValueError(f"timeout must be a positive number of seconds, not {timeout!r}")
+    if "DLCOURSE_LAUNCHED" in os.environ:
+        raise LaunchError(
+            "launch was called inside a launched process: call it from the notebook, or in a "
+            "script below `if __name__ == '__main__':`"
+        )
+    job = _describe(fn) | {"args": list(args), "kwargs": dict(kwargs or {})}
+    _check_plain(job["args"], "args")
+    _check_plain(job["kwargs"], "kwargs")
+    if not cpu:
+        import torch
+
+        if torch.cuda.device_count() < processes:
+            raise LaunchError(
+                f"cpu=False with {processes} processes needs {processes} GPUs and this machine "
+                f"shows {torch.cuda.device_count()}: pass cpu=True, or fewer processes"
+            )
+    for _ in range(3):
+        results, printed, failure = _run(job, processes, timeout, cpu)
+        if not re.search(PORT_TAKEN, failure, re.IGNORECASE):
+            break  # else another program took the port first: once more with another
+    if echo:
+        print("".join(line + "\n" for line in printed), end="")
+    if failure:
+        raise LaunchError(failure)
+    return results
+
+
+# --- the parent -----------------------------------------------------------------------------------
+
+
+def _describe(fn: Callable) -> dict:
+    """Return how a fresh process gets fn: a module and name, or source and name."""
+    module, name = getattr(fn, "__module__", None), getattr(fn, "__qualname__", None)
+    if not module or not name or name.endswith("<lambda>") or inspect.ismethod(fn):
+        raise TypeError(f"launch needs a function made with def, not {fn!r}: pass data in args")
+    if module != "__main__" and "<locals>" not in name:
+        found = sys.modules.get(module)
+        for part in name.split("."):
+            found = getattr(found, part, None)
+        if found is not fn:
+            raise TypeError(f"{module}.{name} is not (or no longer) this function: import it again")
+        return {"module": module, "name": name}
+    if not isinstance(fn, FunctionType):
+        raise TypeError(f"launch needs a function made with def, not {fn!r}")
+    if fn.__code__.co_freevars:
+        names = ", ".join(fn.__code__.co_freevars)
+        raise TypeError(f"{name} uses {names} of the function around it: pass them in args")
+    try:
+        source = inspect.getsource(fn)
+    except (OSError, TypeError):
+        raise TypeError(f"the source of {name} cannot be read: put it into a file") from None
+    if source[0].isspace():
+        source = "if True:\n" + source  # keeps text at column 0 of a string as it is
+    node = ast.parse(source).body[0]
+    node = node.body[0] if isinstance(node, ast.If) else node
+    if not isinstance(node, ast.FunctionDef) or node.decorator_list:
+        raise TypeError(f"{name} has a decorator: launch a plain def that uses it inside")
+    return {"source": source, "name": node.name}
+
+
+def _check_plain(value: object, where: str) -> None:
+    """Raise TypeError, saying what to send instead, when JSON would refuse or change a value."""
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return
+    if isinstance(value, (list, tuple)):
+        for index, item in enumerate(value):
+            _check_plain(item, f"{where}[{index}]")
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            if not isinstance(key, str):
+                raise TypeError(f"{where} has the key {key!r}: keys must be strings, use str(key)")
+            _check_plain(item, f"{where}[{key!r}]")
+    else:
+        kind = f"{type(value).__module__}.{type(value).__qualname__}"
+        advice = "numbers, strings, lists and dicts; build anything else inside the function"
+        if hasattr(value, "tolist"):
+            advice = ".tolist(), or .item() for a single number"
+        raise TypeError(f"{where} is a {kind}, which cannot pass between processes: use {advice}")
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def _environment(processes: int, cpu: bool) -> dict[str, str]:
+    """Return the variables that all ranks share."""
+    left_by_others = ("TORCHELASTIC_", "GROUP_", "ROLE_", "ACCELERATE_")
+    env = {key: value for key, value in os.environ.items() if not key.startswith(left_by_others)}
+    path = [os.path.abspath(entry) for entry in sys.path if isinstance(entry, str)]
+    env |= {
+        "PYTHONPATH": os.pathsep.join([*path, ROOT]),
+        "PYTHONIOENCODING": "utf-8",
+        "PYTHONUNBUFFERED": "1",
+        "WORLD_SIZE": str(processes),
+        "LOCAL_WORLD_SIZE": str(processes),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(_free_port()),
+        "OMP_NUM_THREADS": "1",
+        "DLCOURSE_LAUNCHED": "1",
+    }
+    if cpu:
+        env |= {"ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": ""}
+    # gloo looks the host's name up unless told; that fails or hangs where the name has no address
+    interfaces = {name for _, name in getattr(socket, "if_nameindex", list)()}
+    for loopback in interfaces & {"lo", "lo0"}:
+        env.setdefault("GLOO_SOCKET_IFNAME", loopback)
+    return env
+
+
+class _Rank:
+    """One child process; its files hold what it printed, reported, and where it stood."""
+
+    def __init__(self, rank: int, folder: Path, env: dict[str, str]):
+        self.rank, self.folder, self.report = rank, folder, None
+        own_group = {"start_new_session": True}
+        if os.name == "nt":
+            own_group = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
+        with (
+            open(folder / f"stdout{rank}", "wb") as out,
+            open(folder / f"stderr{rank}", "wb") as err,
+        ):
+            self.process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "dlcourse.lab.launching", str(folder)],
+                env=env | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+                stdin=subprocess.PIPE,
+                stdout=out,
+                stderr=err,
+                **own_group,
+            )
+
+    def lines(self, name: str) -> list[str]:
+        """Return the lines of one of this rank's files."""
+        path = self.folder / f"{name}{self.rank}"
+        text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+        return text.splitlines()
+
+    def state(self) -> str:
+        """Return "running", "returned", "raised" or "died"."""
+        ended = self.process.poll() is not None  # asked first: a process reports, then ends
+        if self.report is None and (lines := self.lines("result")):
+            self.report = json.loads(lines[0])
+        if self.report is not None:
+            return "raised" if "error" in self.report else "returned"
+        return "died" if ended else "running"
+
+    def failure(self) -> str:
+        """Return why this rank failed: its traceback, or its end or stacks and last words."""
+        state = self.state()
+        if state == "raised":
+            return f"rank {self.rank} raised:\n{self.report['error'].rstrip()}"
+        if state == "running":
+            threads = "\n".join(self.lines("stacks")).split("\n\n")
+            stack = "\n".join(part for part in threads if "in _lifeline" not in part).splitlines()
+            frames = [
+                line
+                for line in stack
+                if line.startswith("  File ") and "<frozen" not in line and __file__ not in line
+            ]
+            text = [f"rank {self.rank} stood at (most recent call first):"]
+            text += frames or ["  no Python function: it may still have been starting"]
+        else:
+            code = self.process.returncode
+            how = (
+                f"by signal {-code} ({signal.strsignal(-code)})"
+                if code < 0
+                else f"with exit code {code}" + (f" ({code:#x})" if code > 255 else "")
+            )
+            if code == -9:
+                how += ", perhaps for lack of memory"
+            text = [f"rank {self.rank} died {how}, before the function returned."]
+        words = self.lines("stderr")[-20:]
+        return "\n".join(text + (["Its last words on stderr:", *words] if words else []))
+
+    def release(self) -> None:
+        """Let the process end, now that every rank has returned."""
+        try:
+            self.process.stdin.write(b"e")
+            self.process.stdin.flush()
+            self.process.wait(5.0)
+        except (OSError, subprocess.TimeoutExpired):
+            pass  # its result is here; it is killed next
+
+    def interrupt(self) -> None:
+        """Pass Ctrl-C on; on Windows a process in a group of its own cannot receive it."""
+        if os.name != "nt" and self.process.poll() is None:
+            self.process.send_signal(signal.SIGINT)
+
+    def kill(self) -> None:
+        """End the process and those that it started."""
+        if os.name == "nt" and self.process.poll() is None:  # without killpg: ask for the tree
+            command = ["taskkill", "/F", "/T", "/PID", str(self.process.pid)]
+            subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        try:
+            os.killpg(self.process.pid, signal.SIGKILL)
+        except (AttributeError, ProcessLookupError, PermissionError):
+            self.process.kill()
+        self.process.wait()
+        try:
+            self.process.stdin.close()
+        except OSError:
+            pass
+
+
+def _run(job: dict, processes: int, timeout: float, cpu: bool) -> tuple[list, list[str], str]:
+    """Start the ranks, wait, leave none behind; return results, printed lines and the failure."""
+    ranks: list[_Rank] = []
+    message = ""
+    with tempfile.TemporaryDirectory(prefix="launch", ignore_cleanup_errors=True) as name:
+        folder, env, start = Path(name), _environment(processes, cpu), time.monotonic()
+        job = job | {"until": time.time() + timeout}
+        (folder / "job.json").write_text(json.dumps(job), encoding="utf-8")
+        try:
+            for rank in range(processes):
+                ranks.append(_Rank(rank, folder, env))
+            while True:
+                states = {rank.state() for rank in ranks}
+                late = time.monotonic() - start > timeout
+                if late or states & {"raised", "died"} or states == {"returned"}:
+                    break
+                time.sleep(0.01)
+            if states != {"returned"}:
+                time.sleep(GRACE)
+                message = _failure(ranks, timeout)
+            else:
+                with ThreadPoolExecutor(processes) as pool:
+                    list(pool.map(_Rank.release, ranks))
+        except KeyboardInterrupt:
+            for rank in ranks:
+                rank.interrupt()
+            until = time.monotonic() + SAVING
+            while any(rank.state() == "running" for rank in ranks) and time.monotonic() < until:
+                time.sleep(0.01)
+            raise
+        finally:
+            for rank in ranks:
+                rank.kill()
+        printed = [f"[rank {rank.rank}] {line}" for rank in ranks for line in rank.lines("stdout")]
+    return [(rank.report or {}).get("value") for rank in ranks], printed, message
+
+
+def _failure(ranks: list[_Rank], timeout: float) -> str:
+    """Say what went wrong: a death before an error that may be its consequence, then a hang."""
+    states = [rank.state() for rank in ranks]
+    worst = next((state for state in ("died", "raised", "running") if state in states), None)
+    failed = [rank for rank, state in zip(ranks, states, strict=True) if state == worst]
+    names = ", ".join(str(rank.rank) for rank in failed)
+    if worst is None:  # the last result came in just now
+        return ""
+    if worst == "running":
+        return "\n".join(
+            [
+                f"after {timeout:g} seconds still running: rank {names} (of {len(ranks)} "
+                "processes). Look for a collective (all_reduce, gather, barrier, "
+                "wait_for_everyone, a backward pass under DDP) that not every rank calls, or raise "
+                "timeout.",
+                *(rank.failure() for rank in failed),
+            ]
+        )
+    also = f"\n(ranks that {worst}: {names})" if len(failed) > 1 else ""
+    return failed[0].failure() + also
+
+
+# --- the child ------------------------------------------------------------------------------------
+
+
+def _lifeline(pipe: int, released: threading.Event) -> None:
+    """Wait for the parent's word; end this process and its children when the parent is gone."""
+    while os.read(pipe, 1):
+        released.set()
+    if hasattr(os, "killpg"):
+        os.killpg(os.getpgid(0), signal.SIGKILL)
+    os._exit(1)
+
+
+def _load(job: dict) -> Callable:
+    if "module" in job:
+        found = importlib.import_module(job["module"])
+        for part in job["name"].split("."):
+            found = getattr(found, part)
+        return found
+    file = f"<{job['name']}>"
+    lines = job["source"].splitlines(keepends=True)
+    linecache.cache[file] = (len(job["source"]), None, lines, file)
+    flags = annotations.compiler_flag  # the names in annotations are not looked up
+    namespace = {"__name__": "launched"}
+    exec(compile(job["source"], file, "exec", flags=flags), namespace)
+    return namespace[job["name"]]
+
+
+def _child(folder: Path) -> None:
+    """Run the job of a folder, report by file, and end when the parent says so."""
+    released = threading.Event()
+    pipe, nothing = os.dup(0), os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    threading.Thread(target=_lifeline, args=(pipe, released), daemon=True).start()
+    faulthandler.enable()
+    rank = os.environ["RANK"]
+    job = json.loads((folder / "job.json").read_text(encoding="utf-8"))
+    stacks = open(folder / f"stacks{rank}", "w")  # noqa: SIM115  open until the process ends
+    faulthandler.dump_traceback_later(max(0.01, job["until"] - time.time()), file=stacks)
+    try:
+        value = _load(job)(*job["args"], **job["kwargs"])
+        _check_plain(value, "the result")
+        report = {"value": value}
+    except BaseException as error:
+        if "source" in job and type(error) is NameError:
+            error.add_note(
+                f"{job['name']} was sent as source to a fresh process, which has nothing of the "
+                "notebook: import or define what it needs inside it, or pass it in args."
+            )
+        trace = error.__traceback__.tb_next  # without our own frame
+        report = {"error": "".join(traceback.format_exception(type(error), error, trace))}
+    faulthandler.cancel_dump_traceback_later()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    part = folder / f"part{rank}"
+    part.write_text(json.dumps(report), encoding="utf-8")
+    part.replace(folder / f"result{rank}")  # in one step: it is never seen half written
+    released.wait()  # no rank leaves while another may still need it
+    distributed = sys.modules.get("torch.distributed")
+    try:
+        if distributed and distributed.is_available() and distributed.is_initialized():
+            distributed.destroy_process_group()
+    finally:
+        os._exit(0)  # gloo's threads now and then abort an ordinary exit
+
+
+if __name__ == "__main__":
+    _child(Path(sys.argv[1]))
