@@ -219,7 +219,7 @@ def _check_clip(answer: Callable) -> None:
     expect(got is not None, "Return the list of clipped gradients.")
     expect(
         all(torch.allclose(a, b) for a, b in zip(got, small, strict=True)),
-        "This gradient is shorter than the bound, so it must stay as it is: clip, do not normalise.",
+        "This gradient is shorter than the bound and must stay as it is: clip, do not normalise.",
     )
     large = [torch.tensor([3.0, 0.0]), torch.tensor([[-4.0]])]  # norm 5
     got = answer([grad.clone() for grad in large], 1.0)

@@ -25,7 +25,6 @@ STYLE = {
     "axes.spines.right": False,
     "axes.grid": True,
     "grid.alpha": 0.25,
-    "legend.frameon": False,
     "lines.linewidth": 1.8,
     "image.cmap": "cividis",
 }
@@ -94,7 +93,7 @@ def curves(
     ax.set_xscale(xscale)
     ax.set_yscale(yscale)
     if legend and len(lines) > 1:
-        ax.legend()
+        ax.legend(frameon=False)
     return _label(ax, title, xlabel, ylabel)
 
 

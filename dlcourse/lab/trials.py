@@ -1,7 +1,8 @@
 """The same training run over many seeds at once, and what may be said of the results.
 
 All replicas (one for each pair of learning rate and seed) are stacked: each parameter gets a
-leading dimension, and one batched forward and backward pass serves them all.
+leading dimension, and one batched forward and backward pass serves them all. A chain of linear
+layers and activations runs as batched matrix products, any other model under `torch.vmap`.
 """
 
 from __future__ import annotations
@@ -17,13 +18,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state
 
+from dlcourse.lab.models import ACTIVATIONS, MLP
 from dlcourse.lab.training import as_tensors, epoch_order, evaluate, fit
 
 OPTIMIZERS = ("sgd", "adam", "adamw")
+ELEMENTWISE = (
+    nn.ReLU, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Tanh, nn.Sigmoid, nn.Identity,
+)  # fmt: skip
 
 
 class CannotStack(UserWarning):
-    """Warns that a model ran as a loop over replicas, because it cannot be stacked."""
+    """Warns that the replicas ran in a loop, because they cannot be stacked."""
 
 
 @dataclass
@@ -75,7 +80,8 @@ def run_trials(
 
     Each replica has the weights of its seed and the batches that `fit(seed=...)` would draw, so
     that two techniques run on the same seeds are pairs. A replica that diverges goes on with NaN
-    and harms no other.
+    and harms no other. Stacking pays for small networks, where calls cost more than arithmetic;
+    for wide layers and large batches `stack=False` is as fast or faster.
 
     `grad_transform(grads)` gets one replica's gradients (a list of tensors, without the leading
     dimension) and returns (grads, {"name": number}); it must be free of side effects.
@@ -83,7 +89,7 @@ def run_trials(
     `schedule(t)`: the factor on the learning rate at update t, from 0.
 
     Raises ValueError for unknown optimizers and empty settings. Warns with `CannotStack` where
-    the model does not stack, and then runs the replicas one by one.
+    the model, the loss or `grad_transform` does not stack, and then runs the replicas one by one.
     """
     lrs = [float(lr)] if isinstance(lr, (int, float)) else [float(value) for value in lr]
     seeds = [int(seed) for seed in seeds]
@@ -103,8 +109,7 @@ def run_trials(
             return _run_stacked(job)
         except _StackError as error:
             warnings.warn(
-                f"this model does not stack, so the {len(lrs) * len(seeds)} runs go one by one: "
-                f"{error}",
+                f"this does not stack, so the {len(lrs) * len(seeds)} runs go one by one: {error}",
                 CannotStack,
                 stacklevel=2,
             )
@@ -138,52 +143,39 @@ class _StackError(RuntimeError):
 
 
 def _run_stacked(job: _Job) -> Trials:
-    grid = [(lr, seed) for lr in job.lrs for seed in job.seeds]
-    replicas = len(grid)
-    models = [job.build(seed) for _, seed in grid]
-    skeleton = models[0]
-    try:
-        params, buffers = stack_module_state(models)
-    except (RuntimeError, ValueError) as error:
-        raise _StackError(str(error).splitlines()[0]) from error
-    names = list(params)
-    weights = [params[name].detach().requires_grad_() for name in names]
-    base_lr = torch.tensor([lr for lr, _ in grid], dtype=torch.float64)
-    update = _Optimizer(job, weights, base_lr)
-
-    def forward(values, buffer_values, x):
-        return functional_call(skeleton, (dict(zip(names, values, strict=True)), buffer_values), x)
-
-    def loss_one(values, buffer_values, x, y):
-        return job.loss_fn(forward(values, buffer_values, x), y)
-
-    loss_all = torch.vmap(loss_one, randomness="different")
-    transform = torch.vmap(lambda *grads: job.grad_transform(list(grads)))
-    losses = torch.empty(job.steps, replicas)
+    replicas = len(job.lrs) * len(job.seeds)
+    stack = _Stack(job)
+    forward, loss_of = _forward(job, stack), _loss_function(job, job.targets)
+    lr = torch.tensor(job.lrs, dtype=stack.flat.dtype).repeat_interleave(len(job.seeds))
+    update = _Optimizer(job, stack.flat, lr.unsqueeze(1))
+    transform = torch.vmap(_transform_one(job.grad_transform))
+    losses, ones = torch.empty(job.steps, replicas), torch.ones_like(lr)
     logged: dict[str, Tensor] = {}
     order = _orders(job)
     for step in range(job.steps):
         rows = next(order)  # (seeds, batch)
-        rows = rows.repeat(len(job.lrs), 1)
-        x, y = job.inputs[rows], job.targets[rows]
+        if len(job.lrs) > 1:
+            rows = rows.repeat(len(job.lrs), 1)
+        x, y = _gather(job.inputs, rows), _gather(job.targets, rows)
         try:
-            loss = loss_all(weights, buffers, x, y)
+            loss = loss_of(forward(stack.weights, x), y)
+            grads = torch.autograd.grad(loss, stack.weights, ones)
+            facts = {}
+            if job.grad_transform is not None:
+                grads, facts = transform(*grads)
         except RuntimeError as error:
             if step:
                 raise
             raise _StackError(str(error).splitlines()[0]) from error
-        grads = list(torch.autograd.grad(loss.sum(), weights))
-        if job.grad_transform is not None:
-            grads, facts = transform(*grads)
-            for name, value in facts.items():
-                logged.setdefault(name, torch.empty(job.steps, replicas))[step] = value
-        update(grads, 1.0 if job.schedule is None else job.schedule(step))
+        for name, value in facts.items():
+            logged.setdefault(name, torch.empty(job.steps, replicas))[step] = value
+        update(stack.flatten(grads), 1.0 if job.schedule is None else job.schedule(step))
         losses[step] = loss.detach()
 
     results = {}
     for part, rows in (("validation", job.validation), ("test", job.test)):
         if rows is not None:
-            results[part] = _evaluate_stacked(job, skeleton, forward, weights, buffers, rows)
+            results[part] = _evaluate_stacked(job, stack, forward, rows)
     shape = (len(job.lrs), len(job.seeds))
     return Trials(
         job.lrs,
@@ -192,6 +184,51 @@ def _run_stacked(job: _Job) -> Trials:
         logged={name: v.T.reshape(*shape, job.steps).numpy() for name, v in logged.items()},
         **results,
     )
+
+
+class _Stack:
+    """The parameters of all replicas: `weights`, each (replicas, ...), are views of `flat`.
+
+    `flat` is (replicas, parameters a replica), so that an optimizer has one tensor to update.
+    """
+
+    def __init__(self, job: _Job):
+        models = [job.build(seed) for _ in job.lrs for seed in job.seeds]
+        self.skeleton = models[0].train()
+        try:
+            params, self.buffers = stack_module_state(models)
+        except (RuntimeError, ValueError) as error:
+            raise _StackError(str(error).splitlines()[0]) from error
+        trained = {name: p.detach() for name, p in params.items() if p.requires_grad}
+        self.names = list(trained)
+        self.frozen = {name: p for name, p in params.items() if name not in trained}
+        if len({p.dtype for p in trained.values()}) != 1:
+            raise _StackError("its trained parameters are not all of one dtype")
+        self.flat = torch.cat([p.reshape(len(models), -1) for p in trained.values()], 1)
+        parts = self.flat.split([p[0].numel() for p in trained.values()], dim=1)
+        self.weights = [
+            part.view(p.shape).detach().requires_grad_()
+            for part, p in zip(parts, trained.values(), strict=True)
+        ]
+        self.grad = torch.empty_like(self.flat)
+
+    def flatten(self, grads) -> Tensor:
+        """Return the gradients in the shape of `flat`, in a buffer that the next call reuses."""
+        parts = [grad.reshape(len(self.flat), -1) for grad in grads]
+        return torch.cat(parts, 1, out=self.grad)
+
+
+def _transform_one(grad_transform):
+    def transform(*grads):
+        grads, facts = grad_transform(list(grads))
+        return grads, {name: torch.as_tensor(value) for name, value in facts.items()}
+
+    return transform
+
+
+def _gather(values: Tensor, rows: Tensor) -> Tensor:
+    """Return values[rows]; for many small rows this is several times faster."""
+    return values.index_select(0, rows.ravel()).view(*rows.shape, *values.shape[1:])
 
 
 def _orders(job: _Job):
@@ -203,71 +240,158 @@ def _orders(job: _Job):
         epoch += 1
 
 
-class _Optimizer:
-    """SGD, Adam and AdamW on stacked weights, with a learning rate for each replica."""
+def _forward(job: _Job, stack: _Stack) -> Callable[[list[Tensor], Tensor], Tensor]:
+    """Return a function of the stacked weights and x (replicas, batch, ...) to all outputs."""
+    chain = _chain(stack)
+    if chain is not None:
+        stack.skeleton(job.inputs[:1])  # for the model's own words on inputs that do not fit
+        return chain
 
-    def __init__(self, job: _Job, weights: list[Tensor], base_lr: Tensor):
-        self.job, self.weights, self.base_lr, self.count = job, weights, base_lr, 0
-        self.first: list[Tensor] = []
-        self.second = [torch.zeros_like(w) for w in weights] if job.optimizer != "sgd" else []
+    def forward_one(values, frozen, buffers, x):
+        weights = dict(zip(stack.names, values, strict=True))
+        return functional_call(stack.skeleton, (weights, frozen, buffers), x)
+
+    forward = torch.vmap(forward_one, randomness="different")
+    return lambda weights, x: forward(weights, stack.frozen, stack.buffers, x)
+
+
+def _chain(stack: _Stack) -> Callable[[list[Tensor], Tensor], Tensor] | None:
+    """Return the same function as batched matrix products, or None where the model is no chain.
+
+    It holds the values as (replicas, units, batch): so the gradients of the weights come out
+    contiguous, and the softmax runs over a dimension that is not the last, which is many times
+    faster for few classes.
+    """
+    pieces = _pieces(stack.skeleton)
+    position = {name: number for number, name in enumerate(stack.names)}
+    names = {id(p): name for name, p in stack.skeleton.named_parameters()}
+    steps = []
+    for piece in pieces:
+        if type(piece) is nn.Linear:
+            pair = [names[id(p)] for p in (piece.weight, piece.bias) if p is not None]
+            if any(name not in position for name in pair):  # frozen
+                return None
+            steps.append([position[name] for name in pair])
+        elif isinstance(piece, nn.Module) and type(piece) not in ELEMENTWISE:
+            return None
+        elif type(piece) in ELEMENTWISE or piece in ACTIVATIONS.values():
+            steps.append(piece)
+        else:  # somebody's function, which may mix units or rows but never replicas
+            steps.append(_one_by_one(piece))
+    if not steps:
+        return None
+
+    def forward(weights, x):
+        x = x.flatten(2).mT
+        for step in steps:
+            if callable(step):
+                x = step(x)
+            elif len(step) == 2:
+                x = torch.baddbmm(weights[step[1]].unsqueeze(2), weights[step[0]], x)
+            else:
+                x = torch.bmm(weights[step[0]], x)
+        return x.mT
+
+    return forward
+
+
+def _one_by_one(activation) -> Callable[[Tensor], Tensor]:
+    activation = torch.vmap(activation, randomness="different")
+    return lambda x: activation(x.mT).mT
+
+
+def _pieces(model: nn.Module) -> list:
+    """Return the layers and functions that a model applies to flat rows, or [] if it has others."""
+    own_forward = any("forward" in vars(module) for module in model.modules())
+    if own_forward or any(_has_hooks(module) for module in model.modules()):
+        return []
+    if type(model) is MLP:
+        hidden = [piece for layer in model.layers for piece in (layer, model.activation)]
+        return [*hidden, model.head]
+    if type(model) is nn.Sequential and len(model) and _is_flatten(model[0]):
+        return list(model)[1:]
+    return []
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    names = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return any(getattr(module, name) for name in names)
+
+
+def _is_flatten(module: nn.Module) -> bool:
+    return type(module) is nn.Flatten and (module.start_dim, module.end_dim) == (1, -1)
+
+
+def _loss_function(job: _Job, targets: Tensor) -> Callable[[object, Tensor], Tensor]:
+    """Return a function of outputs (replicas, batch, ...) and y (replicas, batch) to (replicas,).
+
+    Cross entropy of class numbers is done for all replicas in one call.
+    """
+    each = torch.vmap(job.loss_fn, randomness="different")
+    if job.loss_fn is not F.cross_entropy or targets.ndim != 1 or targets.dtype != torch.int64:
+        return each
+    if targets.min() < 0:  # -100 marks rows that do not count
+        return each
+
+    def cross_entropy(outputs, y):
+        if outputs.ndim != 3:
+            return each(outputs, y)
+        return F.cross_entropy(outputs.mT, y, reduction="none").mean(1)
+
+    return cross_entropy
+
+
+class _Optimizer:
+    """SGD, Adam and AdamW on the flat weights of all replicas, with learning rates `lr` (n, 1)."""
+
+    def __init__(self, job: _Job, weight: Tensor, lr: Tensor):
+        self.job, self.weight, self.lr, self.count = job, weight, lr, 0
+        if job.optimizer != "sgd" or job.momentum:
+            self.first = torch.zeros_like(weight)
+        if job.optimizer != "sgd":
+            self.second, self.scratch = torch.zeros_like(weight), torch.empty_like(weight)
 
     @torch.no_grad()
-    def __call__(self, grads: list[Tensor], factor: float) -> None:
-        job = self.job
+    def __call__(self, grad: Tensor, factor: float) -> None:
+        """Make one update; `grad` is changed on the way."""
+        job, weight = self.job, self.weight
         self.count += 1
-        lr = self.base_lr * factor
-        if job.weight_decay:
-            if job.optimizer == "adamw":
-                for weight in self.weights:
-                    weight.mul_(_spread(1 - lr * job.weight_decay, weight))
-            else:
-                grads = [g + job.weight_decay * w for g, w in zip(grads, self.weights, strict=True)]
+        lr = self.lr if factor == 1 else self.lr * factor
+        if job.weight_decay and job.optimizer == "adamw":
+            weight.mul_(1 - lr * job.weight_decay)
+        elif job.weight_decay:
+            grad.add_(weight, alpha=job.weight_decay)
         if job.optimizer == "sgd":
             if job.momentum:
-                if not self.first:
-                    self.first = [g.clone() for g in grads]
-                else:
-                    torch._foreach_mul_(self.first, job.momentum)
-                    torch._foreach_add_(self.first, grads)
-                grads = self.first
-            for weight, grad in zip(self.weights, grads, strict=True):
-                weight.addcmul_(_spread(-lr, weight), grad)
+                grad = self.first.mul_(job.momentum).add_(grad)
+            weight.addcmul_(lr, grad, value=-1)
             return
-        if not self.first:
-            self.first = [torch.zeros_like(g) for g in grads]
         correction1, correction2 = 1 - 0.9**self.count, 1 - 0.999**self.count
-        for weight, grad, m, v in zip(self.weights, grads, self.first, self.second, strict=True):
-            m.lerp_(grad, 0.1)
-            v.mul_(0.999).addcmul_(grad, grad, value=0.001)
-            denominator = (v.sqrt() / math.sqrt(correction2)).add_(1e-8)
-            weight.addcmul_(_spread(-lr / correction1, weight), m / denominator)
-
-
-def _spread(values: Tensor, like: Tensor) -> Tensor:
-    return values.to(like.dtype).view(-1, *[1] * (like.ndim - 1))
+        self.first.lerp_(grad, 0.1)
+        self.second.mul_(0.999).addcmul_(grad, grad, value=0.001)
+        torch.sqrt(self.second, out=self.scratch).div_(math.sqrt(correction2)).add_(1e-8)
+        torch.div(self.first, self.scratch, out=self.scratch)
+        weight.addcmul_(lr, self.scratch, value=-1 / correction1)
 
 
 @torch.no_grad()
-def _evaluate_stacked(job, skeleton, forward, weights, buffers, data) -> dict[str, np.ndarray]:
+def _evaluate_stacked(job: _Job, stack: _Stack, forward, data) -> dict[str, np.ndarray]:
     inputs, targets = as_tensors(data)
-    replicas = len(weights[0])
-    loss_sum, right = torch.zeros(replicas, dtype=torch.float64), torch.zeros(replicas)
-    was_training = skeleton.training
-    skeleton.eval()
+    loss_of, replicas = _loss_function(job, targets), len(stack.flat)
+    loss_sum = torch.zeros(replicas, dtype=torch.float64)
+    right = torch.zeros(replicas, dtype=torch.float64)
+    stack.skeleton.eval()
     chunk = max(1, 16_384 // replicas)
     for x, y in zip(inputs.split(chunk), targets.split(chunk), strict=True):
-        outputs = torch.vmap(forward, in_dims=(0, 0, None))(weights, buffers, x)
-        losses = torch.vmap(job.loss_fn, in_dims=(0, None))(outputs, y)
-        loss_sum += losses.double() * len(x)
-        if outputs.ndim > 2:
-            right += (outputs.argmax(-1) == y).sum(-1)
-        else:
-            right += math.nan
-    skeleton.train(was_training)
+        x, y = x.expand(replicas, *x.shape), y.expand(replicas, *y.shape)
+        outputs = forward(stack.weights, x)
+        loss_sum += loss_of(outputs, y).double() * y.shape[1]
+        right += (outputs.argmax(-1) == y).sum(-1) if outputs.ndim > 2 else math.nan
+    stack.skeleton.train()
     shape = (len(job.lrs), len(job.seeds))
     return {
         "loss": (loss_sum / len(inputs)).reshape(shape).numpy(),
-        "accuracy": (right.double() / len(inputs)).reshape(shape).numpy(),
+        "accuracy": (right / len(inputs)).reshape(shape).numpy(),
     }
 
 

@@ -1,0 +1,636 @@
+"""Gradient accumulation: the gradient of a large batch from micro-batches that fit into memory.
+
+The mean over all items is the mean of the micro-batches' means, each weighted by its items. So
+the update is that of the large batch, and only the activations of one micro-batch are in memory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import weakref
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dlcourse.lab.exercises import Exercise, Wrong, expect
+
+# --------------------------------------------------------------------------- sizes
+
+
+def effective_batch_size(
+    micro_batch_size: int, accumulation_steps: int = 1, processes: int = 1
+) -> int:
+    """Return the items behind one update: the product of three whole numbers of at least 1.
+
+    Raises ValueError for anything else.
+
+    >>> effective_batch_size(8, accumulation_steps=4, processes=2)
+    64
+    """
+    for name, value in (
+        ("micro_batch_size", micro_batch_size),
+        ("accumulation_steps", accumulation_steps),
+        ("processes", processes),
+    ):
+        _check_whole(name, value)
+    return micro_batch_size * accumulation_steps * processes
+
+
+def split_microbatches(
+    inputs: Tensor, targets: Tensor, micro_batches: int | Sequence[int]
+) -> list[tuple[Tensor, Tensor]]:
+    """Cut a batch into (inputs, targets) pairs along the first dimension, in order.
+
+    inputs: (n, ...). targets: (n, ...).
+    micro_batches: how many, from 1 to n, whose sizes then differ by at most one; or their sizes,
+    each at least 1, with the sum n.
+
+    Raises ValueError where the rows do not match or cannot be cut so.
+
+    Invariants: the pieces joined are the batch, and no piece is empty.
+    """
+    rows = len(inputs)
+    if len(targets) != rows:
+        raise ValueError(f"{rows} inputs but {len(targets)} targets: give one target for each")
+    if isinstance(micro_batches, int):
+        _check_whole("micro_batches", micro_batches)
+        if micro_batches > rows:
+            raise ValueError(
+                f"{micro_batches} micro-batches of {rows} rows leave one empty: ask for {rows} "
+                "at most"
+            )
+        pieces = inputs.tensor_split(micro_batches), targets.tensor_split(micro_batches)
+    else:
+        sizes = list(micro_batches)
+        for size in sizes:
+            _check_whole("each size in micro_batches", size)
+        if sum(sizes) != rows:
+            raise ValueError(
+                f"sizes {sizes} add up to {sum(sizes)}, but the batch has {rows} rows: make them "
+                "add up"
+            )
+        pieces = inputs.split(sizes), targets.split(sizes)
+    return list(zip(*pieces, strict=True))
+
+
+# --------------------------------------------------------------------------- a batch at hand
+
+
+def accumulate_gradients(
+    model: nn.Module,
+    loss_fn: Callable[[Tensor, Tensor], Tensor],
+    inputs: Tensor,
+    targets: Tensor,
+    micro_batches: int | Sequence[int] = 1,
+    *,
+    count: Callable[[Tensor], int] = len,
+    total: float | None = None,
+    no_sync: Callable[[], contextlib.AbstractContextManager] | None = None,
+    backward: Callable[[Tensor], None] = Tensor.backward,
+) -> Tensor:
+    """Add the gradient of the mean loss over all items of a batch to `.grad`; return that loss.
+
+    loss_fn(outputs, targets): the mean over the items, a scalar.
+    micro_batches: how many, or their sizes, as for `split_microbatches`.
+    count(targets): the items in a micro-batch: its rows, or the tokens that are not masked.
+    total: what to divide by, above 0; None is the items of this batch. With several processes it
+    is the items of all of them over the number of processes, since DDP takes the mean.
+    no_sync: makes the context that leaves the all-reduce out, used for all but the last
+    micro-batch; None takes the model's own, as DDP has it.
+    backward: what to call on each share of the loss, such as `accelerator.backward`.
+
+    Raises ValueError where no item counts or the loss is no scalar.
+
+    Invariants: without batch norm or dropout the result depends neither on the number nor on the
+    sizes of the micro-batches, up to rounding; with one micro-batch it is that of a plain backward
+    pass, to the bit; a micro-batch without items adds nothing.
+    """
+    parts = split_microbatches(inputs, targets, micro_batches)
+    items = [int(count(piece)) for _, piece in parts]
+    total = sum(items) if total is None else total
+    if not total > 0:
+        raise ValueError(f"there are {total} items to take the mean over: at least one must count")
+    no_sync = no_sync or getattr(model, "no_sync", contextlib.nullcontext)
+    mean = 0.0
+    for number, ((x, y), n) in enumerate(zip(parts, items, strict=True), start=1):
+        last = number == len(parts)
+        with contextlib.nullcontext() if last else no_sync():
+            share = _mean_loss(model, loss_fn, x, y, n) * (n / total)
+            backward(share)
+        mean = mean + share.detach()
+    return mean
+
+
+def accumulation_step(run, batch, max_norm: float = math.inf) -> Tensor:
+    """Turn one batch into one update through `run.accumulation_steps` micro-batches.
+
+    A step for `fit(step=...)`. `max_norm` above 0 clips the norm of the whole gradient, once.
+
+    Invariants: with one micro-batch it is `lab.training.train_step`, to the bit; with more it is
+    the same update up to rounding, on any number of processes.
+    """
+    run.optimizer.zero_grad()
+    mean, rows = 0.0, len(batch.inputs)
+    parts = split_microbatches(batch.inputs, batch.targets, min(run.accumulation_steps, rows))
+    for number, (inputs, targets) in enumerate(parts, start=1):
+        last = number == len(parts)  # only the last backward pass talks to other processes
+        with contextlib.nullcontext() if last else run.accelerator.no_sync(run.model):
+            loss = run.loss_fn(run.model(inputs), targets)
+            loss = loss * (batch.share * len(inputs) / rows)  # weighted by its rows
+            run.backward(loss)
+        mean = mean + loss.detach()
+    run.unscale()
+    if max_norm < math.inf:  # after the last micro-batch: a norm of a part says nothing
+        nn.utils.clip_grad_norm_(run.model.parameters(), max_norm)
+    run.optimizer.step()
+    return mean
+
+
+# --------------------------------------------------------------------------- a stream
+
+
+class GradientAccumulator:
+    """Sums gradients over micro-batches as they come, and divides by all items at the end.
+
+    For streams whose number of items is not known before the last micro-batch. Between an
+    `optimizer.zero_grad()` and the `optimizer.step()`, call `add` for each micro-batch and then
+    `finish`.
+
+    loss_fn, count, no_sync, backward: as for `accumulate_gradients`.
+    Attributes: `items` and `micro_batches` since the last `finish`.
+
+    The sums are larger than the mean by the number of items, which may overflow in float16: use
+    `accumulate_gradients` there.
+
+    Invariants: `finish` leaves what one backward pass over all rows would, up to rounding, in any
+    order and with any sizes, also in a last short window; `load_state_dict` in the middle of a
+    window goes on to the bit.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss_fn: Callable[[Tensor, Tensor], Tensor],
+        *,
+        count: Callable[[Tensor], int] = len,
+        no_sync: Callable[[], contextlib.AbstractContextManager] | None = None,
+        backward: Callable[[Tensor], None] = Tensor.backward,
+    ) -> None:
+        self.model, self.loss_fn, self.count, self.backward = model, loss_fn, count, backward
+        self.no_sync = no_sync or getattr(model, "no_sync", None)
+        self._reset()
+
+    def _reset(self) -> None:
+        self.items, self.micro_batches, self.loss_sum, self.synced = 0, 0, 0.0, False
+
+    def add(self, inputs: Tensor, targets: Tensor, last: bool = False) -> Tensor:
+        """Add the gradient of the summed loss of one micro-batch; return its mean loss.
+
+        `last` says that no further one follows in this window: only then do processes exchange
+        gradients. One process needs not say it.
+
+        Raises RuntimeError where old gradients are still there, or the window has had its last.
+        """
+        if self.synced:
+            raise RuntimeError("this window has had its last micro-batch: call finish() first")
+        if not self.micro_batches:
+            for name, parameter in self.model.named_parameters():
+                if parameter.grad is not None and parameter.grad.any():
+                    raise RuntimeError(
+                        f"{name} still has a gradient: call optimizer.zero_grad() before the first "
+                        "micro-batch of a window"
+                    )
+        n = int(self.count(targets))
+        alone = self.no_sync is None or last
+        with contextlib.nullcontext() if alone else self.no_sync():
+            loss = _mean_loss(self.model, self.loss_fn, inputs, targets, n)
+            self.backward(loss * n)
+        self.items, self.micro_batches = self.items + n, self.micro_batches + 1
+        self.loss_sum += float(loss.detach()) * n
+        self.synced = last
+        return loss.detach()
+
+    def finish(self) -> float:
+        """Divide the gradients by the items of all processes; return this process's mean loss.
+
+        Raises RuntimeError where no item came, or where several processes were not told the last.
+        """
+        items, processes = self.items, 1
+        if self.no_sync is not None:
+            if self.micro_batches and not self.synced:
+                raise RuntimeError("pass last=True with the last micro-batch: gradients are apart")
+            if torch.distributed.is_available() and torch.distributed.is_initialized():
+                # DDP has taken the mean over the processes: undo it, and divide by all items
+                device = next(self.model.parameters()).device
+                everywhere = torch.tensor(float(items), dtype=torch.float64, device=device)
+                torch.distributed.all_reduce(everywhere)
+                items, processes = everywhere.item(), torch.distributed.get_world_size()
+        if items == 0:
+            raise RuntimeError("no item came since the last finish(): call add() before it")
+        for parameter in self.model.parameters():
+            if parameter.grad is not None:
+                parameter.grad.mul_(processes / items)
+        mean = self.loss_sum / max(self.items, 1)
+        self._reset()
+        return mean
+
+    def state_dict(self) -> dict:
+        """Return the unfinished window: counts, loss and gradients."""
+        return {
+            "items": self.items,
+            "micro_batches": self.micro_batches,
+            "loss_sum": self.loss_sum,
+            "synced": self.synced,
+            "gradients": {
+                name: parameter.grad.clone()
+                for name, parameter in self.model.named_parameters()
+                if parameter.grad is not None
+            },
+        }
+
+    def load_state_dict(self, state: dict) -> None:
+        """Go on from `state_dict`. Raises ValueError where the gradients fit another model."""
+        parameters = dict(self.model.named_parameters())
+        for name, gradient in state["gradients"].items():
+            if name not in parameters or parameters[name].shape != gradient.shape:
+                raise ValueError(
+                    f"the saved gradient {name} {tuple(gradient.shape)} has no parameter here: "
+                    "load it with the model it was saved with"
+                )
+        for name, parameter in parameters.items():
+            gradient = state["gradients"].get(name)
+            parameter.grad = None if gradient is None else gradient.clone().to(parameter)
+        self.items, self.micro_batches = state["items"], state["micro_batches"]
+        self.loss_sum, self.synced = state["loss_sum"], state["synced"]
+
+
+def _mean_loss(model, loss_fn, inputs: Tensor, targets: Tensor, items: int) -> Tensor:
+    outputs = model(inputs)
+    if items == 0:  # a mean over nothing is NaN; a zero still takes part in DDP's exchange
+        return outputs.sum() * 0.0
+    loss = loss_fn(outputs, targets)
+    if loss.ndim:
+        raise ValueError(
+            f"the loss has shape {tuple(loss.shape)}: loss_fn must return the mean over the items, "
+            "one number"
+        )
+    return loss
+
+
+# --------------------------------------------------------------------------- stale gradients
+
+
+class DelayedSGD(torch.optim.Optimizer):
+    """SGD whose step applies the gradient of `delay` steps before: asynchronous SGD, made regular.
+
+    In asynchronous SGD (Recht et al. 2011, Dean et al. 2012) workers read weights, compute, and
+    write when they are done; by then others have written. With delay + 1 workers that take turns,
+    each gradient is `delay` updates old. Here one process plays them all, so a run repeats.
+
+    lr: above 0. delay: a whole number of at least 0, counted in steps.
+    The first `delay` steps change nothing, since no gradient has come back yet.
+
+    Raises ValueError for other values.
+
+    Invariants: delay=0 is `torch.optim.SGD`, to the bit; on a quadratic of curvature c it converges
+    exactly where lr < critical_learning_rate(delay, c); a loaded state goes on to the bit.
+    """
+
+    def __init__(self, params, lr: float = 1e-2, delay: int = 0) -> None:
+        if not 0 < lr < math.inf:
+            raise ValueError(f"lr={lr!r}: give a number above 0, such as 0.01")
+        if isinstance(delay, bool) or not isinstance(delay, int) or delay < 0:
+            raise ValueError(f"delay={delay!r}: give a whole number of steps, 0 or more")
+        super().__init__(params, {"lr": lr, "delay": delay})
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        """Keep the present gradients, and apply those of `delay` steps before."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    continue
+                waiting = self.state[parameter].setdefault("waiting", [])
+                waiting.append(parameter.grad.clone())
+                if len(waiting) > group["delay"]:
+                    parameter.add_(waiting.pop(0), alpha=-group["lr"])
+        return loss
+
+
+def critical_learning_rate(delay: int, curvature: float = 1.0) -> float:
+    """Return the learning rate from which `DelayedSGD` no longer converges on a quadratic.
+
+    The error obeys e[t+1] = e[t] - lr * curvature * e[t - delay]. Its characteristic polynomial
+    reaches the unit circle first at lr = 2 sin(pi / (4 delay + 2)) / curvature.
+
+    delay: 0 or more steps. curvature: the second derivative, above 0.
+    Raises ValueError for other values.
+
+    Invariant: without delay it is 2 / curvature, the limit of gradient descent.
+
+    >>> critical_learning_rate(0)
+    2.0
+    """
+    if isinstance(delay, bool) or not isinstance(delay, int) or delay < 0:
+        raise ValueError(f"delay={delay!r}: give a whole number of steps, 0 or more")
+    if not 0 < curvature < math.inf:
+        raise ValueError(f"curvature={curvature!r}: give a number above 0")
+    return 2 * math.sin(math.pi / (4 * delay + 2)) / curvature
+
+
+# --------------------------------------------------------------------------- memory
+
+
+class SavedBytes:
+    """Count the bytes that autograd keeps for the backward pass: the activations.
+
+    A context: `live` is what is kept now, `peak` the most there was, in bytes. A tensor that
+    several operations keep counts once. The parameters and the tensors `given`, such as the batch
+    itself, are in memory anyway and do not count. What an operation needs only while it runs is
+    not seen.
+
+    Invariants: after the backward pass `live` is 0; of a linear layer on rows of its own the peak
+    is the bytes of those rows.
+    """
+
+    def __init__(self, model: nn.Module, *given: Tensor) -> None:
+        self.live = self.peak = 0
+        there = [*model.parameters(), *given]
+        self._own = {tensor.untyped_storage().data_ptr() for tensor in there}
+        self._holders: dict[int, int] = {}
+        self._hooks = torch.autograd.graph.saved_tensors_hooks(self._pack, self._unpack)
+
+    def _pack(self, tensor: Tensor) -> _Kept:
+        storage = tensor.untyped_storage()
+        place, size = storage.data_ptr(), storage.nbytes()
+        kept = _Kept(tensor)
+        if place in self._own:
+            return kept
+        if place not in self._holders:
+            self.live += size
+            self.peak = max(self.peak, self.live)
+        self._holders[place] = self._holders.get(place, 0) + 1
+        weakref.finalize(kept, self._release, place, size)
+        return kept
+
+    def _release(self, place: int, size: int) -> None:
+        self._holders[place] -= 1
+        if not self._holders[place]:
+            del self._holders[place]
+            self.live -= size
+
+    @staticmethod
+    def _unpack(kept: _Kept) -> Tensor:
+        return kept.tensor
+
+    def __enter__(self) -> SavedBytes:
+        self._hooks.__enter__()
+        return self
+
+    def __exit__(self, *error) -> None:
+        self._hooks.__exit__(*error)
+
+
+class _Kept:
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
+
+
+def _check_whole(name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name} is {value!r}: give a whole number of at least 1")
+
+
+# --------------------------------------------------------------------------- exercises
+
+
+def _unequal_problem(sizes=(5, 2, 1)):
+    generator = torch.Generator().manual_seed(0)
+    rows = sum(sizes)
+    inputs = torch.randn(rows, 3, generator=generator, dtype=torch.float64)
+    targets = torch.randint(0, 4, (rows,), generator=generator)
+    model = nn.Linear(3, 4, dtype=torch.float64)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator).double())
+    return model, split_microbatches(inputs, targets, sizes), (inputs, targets)
+
+
+def _gradient(model) -> Tensor:
+    parts = [p.grad for p in model.parameters()]
+    expect(
+        all(part is not None for part in parts),
+        "There is no gradient in .grad after your function: call backward() on each share.",
+    )
+    return torch.cat([part.flatten() for part in parts])
+
+
+def _check_unequal(answer) -> None:
+    for sizes in ((4, 4), (5, 2, 1), (1, 7), (6,)):
+        model, parts, (inputs, targets) = _unequal_problem(sizes)
+        F.cross_entropy(model(inputs), targets).backward()
+        want = _gradient(model)
+        means, last = torch.zeros_like(want), want
+        for x, y in parts:
+            model.zero_grad()
+            F.cross_entropy(model(x), y).backward()
+            last = _gradient(model)
+            means += last / len(parts)
+        model.zero_grad()
+        answer(model, F.cross_entropy, parts)
+        got = _gradient(model)
+        if torch.allclose(got, want, rtol=1e-9, atol=1e-12):
+            continue
+        rows = len(inputs)
+        expect(
+            not torch.allclose(got, means * len(parts)),
+            "You added the means up and divided by nothing: the gradient grows with the number "
+            "of micro-batches.",
+        )
+        expect(
+            not torch.allclose(got, means),
+            f"You took the mean of the means. With sizes {list(sizes)} an item of the smallest "
+            "micro-batch then counts more than one of the largest.",
+        )
+        expect(
+            not torch.allclose(got, last)
+            and not torch.allclose(got, last * len(parts[-1][0]) / rows),
+            "Only the last micro-batch is left: something cleared .grad between the micro-batches.",
+        )
+        expect(
+            not torch.allclose(got, want * rows),
+            "This is the gradient of the sum: divide by all items of the batch.",
+        )
+        expect(False, f"With sizes {list(sizes)} the gradient is not that of the full batch.")
+
+
+def _solve_unequal(model, loss_fn, micro_batches):
+    total = sum(len(targets) for _, targets in micro_batches)
+    for inputs, targets in micro_batches:
+        (loss_fn(model(inputs), targets) * len(targets) / total).backward()
+
+
+def _mean_of_means(model, loss_fn, micro_batches):
+    for inputs, targets in micro_batches:
+        (loss_fn(model(inputs), targets) / len(micro_batches)).backward()
+
+
+def _no_division(model, loss_fn, micro_batches):
+    for inputs, targets in micro_batches:
+        loss_fn(model(inputs), targets).backward()
+
+
+def _gradient_of_sum(model, loss_fn, micro_batches):
+    for inputs, targets in micro_batches:
+        (loss_fn(model(inputs), targets) * len(targets)).backward()
+
+
+def _cleared_each_time(model, loss_fn, micro_batches):
+    total = sum(len(targets) for _, targets in micro_batches)
+    for inputs, targets in micro_batches:
+        model.zero_grad()
+        (loss_fn(model(inputs), targets) * len(targets) / total).backward()
+
+
+def _check_counts(answer) -> None:
+    cases = [(8, 4), (10, 4), (3, 8), (7, 1)]
+    for micro_batches, steps in cases:
+        got = tuple(answer(micro_batches, steps))
+        expect(len(got) == 2, "Return two numbers: backward passes and optimizer steps.")
+        backwards, updates = got
+        expect(
+            backwards == micro_batches,
+            f"{micro_batches} micro-batches need {micro_batches} backward passes: each fills .grad "
+            f"once, and accumulation leaves none out. You said {backwards}.",
+        )
+        expect(
+            updates != micro_batches // steps or updates == -(-micro_batches // steps),
+            f"With {micro_batches} micro-batches and windows of {steps} the last window is short, "
+            "but it is a step too.",
+        )
+        expect(
+            updates == -(-micro_batches // steps),
+            f"One optimizer step a window: {micro_batches} micro-batches in windows of {steps} "
+            f"do not give {updates}.",
+        )
+
+
+def _solve_counts(micro_batches, accumulation_steps):
+    return micro_batches, -(-micro_batches // accumulation_steps)
+
+
+def _fewer_backwards(micro_batches, accumulation_steps):
+    windows = -(-micro_batches // accumulation_steps)
+    return windows, windows
+
+
+def _short_window_lost(micro_batches, accumulation_steps):
+    return micro_batches, micro_batches // accumulation_steps
+
+
+def _step_each_time(micro_batches, accumulation_steps):
+    return micro_batches, micro_batches
+
+
+def _stale_path(start, lr, delay, steps, gradient) -> list[float]:
+    path = [float(start)]
+    for t in range(steps):
+        used = gradient(path[t - delay]) if t >= delay else 0.0
+        path.append(path[-1] - lr * used)
+    return path
+
+
+def _check_stale(answer) -> None:
+    for start, lr, delay, steps in ((1.0, 0.5, 0, 3), (1.0, 0.5, 1, 5), (-2.0, 0.25, 3, 9)):
+        for gradient in (lambda w: w, lambda w: w**3):
+            got = [float(w) for w in answer(start, lr, delay, steps, gradient)]
+            want = _stale_path(start, lr, delay, steps, gradient)
+            expect(
+                len(got) == len(want),
+                f"Return the start and the weight after each of the {steps} steps: "
+                f"{len(want)} numbers, not {len(got)}.",
+            )
+            if all(
+                math.isclose(g, w, rel_tol=1e-9, abs_tol=1e-12)
+                for g, w in zip(got, want, strict=True)
+            ):
+                continue
+            fresh = _stale_path(start, lr, 0, steps, gradient)
+            expect(
+                not all(math.isclose(g, w, abs_tol=1e-12) for g, w in zip(got, fresh, strict=True)),
+                "Your gradient is fresh: take it at the weight of `delay` steps before.",
+            )
+            expect(
+                got[: delay + 1] == want[: delay + 1],
+                f"In the first {delay} steps no gradient has come back yet: the weight stays.",
+            )
+            expect(False, f"With delay {delay} the path should begin {want[: delay + 3]}.")
+
+
+def _solve_stale(start, lr, delay, steps, gradient):
+    path = [start]
+    for t in range(steps):
+        stale = gradient(path[t - delay]) if t >= delay else 0.0
+        path.append(path[-1] - lr * stale)
+    return path
+
+
+def _always_fresh(start, lr, delay, steps, gradient):
+    path = [start]
+    for _ in range(steps):
+        path.append(path[-1] - lr * gradient(path[-1]))
+    return path
+
+
+def _starts_at_once(start, lr, delay, steps, gradient):
+    path = [start]
+    for t in range(steps):
+        path.append(path[-1] - lr * gradient(path[max(0, t - delay)]))
+    return path
+
+
+EXERCISES = (
+    Exercise(
+        "Write accumulate(model, loss_fn, micro_batches): micro_batches is a list of (inputs, "
+        "targets) of unequal sizes, loss_fn the mean over the rows. Leave in .grad the gradient "
+        "of the mean over all rows.",
+        _check_unequal,
+        _solve_unequal,
+        {
+            "average the means": Wrong(_mean_of_means, "mean of the means"),
+            "no division": Wrong(_no_division, "divided by nothing"),
+            "gradient of the sum": Wrong(_gradient_of_sum, "gradient of the sum"),
+            "zero_grad inside the loop": Wrong(_cleared_each_time, "Only the last"),
+        },
+    ),
+    Exercise(
+        "Write counts(micro_batches, accumulation_steps): an epoch has that many micro-batches, "
+        "and each window of accumulation_steps makes one update, the last one perhaps shorter. "
+        "Return (backward passes, optimizer steps).",
+        _check_counts,
+        _solve_counts,
+        {
+            "fewer backwards": Wrong(_fewer_backwards, "backward passes"),
+            "the short window is lost": Wrong(_short_window_lost, "last window is short"),
+            "a step for each micro-batch": Wrong(_step_each_time, "One optimizer step a window"),
+        },
+    ),
+    Exercise(
+        "Write stale_path(start, lr, delay, steps, gradient): gradient descent on one weight whose "
+        "gradient is that of `delay` steps before; until the first one is there, the weight stays. "
+        "Return the list of the start and the weight after each step.",
+        _check_stale,
+        _solve_stale,
+        {
+            "a fresh gradient": Wrong(_always_fresh, "is fresh"),
+            "a gradient from the start on": Wrong(_starts_at_once, "no gradient has come back"),
+        },
+    ),
+)

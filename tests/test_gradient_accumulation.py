@@ -1,0 +1,642 @@
+"""Gradient accumulation: equal to one full batch, on one process and two, and resumable."""
+
+import contextlib
+import functools
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, GradientState
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from dlcourse.gradient_accumulation import (
+    DelayedSGD,
+    GradientAccumulator,
+    SavedBytes,
+    accumulate_gradients,
+    accumulation_step,
+    critical_learning_rate,
+    effective_batch_size,
+    split_microbatches,
+)
+from dlcourse.lab.launching import launch
+from dlcourse.lab.models import MLP
+from dlcourse.lab.training import Batch, Run, fit, make_accelerator, train_step, use_one_thread
+
+use_one_thread()
+TOKENS = functools.partial(lambda targets: int((targets != -100).sum()))
+
+
+def problem(seed, rows, features=5, classes=4):
+    generator = torch.Generator().manual_seed(seed)
+    inputs = torch.randn(rows, features, generator=generator, dtype=torch.float64)
+    targets = torch.randint(0, classes, (rows,), generator=generator)
+    model = MLP(features, classes, width=7, activation="tanh", seed=seed).double()
+    return model, inputs, targets
+
+
+def gradient(model):
+    return torch.cat([parameter.grad.ravel() for parameter in model.parameters()])
+
+
+def weights(model):
+    return torch.cat([parameter.detach().ravel() for parameter in model.parameters()])
+
+
+def full_gradient(model, inputs, targets, loss_fn=F.cross_entropy):
+    model.zero_grad()
+    loss = loss_fn(model(inputs), targets)
+    loss.backward()
+    found = gradient(model).clone()
+    model.zero_grad()
+    return found, loss.detach()
+
+
+def random_sizes(rows, seed):
+    generator = torch.Generator().manual_seed(seed)
+    sizes = []
+    while sum(sizes) < rows:
+        size = int(torch.randint(1, max(2, rows // 2), (), generator=generator))
+        sizes.append(min(size, rows - sum(sizes)))
+    return sizes
+
+
+# --------------------------------------------------------------------------- a batch at hand
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_accumulated_equals_full_batch(seed):
+    rows = 1 + 7 * seed
+    model, inputs, targets = problem(seed, rows)
+    want, loss = full_gradient(model, inputs, targets)
+    for cut in (1, min(3, rows), rows, random_sizes(rows, seed)):
+        mean = accumulate_gradients(model, F.cross_entropy, inputs, targets, cut)
+        torch.testing.assert_close(gradient(model), want, rtol=1e-12, atol=1e-14)
+        torch.testing.assert_close(mean, loss, rtol=1e-12, atol=1e-14)
+        model.zero_grad()
+
+
+def test_sizes_with_one_row_and_a_short_last_one():
+    model, inputs, targets = problem(3, 64)
+    want, _ = full_gradient(model, inputs, targets)
+    for sizes in ([40, 20, 3, 1], [1] * 64, [60, 1, 3], [64]):
+        accumulate_gradients(model, F.cross_entropy, inputs, targets, sizes)
+        torch.testing.assert_close(gradient(model), want, rtol=1e-12, atol=1e-14)
+        model.zero_grad()
+
+
+def test_one_micro_batch_is_a_plain_backward_to_the_bit():
+    model, inputs, targets = problem(1, 30)
+    model, inputs = model.float(), inputs.float()
+    want, loss = full_gradient(model, inputs, targets)
+    mean = accumulate_gradients(model, F.cross_entropy, inputs, targets)
+    assert torch.equal(gradient(model), want) and torch.equal(mean, loss)
+
+
+def test_gradients_are_added_to_those_already_there():
+    model, inputs, targets = problem(2, 10)
+    want, _ = full_gradient(model, inputs, targets)
+    for _ in range(2):
+        accumulate_gradients(model, F.cross_entropy, inputs, targets, 5)
+    torch.testing.assert_close(gradient(model), 2 * want, rtol=1e-12, atol=1e-14)
+
+
+class TokenModel(nn.Module):
+    """Logits (n, classes, tokens), as cross_entropy wants them."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(5, 4, dtype=torch.float64)
+
+    def forward(self, x):
+        return self.head(x).transpose(1, 2)
+
+
+def token_problem(seed):
+    generator = torch.Generator().manual_seed(seed)
+    inputs = torch.randn(9, 6, 5, generator=generator, dtype=torch.float64)
+    targets = torch.randint(0, 4, (9, 6), generator=generator)
+    lengths = torch.randint(0, 7, (9, 1), generator=generator)
+    targets[torch.arange(6).expand(9, 6) >= lengths] = -100
+    targets[0, 0] = 1  # at least one token counts
+    targets[4] = -100  # and one row holds none
+    torch.manual_seed(seed)
+    return TokenModel(), inputs, targets
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_tokens_are_weighted_by_their_number(seed):
+    model, inputs, targets = token_problem(seed)
+    want, loss = full_gradient(model, inputs, targets)
+    for cut in (1, 4, 9, [7, 1, 1]):
+        mean = accumulate_gradients(model, F.cross_entropy, inputs, targets, cut, count=TOKENS)
+        torch.testing.assert_close(gradient(model), want, rtol=1e-12, atol=1e-14)
+        torch.testing.assert_close(mean, loss, rtol=1e-12, atol=1e-14)
+        model.zero_grad()
+
+
+def test_total_divides_by_the_items_of_all_processes():
+    model, inputs, targets = problem(5, 8)
+    want, _ = full_gradient(model, inputs, targets)
+    found = torch.zeros_like(want)
+    for part in (slice(0, 5), slice(5, 8)):  # two processes; DDP then takes the mean of the two
+        model.zero_grad()
+        accumulate_gradients(model, F.cross_entropy, inputs[part], targets[part], 2, total=8 / 2)
+        found += gradient(model) / 2
+    torch.testing.assert_close(found, want, rtol=1e-12, atol=1e-14)
+
+
+def test_no_sync_wraps_all_but_the_last_micro_batch():
+    model, inputs, targets = problem(5, 8)
+    seen = []
+
+    @contextlib.contextmanager
+    def no_sync():
+        seen.append("quiet")
+        yield
+
+    def backward(loss):
+        seen.append("backward")
+        loss.backward()
+
+    accumulate_gradients(
+        model, F.cross_entropy, inputs, targets, 3, no_sync=no_sync, backward=backward
+    )
+    assert seen == ["quiet", "backward", "quiet", "backward", "backward"]
+
+
+def test_clear_errors():
+    model, inputs, targets = problem(0, 6)
+    with pytest.raises(ValueError, match="6 inputs but 5 targets"):
+        split_microbatches(inputs, targets[:5], 2)
+    with pytest.raises(ValueError, match="leave one empty"):
+        split_microbatches(inputs, targets, 7)
+    with pytest.raises(ValueError, match="add up to 5"):
+        split_microbatches(inputs, targets, [4, 1])
+    for bad in (0, -1, True, [6, 0], [3.0, 3.0]):
+        with pytest.raises(ValueError, match="whole number of at least 1"):
+            split_microbatches(inputs, targets, bad)
+    with pytest.raises(ValueError, match="at least one must count"):
+        masked = torch.full_like(targets, -100)
+        accumulate_gradients(model, F.cross_entropy, inputs, masked, 2, count=TOKENS)
+    with pytest.raises(ValueError, match="one number"):
+        loss_fn = functools.partial(F.cross_entropy, reduction="none")
+        accumulate_gradients(model, loss_fn, inputs, targets, 2)
+    for bad in ({"micro_batch_size": 0}, {"micro_batch_size": 2, "processes": 1.0}):
+        with pytest.raises(ValueError, match="whole number of at least 1"):
+            effective_batch_size(**bad)
+
+
+def test_pieces_joined_are_the_batch():
+    inputs, targets = torch.arange(11.0), torch.arange(11)
+    for cut in (1, 4, 11, [6, 1, 4]):
+        parts = split_microbatches(inputs, targets, cut)
+        assert torch.equal(torch.cat([x for x, _ in parts]), inputs)
+        assert torch.equal(torch.cat([y for _, y in parts]), targets)
+        assert all(len(x) for x, _ in parts)
+    sizes = [len(x) for x, _ in split_microbatches(inputs, targets, 4)]
+    assert max(sizes) - min(sizes) <= 1
+
+
+def test_effective_batch_size():
+    assert effective_batch_size(8) == 8
+    assert effective_batch_size(8, 4, 2) == 64
+
+
+# --------------------------------------------------------------------------- a stream
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_stream_equals_full_batch(seed):
+    rows = 2 + 5 * seed
+    model, inputs, targets = problem(seed, rows)
+    want, loss = full_gradient(model, inputs, targets)
+    accumulator = GradientAccumulator(model, F.cross_entropy)
+    for window in range(3):
+        model.zero_grad()
+        for x, y in split_microbatches(inputs, targets, random_sizes(rows, 10 * window + seed)):
+            accumulator.add(x, y)
+        assert accumulator.items == rows
+        assert accumulator.finish() == pytest.approx(loss.item(), rel=1e-12)
+        torch.testing.assert_close(gradient(model), want, rtol=1e-11, atol=1e-13)
+
+
+def test_stream_of_tokens():
+    model, inputs, targets = token_problem(0)
+    want, loss = full_gradient(model, inputs, targets)
+    accumulator = GradientAccumulator(model, F.cross_entropy, count=TOKENS)
+    for x, y in split_microbatches(inputs, targets, 9):
+        accumulator.add(x, y)
+    assert accumulator.finish() == pytest.approx(loss.item(), rel=1e-12)
+    torch.testing.assert_close(gradient(model), want, rtol=1e-11, atol=1e-13)
+
+
+def test_stream_goes_on_from_its_state_to_the_bit():
+    model, inputs, targets = problem(4, 12)
+    parts = split_microbatches(inputs, targets, [5, 4, 3])
+
+    def whole():
+        accumulator = GradientAccumulator(model, F.cross_entropy)
+        for x, y in parts:
+            accumulator.add(x, y)
+        return accumulator.finish(), gradient(model).clone()
+
+    want_loss, want = whole()
+    model.zero_grad()
+    first = GradientAccumulator(model, F.cross_entropy)
+    first.add(*parts[0])
+    state = first.state_dict()
+    twin, *_ = problem(4, 12)
+    second = GradientAccumulator(twin, F.cross_entropy)
+    second.load_state_dict(state)
+    for x, y in parts[1:]:
+        second.add(x, y)
+    assert second.finish() == want_loss
+    assert torch.equal(gradient(twin), want)
+
+
+def test_stream_state_passes_through_a_file(tmp_path):
+    model, inputs, targets = problem(4, 12)
+    accumulator = GradientAccumulator(model, F.cross_entropy)
+    accumulator.add(inputs, targets)
+    torch.save(accumulator.state_dict(), tmp_path / "state.pt")
+    state = torch.load(tmp_path / "state.pt", weights_only=True)
+    other = GradientAccumulator(problem(4, 12)[0], F.cross_entropy)
+    other.load_state_dict(state)
+    assert other.items == 12 and torch.equal(gradient(other.model), gradient(model))
+
+
+def test_stream_errors():
+    model, inputs, targets = problem(0, 6)
+    accumulator = GradientAccumulator(model, F.cross_entropy)
+    with pytest.raises(RuntimeError, match="no item came"):
+        accumulator.finish()
+    accumulator.add(inputs, targets)
+    accumulator.finish()
+    with pytest.raises(RuntimeError, match="zero_grad"):
+        accumulator.add(inputs, targets)
+    model.zero_grad()
+    accumulator.add(inputs, targets, last=True)
+    with pytest.raises(RuntimeError, match="call finish"):
+        accumulator.add(inputs, targets)
+    other = GradientAccumulator(nn.Linear(2, 2), F.cross_entropy)
+    with pytest.raises(ValueError, match="the model it was saved with"):
+        other.load_state_dict(accumulator.state_dict())
+    quiet = GradientAccumulator(problem(0, 6)[0], F.cross_entropy, no_sync=contextlib.nullcontext)
+    quiet.add(inputs, targets)
+    with pytest.raises(RuntimeError, match="last=True"):
+        quiet.finish()
+
+
+# --------------------------------------------------------------------------- Accelerate
+
+
+@pytest.fixture
+def accelerate_anew():
+    """Accelerate keeps its settings in the process: start and leave without any."""
+    AcceleratorState._reset_state(True)
+    GradientState._reset_state()
+    yield
+    AcceleratorState._reset_state(True)
+    GradientState._reset_state()
+
+
+def with_accelerate(model, inputs, targets, loss_fn, micro_batch_size, steps, lr):
+    accelerator = Accelerator(gradient_accumulation_steps=steps, cpu=True)
+    loader = DataLoader(TensorDataset(inputs, targets), batch_size=micro_batch_size)
+    optimizer = torch.optim.SGD(model.parameters(), lr=lr)
+    model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
+    path = []
+    for x, y in loader:
+        with accelerator.accumulate(model):
+            accelerator.backward(loss_fn(model(x), y))
+            optimizer.step()
+            optimizer.zero_grad()
+        if accelerator.sync_gradients:
+            path.append(weights(model).clone())
+    return path
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_equals_accelerate_where_all_windows_are_full(accelerate_anew, seed):
+    model, inputs, targets = problem(seed, 48)
+    path = with_accelerate(model, inputs, targets, F.cross_entropy, 4, 3, 0.5)
+    ours, *_ = problem(seed, 48)
+    optimizer = torch.optim.SGD(ours.parameters(), lr=0.5)
+    assert len(path) == 4
+    for want, x, y in zip(path, inputs.split(12), targets.split(12), strict=True):
+        optimizer.zero_grad()
+        accumulate_gradients(ours, F.cross_entropy, x, y, 3)
+        optimizer.step()
+        torch.testing.assert_close(weights(ours), want, rtol=1e-12, atol=1e-14)
+
+
+def one_weight():
+    model = nn.Linear(1, 1, bias=False, dtype=torch.float64)
+    nn.init.zeros_(model.weight)
+    return model
+
+
+def slope_one(outputs, targets):
+    return outputs.mean()  # the gradient of the weight is 1 for inputs of 1
+
+
+def test_accelerate_halves_the_update_of_a_last_short_window(accelerate_anew):
+    ones = torch.ones(3, 1, dtype=torch.float64)
+    path = with_accelerate(one_weight(), ones, ones, slope_one, 1, 2, 0.1)
+    updates = torch.stack(path).flatten().diff(prepend=torch.zeros(1, dtype=torch.float64))
+    assert updates.tolist() == pytest.approx([-0.1, -0.05])  # the trap
+
+    model = one_weight()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    accumulator = GradientAccumulator(model, slope_one)
+    ours = [0.0]
+    for number, x in enumerate(ones.split(1), start=1):
+        accumulator.add(x, x)
+        if number == len(ones) or accumulator.micro_batches == 2:
+            accumulator.finish()
+            optimizer.step()
+            optimizer.zero_grad()
+            ours.append(model.weight.item())
+    assert torch.tensor(ours).diff().tolist() == pytest.approx([-0.1, -0.1])
+
+
+# --------------------------------------------------------------------------- the step
+
+
+def fitted(step, accumulation_steps, seed=0, **kwargs):
+    generator = torch.Generator().manual_seed(7)
+    data = torch.randn(50, 1, 4, 4, generator=generator), torch.randint(0, 3, (50,))
+    data = data[0], (data[0].sum((1, 2, 3)) > 0).long()
+    model = MLP(16, 3, width=8, seed=seed)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.2, momentum=0.9)
+    history = fit(
+        model, data, optimizer, steps=11, batch_size=16, step=step,
+        accumulation_steps=accumulation_steps, seed=seed, **kwargs,
+    )  # fmt: skip
+    return history.loss, weights(model)
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_step_with_one_micro_batch_is_train_step_to_the_bit(precision):
+    ours = fitted(accumulation_step, 1, mixed_precision=precision)
+    want = fitted(train_step, 1, mixed_precision=precision)
+    assert ours[0] == want[0] and torch.equal(ours[1], want[1])
+
+
+@pytest.mark.parametrize("pieces", [2, 3, 5, 16])
+def test_step_with_more_is_the_same_update(pieces):
+    loss, found = fitted(accumulation_step, pieces)
+    want_loss, want = fitted(train_step, 1)
+    assert loss == pytest.approx(want_loss, abs=1e-5)
+    torch.testing.assert_close(found, want, rtol=1e-4, atol=1e-5)
+    same_loss, same = fitted(train_step, pieces)  # the loop's own way to accumulate
+    assert loss == same_loss and torch.equal(found, same)
+
+
+def test_step_clips_the_whole_gradient_once():
+    model, inputs, targets = problem(0, 12)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    before = weights(model)
+    run = Run(model, optimizer, F.cross_entropy, make_accelerator(), accumulation_steps=4)
+    accumulation_step(run, Batch(inputs, targets), max_norm=0.01)
+    change = weights(model) - before
+    assert change.norm().item() == pytest.approx(0.01, rel=1e-3)
+    want, _ = full_gradient(problem(0, 12)[0], inputs, targets)
+    assert F.cosine_similarity(change, -want, 0).item() == pytest.approx(1.0)
+
+
+def test_step_zeroes_before_and_keeps_the_order(monkeypatch):
+    """zero_grad, backward passes with no_sync on all but the last, unscale, step."""
+    model, inputs, targets = problem(0, 6)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    run = Run(model, optimizer, F.cross_entropy, make_accelerator(), accumulation_steps=2)
+    seen = []
+
+    def note(owner, name):
+        real = getattr(owner, name)
+
+        def noted(*args, **kwargs):
+            seen.append(name)
+            return real(*args, **kwargs)
+
+        monkeypatch.setattr(owner, name, noted)
+
+    for owner, name in (
+        (optimizer, "zero_grad"), (run.accelerator, "no_sync"), (run, "backward"),
+        (run, "unscale"), (optimizer, "step"),
+    ):  # fmt: skip
+        note(owner, name)
+    accumulation_step(run, Batch(inputs, targets))
+    assert seen == ["zero_grad", "no_sync", "backward", "backward", "unscale", "step"]
+
+
+# --------------------------------------------------------------------------- two processes
+
+
+def on_two_processes():
+    """Runs in each process: fit with accumulation, and one gradient with all-reduces counted."""
+    import contextlib
+
+    import torch.distributed as dist
+    import torch.nn.functional as F
+    from accelerate import Accelerator
+    from test_gradient_accumulation import fitted, gradient, problem
+    from torch.nn.parallel import DistributedDataParallel
+
+    from dlcourse.gradient_accumulation import (
+        GradientAccumulator,
+        accumulate_gradients,
+        accumulation_step,
+    )
+
+    accelerator = Accelerator(cpu=True)
+    assert accelerator.num_processes == 2
+    loss, found = fitted(accumulation_step, 3, cpu=True)
+    result = {"loss": loss, "weights": found.tolist()}
+
+    mine = (slice(0, 5), slice(5, 8))[accelerator.process_index]
+    model, inputs, targets = problem(5, 8)
+    counted = []
+
+    def hook(state, bucket):
+        counted.append(1)
+        work = dist.all_reduce(bucket.buffer().div_(2), async_op=True).get_future()
+        return work.then(lambda done: done.value()[0])
+
+    parallel = DistributedDataParallel(model)
+    parallel.register_comm_hook(None, hook)
+    for name, no_sync in (("quiet", None), ("chatty", contextlib.nullcontext)):
+        counted.clear()
+        model.zero_grad()
+        x, y = inputs[mine], targets[mine]
+        accumulate_gradients(parallel, F.cross_entropy, x, y, 3, total=8 / 2, no_sync=no_sync)
+        result[name] = {"gradient": gradient(model).tolist(), "all_reduces": len(counted)}
+    counted.clear()
+    model.zero_grad()
+    accumulator = GradientAccumulator(parallel, F.cross_entropy)
+    x, y = inputs[mine], targets[mine]
+    accumulator.add(x[:2], y[:2])
+    accumulator.add(x[2:], y[2:], last=True)
+    accumulator.finish()
+    result["stream"] = {"gradient": gradient(model).tolist(), "all_reduces": len(counted)}
+    return result
+
+
+def test_two_processes_equal_one():
+    results = launch(on_two_processes, processes=2, timeout=120)
+    want_loss, want = fitted(train_step, 1)
+    full, _ = full_gradient(*problem(5, 8))
+    for result in results:
+        assert result["loss"] == pytest.approx(want_loss, abs=1e-5)
+        torch.testing.assert_close(torch.tensor(result["weights"]), want, rtol=1e-4, atol=1e-5)
+        for name in ("quiet", "stream"):
+            found = torch.tensor(result[name]["gradient"], dtype=torch.float64)
+            torch.testing.assert_close(found, full, rtol=1e-11, atol=1e-13)
+        assert result["quiet"]["all_reduces"] == 1
+        assert result["stream"]["all_reduces"] == 1
+        assert result["chatty"]["all_reduces"] == 3
+
+
+# --------------------------------------------------------------------------- stale gradients
+
+
+def test_no_delay_is_sgd_to_the_bit():
+    paths = []
+    for kind in (DelayedSGD, torch.optim.SGD):
+        model, inputs, targets = problem(6, 20)
+        model, inputs = model.float(), inputs.float()
+        optimizer = kind(model.parameters(), lr=0.3)
+        for x, y in zip(inputs.split(4), targets.split(4), strict=True):
+            optimizer.zero_grad()
+            F.cross_entropy(model(x), y).backward()
+            optimizer.step()
+        paths.append(weights(model))
+    assert torch.equal(*paths)
+
+
+def descend(lr, delay, steps, curvature=1.0):
+    weight = torch.ones((), dtype=torch.float64, requires_grad=True)
+    optimizer = DelayedSGD([weight], lr=lr, delay=delay)
+    path = [1.0]
+    for _ in range(steps):
+        optimizer.zero_grad()
+        (curvature * weight**2 / 2).backward()
+        optimizer.step()
+        path.append(weight.item())
+    return torch.tensor(path, dtype=torch.float64)
+
+
+def test_delay_by_hand():
+    assert descend(0.5, 2, 4).tolist() == [1.0, 1.0, 1.0, 0.5, 0.0]
+
+
+@pytest.mark.parametrize("curvature", [1.0, 4.0])
+@pytest.mark.parametrize("delay", [0, 1, 2, 5])
+def test_critical_learning_rate(delay, curvature):
+    limit = critical_learning_rate(delay, curvature)
+    below = descend(0.98 * limit, delay, 600, curvature).abs()
+    above = descend(1.02 * limit, delay, 600, curvature).abs()
+    assert below[-20:].max() < 0.5 * below[200:220].max()
+    assert above[-20:].max() > 2 * above[200:220].max()
+
+
+def test_critical_learning_rate_is_where_the_largest_root_has_size_one():
+    import numpy as np
+
+    for delay in range(17):
+        limit = critical_learning_rate(delay)
+        for factor, low, high in ((0.999, 0.9, 1.0), (1.001, 1.0, 1.1)):
+            polynomial = np.zeros(delay + 2)
+            polynomial[0], polynomial[1] = 1.0, -1.0
+            polynomial[-1] += factor * limit
+            assert low < np.abs(np.roots(polynomial)).max() < high
+    assert critical_learning_rate(0) == 2.0
+    assert critical_learning_rate(1) == pytest.approx(1.0)
+
+
+def test_delayed_sgd_resumes_to_the_bit(tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    data = torch.randn(40, 1, 4, 4, generator=generator), torch.randint(0, 3, (40,))
+    paths = []
+    for stop in (None, 5):
+        model = MLP(16, 3, width=8, seed=1)
+        settings = dict(batch_size=8, checkpoint=tmp_path / f"{stop}.pt")
+        if stop:
+            optimizer = DelayedSGD(model.parameters(), lr=0.1, delay=3)
+            fit(model, data, optimizer, steps=stop, **settings)
+            model = MLP(16, 3, width=8, seed=2)
+        optimizer = DelayedSGD(model.parameters(), lr=0.1, delay=3)
+        fit(model, data, optimizer, steps=12, resume=True, **settings)
+        paths.append(weights(model))
+    assert torch.equal(*paths)
+
+
+def test_delayed_sgd_closure_and_missing_gradients():
+    weight = torch.ones((), requires_grad=True)
+    idle = torch.ones((), requires_grad=True)
+    optimizer = DelayedSGD([weight, idle], lr=0.5)
+
+    def closure():
+        optimizer.zero_grad()
+        loss = weight**2
+        loss.backward()
+        return loss
+
+    assert optimizer.step(closure).item() == 1.0
+    assert weight.item() == 0.0 and idle.item() == 1.0
+
+
+def test_delayed_sgd_errors():
+    weight = torch.ones((), requires_grad=True)
+    for lr in (0.0, -1.0, math.nan, math.inf):
+        with pytest.raises(ValueError, match="above 0"):
+            DelayedSGD([weight], lr=lr)
+    for delay in (-1, 1.5, True):
+        with pytest.raises(ValueError, match="whole number of steps"):
+            DelayedSGD([weight], delay=delay)
+        with pytest.raises(ValueError, match="whole number of steps"):
+            critical_learning_rate(delay)
+    with pytest.raises(ValueError, match="above 0"):
+        critical_learning_rate(1, curvature=0.0)
+
+
+# --------------------------------------------------------------------------- memory
+
+
+def test_saved_bytes_of_one_layer():
+    layer = nn.Linear(6, 3)
+    x = torch.randn(10, 6)
+    with SavedBytes(layer) as saved:
+        loss = layer(x).sum()
+        assert saved.live == 10 * 6 * 4  # the layer keeps its input, and its weight is its own
+        loss.backward()
+        del loss
+    assert saved.live == 0 and saved.peak == 10 * 6 * 4
+
+
+def test_a_tensor_kept_twice_counts_once():
+    x = torch.randn(5, requires_grad=True)
+    with SavedBytes(nn.Identity()) as saved:
+        loss = (x * x).sum()
+        assert saved.live == 5 * 4
+        loss.backward()
+        del loss
+    assert saved.live == 0
+
+
+def test_accumulation_keeps_one_micro_batch():
+    model, inputs, targets = problem(0, 64)
+    peaks = {}
+    for pieces in (1, 4, 16):
+        with SavedBytes(model, inputs, targets) as saved:
+            accumulate_gradients(model, F.cross_entropy, inputs, targets, pieces)
+        assert saved.live == 0
+        peaks[pieces] = saved.peak
+    x, y = inputs[:4].clone(), targets[:4].clone()
+    with SavedBytes(model, x, y) as alone:
+        accumulate_gradients(model, F.cross_entropy, x, y)
+    assert peaks[1] > peaks[4] > peaks[16] == alone.peak
