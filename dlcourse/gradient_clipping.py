@@ -58,8 +58,9 @@ def clip_grad_norm_(
     """Scale all gradients by one factor, so that their joint norm is at most `max_norm` >= 0.
 
     Returns the norm before clipping, a scalar. Parameters without a gradient are left out.
-    A norm that is NaN makes every gradient NaN; with `error_if_nonfinite` it raises RuntimeError
-    and leaves them as they were. Raises ValueError for a `max_norm` that is negative or NaN.
+    A norm that is NaN makes every gradient NaN, an infinite one makes finite entries 0; with
+    `error_if_nonfinite` both raise RuntimeError and leave the gradients as they were. Raises
+    ValueError for a `max_norm` that is negative or NaN.
     Source: Pascanu, Mikolov & Bengio (2013), algorithm 1; the factor max_norm / (norm + 1e-6) is
     torch's. Invariants: the direction stays; a gradient below the bound does not change.
     """
@@ -115,7 +116,8 @@ def clipping_step(max_norm: float, skip_nonfinite: bool = False) -> Callable:
         run.unscale()  # float16 only: the norm is that of the true gradient
         norm = clip_grad_norm_(run.model.parameters(), max_norm)
         run.log("grad_norm", norm)
-        if not skip_nonfinite or norm.isfinite():
+        scaled = run.accelerator.scaler is not None  # a scaler skips by itself, and must see it
+        if scaled or not skip_nonfinite or norm.isfinite():
             run.optimizer.step()
         return loss
 
@@ -218,23 +220,32 @@ def _check_clip(answer: Callable) -> None:
     got = answer([grad.clone() for grad in small], 1.0)
     expect(got is not None, "Return the list of clipped gradients.")
     expect(
+        [grad.shape for grad in got] == [grad.shape for grad in small],
+        "Return tensors of the shapes that came in.",
+    )
+    expect(
         all(torch.allclose(a, b) for a, b in zip(got, small, strict=True)),
         "This gradient is shorter than the bound and must stay as it is: clip, do not normalise.",
     )
-    large = [torch.tensor([3.0, 0.0]), torch.tensor([[-4.0]])]  # norm 5
-    got = answer([grad.clone() for grad in large], 1.0)
-    values = torch.cat([grad.ravel() for grad in got])
-    expect(
-        values[-1].abs() < 3.9,
-        "The entry -4 is still there: the bound holds on both sides of zero.",
+    together = (
+        "became {}, which points elsewhere: bound one norm over all the tensors together, not "
+        "each tensor or entry by itself."
     )
-    expect(
-        not torch.allclose(values, torch.tensor([1.0, 0.0, -1.0]), atol=1e-3),
-        "(3, 0, -4) became (1, 0, -1), which points elsewhere: bound one norm over all the "
-        "tensors together, not each tensor or entry by itself.",
-    )
-    wanted = torch.tensor([0.6, 0.0, -0.8])
-    expect(torch.allclose(values, wanted, atol=1e-4), f"(3, 0, -4) has norm 5: wanted {wanted}.")
+    for first, second, bound in (((3.0, 0.0), -4.0, 2.0), ((0.9, 0.0), -1.2, 1.25)):
+        given = torch.tensor([*first, second])
+        got = answer([torch.tensor(first), torch.tensor([[second]])], bound)
+        values = torch.cat([grad.ravel() for grad in got])
+        expect(
+            values[-1] > second or bound < 2,
+            f"The entry {second:g} is still there: the bound holds on both sides of zero.",
+        )
+        cosine = torch.nn.functional.cosine_similarity(values, given, dim=0)
+        expect(bool(cosine > 0.9999), f"{given.tolist()} {together.format(values.tolist())}")
+        expect(
+            torch.allclose(values, given * (bound / given.norm()), atol=1e-4),
+            f"{given.tolist()} has norm {given.norm():g}, the bound is {bound:g}, and the result "
+            f"has norm {values.norm():g}.",
+        )
 
 
 def _solve_clip(grads, max_norm):
@@ -245,6 +256,15 @@ def _solve_clip(grads, max_norm):
 
 def _clip_each_tensor(grads, max_norm):
     return [_solve_clip([grad], max_norm)[0] for grad in grads]
+
+
+def _clip_where_one_is_long(grads, max_norm):
+    return _solve_clip(grads, max_norm) if max(g.norm() for g in grads) > max_norm else grads
+
+
+def _rescale_to_one(grads, max_norm):
+    total = torch.cat([grad.ravel() for grad in grads]).norm()
+    return [grad / total if total > max_norm else grad for grad in grads]
 
 
 def _clip_values(grads, max_norm):
@@ -260,30 +280,40 @@ def _normalise(grads, max_norm):
     return [grad * max_norm / total for grad in grads]
 
 
-def _try_scaled_step(answer: Callable, inputs: Tensor) -> Tensor:
-    """Return the update that one call of `answer` makes on a line through the origin."""
+def _check_scaled(answer: Callable) -> None:
     weight = nn.Parameter(torch.tensor([1.0, 2.0]))
     optimizer = torch.optim.SGD([weight], lr=1.0)
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
-    answer(lambda: (weight * inputs).sum(), [weight], optimizer, scaler, 1.0)
-    return weight.detach() - torch.tensor([1.0, 2.0])
 
+    def update(*row: float) -> Tensor:
+        before, values = weight.detach().clone(), torch.tensor(row)
+        answer(lambda: (weight * values).sum(), [weight], optimizer, scaler, 2.0)
+        return weight.detach() - before
 
-def _check_scaled(answer: Callable) -> None:
-    update = _try_scaled_step(answer, torch.tensor([3.0, 4.0]))
+    first = update(3.0, 4.0)
     expect(
-        update.norm() > 0.01,
+        first.norm() > 0.01,
         "The update is about a thousandth of what it should be: you clipped the scaled gradient, "
         "and the scale was divided out afterwards. Unscale first.",
     )
-    expect(update.norm() < 1.01, "The update is longer than max_norm: the gradient is not clipped.")
-    wanted = torch.tensor([-0.6, -0.8])
-    expect(torch.allclose(update, wanted, atol=1e-4), f"The update is {update}, wanted {wanted}.")
-    update = _try_scaled_step(answer, torch.tensor([math.inf, 1.0]))
+    expect(first.norm() < 2.01, "The update is longer than max_norm: the gradient is not clipped.")
+    wanted = torch.tensor([-1.2, -1.6])
+    expect(torch.allclose(first, wanted, atol=1e-4), f"The update is {first}, wanted {wanted}.")
     expect(
-        bool((update == 0).all()),
+        torch.allclose(update(0.3, 0.4), torch.tensor([-0.3, -0.4]), atol=1e-4),
+        "A second, short gradient gave a wrong update: empty the old gradients first, and leave a "
+        "short gradient alone.",
+    )
+    scale = scaler.get_scale()
+    expect(
+        bool((update(math.inf, 1.0) == 0).all()),
         "An infinite gradient reached the weights: let the scaler take the step, so that it can "
         "skip it.",
+    )
+    expect(
+        scaler.get_scale() < scale,
+        "After an infinite gradient the scale must fall: scale the loss, and end with "
+        "scaler.update().",
     )
 
 
@@ -313,6 +343,22 @@ def _step_without_scaler(loss_fn, parameters, optimizer, scaler, max_norm):
     scaler.update()
 
 
+def _forget_update(loss_fn, parameters, optimizer, scaler, max_norm):
+    optimizer.zero_grad()
+    scaler.scale(loss_fn()).backward()
+    torch.nn.utils.clip_grad_norm_(parameters, max_norm * scaler.get_scale())
+    scaler.step(optimizer)
+    scaler._per_optimizer_states.clear()  # else the next call stops with torch's own error
+
+
+def _forget_zero_grad(loss_fn, parameters, optimizer, scaler, max_norm):
+    scaler.scale(loss_fn()).backward()
+    scaler.unscale_(optimizer)
+    torch.nn.utils.clip_grad_norm_(parameters, max_norm)
+    scaler.step(optimizer)
+    scaler.update()
+
+
 def _never_clip(loss_fn, parameters, optimizer, scaler, max_norm):
     optimizer.zero_grad()
     scaler.scale(loss_fn()).backward()
@@ -323,18 +369,28 @@ def _never_clip(loss_fn, parameters, optimizer, scaler, max_norm):
 def _check_accumulated(answer: Callable) -> None:
     weight = nn.Parameter(torch.zeros(2))
     optimizer = torch.optim.SGD([weight], lr=1.0)
-    rows = [torch.tensor([8.0, 0.0]), torch.tensor([0.0, 0.6])]  # mean gradient (4, 0.3)
-    answer([lambda row=row: (weight * row).sum() for row in rows], [weight], optimizer, 1.0)
-    update = -weight.detach()
-    each = torch.tensor([0.5, 0.3])  # (1, 0) and (0, 0.6), each clipped alone, then averaged
+
+    def update(*rows: list[float]) -> Tensor:
+        before = weight.detach().clone()
+        losses = [lambda row=row: (weight * torch.tensor(row)).sum() for row in rows]
+        answer(losses, [weight], optimizer, 2.0)
+        return before - weight.detach()
+
+    first, mean = update([8.0, 0.0], [0.0, 0.6]), torch.tensor([4.0, 0.3])
     expect(
-        not torch.allclose(update, each, atol=1e-3) and not torch.allclose(update, 2 * each),
-        "You clipped each micro-batch. The rare large one then counts no more than the others: "
-        "clip once, after the last.",
+        bool(torch.nn.functional.cosine_similarity(first, mean, dim=0) > 0.9999),
+        "You clipped each micro-batch, or the sum so far. The rare large one then counts no more "
+        "than the others: clip once, after the last.",
     )
-    expect(update.norm() < 1.01, "The update is longer than max_norm: clip before the step.")
-    wanted = torch.tensor([4.0, 0.3]) / torch.tensor([4.0, 0.3]).norm()
-    expect(torch.allclose(update, wanted, atol=1e-3), f"The update is {update}, wanted {wanted}.")
+    expect(first.norm() < 2.01, "The update is longer than max_norm: clip before the step.")
+    wanted = 2 * mean / mean.norm()
+    expect(torch.allclose(first, wanted, atol=1e-3), f"The update is {first}, wanted {wanted}.")
+    second = update([0.3, 0.0], [0.0, 0.6], [0.3, 0.6])
+    expect(
+        torch.allclose(second, torch.tensor([0.2, 0.4]), atol=1e-4),
+        f"Three micro-batches with the mean gradient (0.2, 0.4) gave {second}: divide each loss by "
+        "their number, and empty the old gradients first.",
+    )
 
 
 def _solve_accumulated(losses, parameters, optimizer, max_norm):
@@ -358,6 +414,22 @@ def _clip_each_micro_batch(losses, parameters, optimizer, max_norm):
     optimizer.step()
 
 
+def _clip_the_sum_so_far(losses, parameters, optimizer, max_norm):
+    optimizer.zero_grad()
+    for loss in losses:
+        (loss() / len(losses)).backward()
+        torch.nn.utils.clip_grad_norm_(parameters, max_norm)
+    optimizer.step()
+
+
+def _sum_without_division(losses, parameters, optimizer, max_norm):
+    optimizer.zero_grad()
+    for loss in losses:
+        loss().backward()
+    torch.nn.utils.clip_grad_norm_(parameters, max_norm)
+    optimizer.step()
+
+
 def _clip_after_step(losses, parameters, optimizer, max_norm):
     optimizer.zero_grad()
     for loss in losses:
@@ -375,6 +447,8 @@ EXERCISES = (
             "clip per tensor": Wrong(_clip_each_tensor, "over all the tensors together"),
             "clip per entry": Wrong(_clip_values, "over all the tensors together"),
             "clip above only": Wrong(_clip_above, "both sides"),
+            "look at single tensors": Wrong(_clip_where_one_is_long, "has norm 1.5"),
+            "always to length 1": Wrong(_rescale_to_one, "has norm 1."),
             "always rescale": Wrong(_normalise, "do not normalise"),
         },
     ),
@@ -387,6 +461,8 @@ EXERCISES = (
             "clip scaled gradients": Wrong(_clip_scaled, "Unscale first"),
             "step past the scaler": Wrong(_step_without_scaler, "let the scaler take the step"),
             "no clipping": Wrong(_never_clip, "not clipped"),
+            "old gradients stay": Wrong(_forget_zero_grad, "empty the old gradients"),
+            "no update of the scale": Wrong(_forget_update, "the scale must fall"),
         },
     ),
     Exercise(
@@ -396,6 +472,8 @@ EXERCISES = (
         _solve_accumulated,
         {
             "clip each micro-batch": Wrong(_clip_each_micro_batch, "clip once"),
+            "clip the sum so far": Wrong(_clip_the_sum_so_far, "clip once"),
+            "the sum, not the mean": Wrong(_sum_without_division, "divide each loss"),
             "clip after the step": Wrong(_clip_after_step, "before the step"),
         },
     ),

@@ -258,6 +258,34 @@ def test_steps_that_are_not_finite_may_be_skipped():
     assert all(p.isnan().all() for p in model.parameters())
 
 
+def test_a_loss_scale_falls_although_steps_are_skipped():
+    class Scaled:  # what Accelerate does in float16, on the CPU
+        scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+
+        def backward(self, loss):
+            self.scaler.scale(loss).backward()
+
+        def unscale_gradients(self):
+            self.scaler.unscale_(optimizer)
+
+    class Wrapped:
+        zero_grad = staticmethod(lambda: optimizer.zero_grad())
+
+        @staticmethod
+        def step():
+            Scaled.scaler.step(optimizer)
+            Scaled.scaler.update()
+
+    model = MLP(16, 3, width=8, seed=1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    run, step = Run(model, Wrapped(), F.cross_entropy, Scaled()), gc.clipping_step(1.0, True)
+    before = model.head.weight.detach().clone()
+    step(run, Batch(torch.full((2, 1, 4, 4), math.nan), Y[:2]))
+    assert torch.equal(model.head.weight, before) and Scaled.scaler.get_scale() == 4.0
+    step(run, Batch(X[:2], Y[:2]))
+    assert not torch.equal(model.head.weight, before)
+
+
 def clipped_run():
     import torch
 

@@ -13,9 +13,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image, ImageOps
-from sklearn.datasets import load_digits
 from torch import Tensor
-from torchvision import datasets as published
 
 NAMES = ("digits", "mnist", "fashion_mnist", "cifar10", "folder")
 PUBLISHED = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST", "cifar10": "CIFAR10"}
@@ -184,6 +182,8 @@ def digits_blocks() -> Tensor:
 
 
 def _load_digits() -> tuple[Split, tuple[str, ...]]:
+    from sklearn.datasets import load_digits  # here, as the import takes a second
+
     digits = load_digits()
     images = torch.from_numpy(digits.images).float().unsqueeze(1) / 16  # stored as 0 to 16
     labels = torch.from_numpy(digits.target).long()
@@ -196,6 +196,8 @@ def _load_published(name: str, root: Path, download: bool) -> tuple[Split, Split
     where = "" if root == Path("data") else f", root={root.resolve().as_posix()!r}"
     code = f"from dlcourse.lab.datasets import load; load({name!r}{where}, download=True)"
     command = f'python -c "{code}"'
+    from torchvision import datasets as published  # here: two seconds that digits need not wait
+
     kind = getattr(published, PUBLISHED[name])
     try:
         sets = [kind(root, train=train, download=download) for train in (True, False)]
