@@ -32,7 +32,7 @@ NEEDED = {
     "scipy": "1.13",
     "tqdm": "4.66",
 }
-NOTEBOOKS = {"jupyterlab": "4.2", "ipywidgets": "8.1", "nbval": "0.11"}
+NOTEBOOKS = {"jupyterlab": "4.2", "ipywidgets": "8.1", "nbval": "0.11", "optuna": "4.5"}
 OLDEST = {**NEEDED, **NOTEBOOKS}
 IMPORTED_AS = {"scikit-learn": "sklearn"}
 LITTLE_MEMORY = 1.0  # GB; one chapter's kernel takes about 0.8 once torch and its kin are imported

@@ -1,0 +1,537 @@
+"""Data splitting: the same rows and the same errors as scikit-learn, and every leak is found."""
+
+import itertools
+import math
+import warnings
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import binomtest
+from sklearn.base import BaseEstimator
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import (
+    GridSearchCV,
+    GroupKFold,
+    GroupShuffleSplit,
+    KFold,
+    ShuffleSplit,
+    StratifiedKFold,
+    StratifiedShuffleSplit,
+    TimeSeriesSplit,
+    train_test_split,
+)
+from sklearn.model_selection import cross_val_score as their_cross_val_score
+from sklearn.neighbors import KNeighborsClassifier
+
+from dlcourse.data_splitting import (
+    EXERCISES,
+    Leak,
+    NestedScores,
+    check_leakage,
+    corrected_standard_error,
+    cross_val_score,
+    group_kfold_indices,
+    hold_out_split,
+    kfold_indices,
+    nested_cross_val_score,
+    stratified_kfold_indices,
+    time_series_split,
+    train_val_test_split,
+    wilson_interval,
+)
+
+
+def outcome(make):
+    """Return the row numbers that `make()` gives, or "error"."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return [[part.tolist() for part in fold] for fold in make()]
+    except (ValueError, TypeError):
+        return "error"
+
+
+def split_by(splitter, settings, *data):
+    return list(splitter(**settings).split(*data))
+
+
+def same(ours, theirs):
+    mine, other = outcome(ours), outcome(theirs)
+    assert mine == other
+    return other != "error"
+
+
+def random_labels(rng, n):
+    return rng.choice(["cat", "dog", "ant", "bee"][: rng.randint(1, 5)], n)
+
+
+def random_groups(rng, n):
+    return rng.randint(0, rng.randint(1, 9), n) * 7 - 3
+
+
+def some_of_both(worked):
+    """A comparison that only ever worked, or only ever failed, compared one half."""
+    assert any(worked) and not all(worked)
+
+
+# --------------------------------------------------------------------------- folds
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_kfold_is_that_of_scikit_learn(shuffle):
+    worked = []
+    for n, k, seed in itertools.product((1, 2, 3, 7, 20, 101), (0, 1, 2, 3, 5, 7), (0, 1)):
+        settings = {"n_splits": k} | ({"shuffle": True, "random_state": seed} if shuffle else {})
+        worked.append(
+            same(
+                partial(kfold_indices, n, k, shuffle=shuffle, seed=seed),
+                partial(split_by, KFold, settings, np.zeros(n)),
+            )
+        )
+    some_of_both(worked)
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_stratified_kfold_is_that_of_scikit_learn(shuffle):
+    worked = []
+    for seed in range(120):
+        rng = np.random.RandomState(seed)
+        n, k = rng.randint(1, 40), rng.randint(1, 8)
+        labels = random_labels(rng, n)
+        settings = {"n_splits": k} | ({"shuffle": True, "random_state": seed} if shuffle else {})
+        worked.append(
+            same(
+                partial(stratified_kfold_indices, labels, k, shuffle=shuffle, seed=seed),
+                partial(split_by, StratifiedKFold, settings, labels, labels),
+            )
+        )
+    some_of_both(worked)
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_group_kfold_is_that_of_scikit_learn(shuffle):
+    worked = []
+    for seed in range(120):
+        rng = np.random.RandomState(seed)
+        n, k = rng.randint(1, 40), rng.randint(1, 8)
+        groups = random_groups(rng, n)
+        settings = {"n_splits": k} | ({"shuffle": True, "random_state": seed} if shuffle else {})
+        worked.append(
+            same(
+                partial(group_kfold_indices, groups, k, shuffle=shuffle, seed=seed),
+                partial(split_by, GroupKFold, settings, groups, None, groups),
+            )
+        )
+    some_of_both(worked)
+
+
+def test_time_series_split_is_that_of_scikit_learn():
+    worked = []
+    for n, k, gap, size, most in itertools.product(
+        (1, 3, 6, 20, 41), (1, 2, 5), (0, 1, 4), (None, 1, 3, 9), (None, 1, 7)
+    ):
+        settings = {"gap": gap, "test_size": size, "max_train_size": most}
+        worked.append(
+            same(
+                partial(time_series_split, n, k, **settings),
+                partial(split_by, TimeSeriesSplit, {"n_splits": k} | settings, np.zeros(n)),
+            )
+        )
+    some_of_both(worked)
+
+
+def test_negative_gap_is_refused_where_scikit_learn_leaks():
+    train, held = next(TimeSeriesSplit(2, gap=-2).split(np.zeros(9)))
+    assert np.intersect1d(train, held).size
+    with pytest.raises(ValueError, match="gap"):
+        time_series_split(9, 2, gap=-2)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_invariants_of_folds(seed):
+    rng = np.random.RandomState(seed)
+    n, k = rng.randint(30, 90), rng.randint(2, 6)
+    labels, groups = rng.randint(0, 3, n), rng.randint(0, 12, n)
+    shuffle = bool(seed % 2)
+    by_class = stratified_kfold_indices(labels, k, shuffle=shuffle, seed=seed)
+    by_group = group_kfold_indices(groups, k, shuffle=shuffle, seed=seed)
+    for folds in (kfold_indices(n, k, shuffle=shuffle, seed=seed), by_class, by_group):
+        for train, held in folds:
+            assert sorted([*train, *held]) == list(range(n))
+            assert (np.diff(train) > 0).all() and (np.diff(held) > 0).all()
+        assert sorted(np.concatenate([held for _, held in folds])) == list(range(n))
+    for number in range(3):
+        counts = [(labels[held] == number).sum() for _, held in by_class]
+        assert max(counts) - min(counts) <= 1
+    for train, held in by_group:
+        assert not set(groups[train]) & set(groups[held])
+    if not shuffle:
+        sizes = [len(held) for _, held in by_group]
+        assert max(sizes) - min(sizes) <= np.bincount(groups).max()
+    for gap in (0, 3):
+        folds = time_series_split(n, k, gap=gap)
+        assert all(held.min() - train.max() == gap + 1 for train, held in folds)
+        assert (np.diff(np.concatenate([held for _, held in folds])) == 1).all()
+        assert folds[-1][1][-1] == n - 1
+
+
+def test_rare_class_warns_and_bad_labels_are_errors():
+    with pytest.warns(UserWarning, match="some folds lack it"):
+        stratified_kfold_indices([0] * 9 + [1] * 2, 3)
+    for labels in ([0.5, 0.1, 0.7, 0.2], [[0, 1], [1, 0]], [0.0, math.nan, 1.0, 0.0]):
+        with pytest.raises(ValueError):
+            stratified_kfold_indices(labels, 2)
+        with pytest.raises(ValueError):
+            next(StratifiedKFold(2).split(labels, labels))
+    with pytest.raises(ValueError, match="NaN"):
+        group_kfold_indices([0.0, math.nan, 1.0], 2)
+
+
+@pytest.mark.parametrize(
+    "call, words",
+    [
+        (lambda: kfold_indices(4, 5), "use fewer splits"),
+        (lambda: kfold_indices(4, 1), "at least 2"),
+        (lambda: kfold_indices(4, 2.0), "whole number"),
+        (lambda: kfold_indices(4, True), "whole number"),
+        (lambda: kfold_indices(4, 2, shuffle=True, seed=-1), "seed"),
+        (lambda: group_kfold_indices([1, 1, 2], 3), "only 2 groups"),
+        (lambda: group_kfold_indices([[1], [2]], 2), "one for each row"),
+        (lambda: time_series_split(10, 3, test_size=3, gap=1), "smaller gap"),
+        (lambda: time_series_split(10, 3, test_size=0), "test_size"),
+        (lambda: hold_out_split(10, 1.5), "share in"),
+        (lambda: hold_out_split(10, 0), "whole number of rows"),
+        (lambda: hold_out_split(10, True), "share in"),
+        (lambda: hold_out_split(10, 0.95), "smaller share"),
+        (lambda: hold_out_split(3, 0.5, labels=[0, 1, 1]), "single row"),
+        (lambda: hold_out_split(3, 0.5, labels=[0, 1]), "one for each row"),
+        (lambda: hold_out_split(6, 1, labels=[0, 0, 1, 1, 2, 2]), "row in both parts"),
+        (lambda: hold_out_split(4, 0.5, labels=[0] * 4, groups=[0] * 4), "not both"),
+        (lambda: train_val_test_split(10, 0.5, 0.5), "nothing is left"),
+        (lambda: nested_cross_val_score({}, None, None, outer=[], inner=None), "no candidates"),
+        (lambda: wilson_interval(5, 4), "correct"),
+        (lambda: wilson_interval(1, 4, 1.0), "level"),
+        (lambda: corrected_standard_error([1.0], 8, 2), "two scores"),
+    ],
+)
+def test_errors_say_what_to_do(call, words):
+    with pytest.raises(ValueError, match=words):
+        call()
+
+
+# --------------------------------------------------------------------------- hold-out
+
+
+def test_hold_out_is_that_of_scikit_learn():
+    worked = []
+    for seed in range(150):
+        rng = np.random.RandomState(seed)
+        n = rng.randint(2, 40)
+        size = [rng.uniform(0.02, 0.98), int(rng.randint(0, n + 2))][seed % 2]
+        labels, groups, x = random_labels(rng, n), random_groups(rng, n), np.zeros(n)
+        for ours, splitter, args in (
+            ({}, ShuffleSplit, (x,)),
+            ({"labels": labels}, StratifiedShuffleSplit, (x, labels)),
+            ({"groups": groups}, GroupShuffleSplit, (x, None, groups)),
+        ):
+            settings = {"n_splits": 1, "test_size": size, "random_state": seed}
+            worked.append(
+                same(
+                    lambda ours=ours, n=n, size=size, seed=seed: [
+                        hold_out_split(n, size, seed=seed, **ours)
+                    ],
+                    partial(split_by, splitter, settings, *args),
+                )
+            )
+    some_of_both(worked)
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_three_parts_are_train_test_split_twice(seed):
+    rng = np.random.RandomState(seed)
+    n = rng.randint(40, 90)
+    labels = rng.randint(0, 3, n)
+    for given in (None, labels):
+        rest, test = train_test_split(
+            np.arange(n), test_size=0.2, stratify=given, random_state=seed
+        )
+        train, val = train_test_split(
+            rest,
+            test_size=math.ceil(0.15 * n),
+            stratify=None if given is None else given[rest],
+            random_state=seed,
+        )
+        ours = train_val_test_split(n, 0.15, 0.2, labels=given, seed=seed)
+        for mine, theirs in zip(ours, (train, val, test), strict=True):
+            assert mine.tolist() == theirs.tolist()
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_invariants_of_three_parts(seed):
+    rng = np.random.RandomState(seed)
+    n, groups = 60, rng.permutation(np.arange(60) % 12)
+    labels = rng.randint(0, 3, n)
+    for given in ({}, {"labels": labels}, {"groups": groups}):
+        parts = train_val_test_split(n, 0.15, 0.2, seed=seed, **given)
+        assert sorted(np.concatenate(parts)) == list(range(n))
+        other = train_val_test_split(n, 0.3, 0.2, seed=seed, **given)
+        assert other[2].tolist() == parts[2].tolist()
+        if "groups" in given:
+            sets = [set(groups[part]) for part in parts]
+            assert not sets[0] & sets[1] and not sets[2] & (sets[0] | sets[1])
+            assert [len(s) for s in sets] == [7, 2, 3]
+    held = hold_out_split(n, 0.25, labels=labels, seed=seed)[1]
+    for number in range(3):
+        assert abs((labels[held] == number).sum() - 0.25 * (labels == number).sum()) < 1
+
+
+def test_seeds_differ_and_repeat():
+    first, again, other = (hold_out_split(50, 0.2, seed=s)[1].tolist() for s in (0, 0, 1))
+    assert first == again != other
+
+
+# --------------------------------------------------------------------------- scores
+
+
+def classification(seed, n=60, noise=1.5):
+    rng = np.random.RandomState(seed)
+    y = rng.randint(0, 2, n)
+    return y[:, None] * np.array([1.0, 0.5, 0.0]) + noise * rng.randn(n, 3), y
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_cross_val_score_is_that_of_scikit_learn(seed):
+    x, y = classification(seed)
+    folds = kfold_indices(len(x), 4, shuffle=True, seed=seed)
+    theirs = their_cross_val_score(LogisticRegression(), x, y, cv=folds)
+    np.testing.assert_array_equal(cross_val_score(LogisticRegression, x, y, folds), theirs)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_nested_is_grid_search_in_cross_val_score(seed):
+    x, y = classification(seed)
+    grid = [1, 3, 5, 9, 15]
+    found = nested_cross_val_score(
+        {str(k): lambda k=k: KNeighborsClassifier(k) for k in grid},
+        x,
+        y,
+        outer=kfold_indices(len(x), 4, shuffle=True, seed=seed),
+        inner=lambda rows: kfold_indices(len(rows), 3),
+    )
+    assert isinstance(found, NestedScores)
+    search = GridSearchCV(KNeighborsClassifier(), {"n_neighbors": grid}, cv=KFold(3))
+    outer = KFold(4, shuffle=True, random_state=seed)
+    np.testing.assert_array_equal(found.scores, their_cross_val_score(search, x, y, cv=outer))
+    for (train, _), name, score in zip(
+        outer.split(x), found.chosen, found.inner_scores, strict=True
+    ):
+        search.fit(x[train], y[train])
+        assert str(search.best_params_["n_neighbors"]) == name
+        assert search.best_score_ == pytest.approx(score, abs=1e-12)
+
+
+def test_nested_with_one_candidate_is_plain_cross_validation():
+    x, y = classification(0)
+    folds = kfold_indices(len(x), 5)
+    found = nested_cross_val_score(
+        {"only": LogisticRegression}, x, y, outer=folds, inner=lambda r: kfold_indices(len(r), 2)
+    )
+    plain = cross_val_score(LogisticRegression, x, y, folds)
+    np.testing.assert_array_equal(found.scores, plain)
+
+
+class Spy(BaseEstimator):
+    """Notes which rows it is fitted and scored on; column 0 is the row's number."""
+
+    log: list = []
+
+    def fit(self, x, y):
+        self.log.append(("fit", set(x[:, 0].tolist())))
+
+    def score(self, x, y):
+        self.log.append(("score", set(x[:, 0].tolist())))
+        return 0.5
+
+
+@pytest.mark.parametrize("tensor", [False, True])
+def test_outer_rows_are_kept_from_every_fit_and_choice(tensor):
+    x, y = np.arange(24.0)[:, None], np.arange(24)
+    if tensor:
+        x, y = torch.from_numpy(x), torch.from_numpy(y)
+    for number, (train, held) in enumerate(kfold_indices(24, 4, shuffle=True)):
+        Spy.log = []
+        seen = []
+        found = nested_cross_val_score(
+            {"a": Spy, "b": Spy}, x, y, outer=[(train, held)],
+            inner=lambda rows, seen=seen: seen.append(rows) or kfold_indices(len(rows), 3),
+        )  # fmt: skip
+        assert found.chosen == ["a"], number
+        assert [rows.tolist() for rows in seen] == [train.tolist()]
+        *before, last_fit, last_score = Spy.log
+        assert all(not rows & set(held.tolist()) for _, rows in before)
+        assert last_fit == ("fit", set(train.tolist()))
+        assert last_score == ("score", set(held.tolist()))
+
+
+def test_wilson_interval_is_that_of_scipy():
+    for total in (1, 2, 10, 269, 10_000):
+        for share in (0.0, 0.1, 0.5, 0.97, 1.0):
+            for level in (0.5, 0.95, 0.999):
+                correct = round(share * total)
+                low, high = wilson_interval(correct, total, level)
+                want = binomtest(correct, total).proportion_ci(level, method="wilson")
+                assert low == pytest.approx(want.low, abs=1e-12)
+                assert high == pytest.approx(want.high, abs=1e-12)
+                assert 0 <= low <= correct / total <= high <= 1
+    widths = [np.diff(wilson_interval(n // 2, n))[0] for n in (10, 100, 1000)]
+    assert widths[0] > widths[1] > widths[2]
+
+
+def test_corrected_standard_error():
+    scores = np.random.RandomState(0).rand(10)
+    usual = scores.std(ddof=1) / math.sqrt(10)
+    found = corrected_standard_error(scores, 80, 20)
+    assert found == pytest.approx(usual * math.sqrt(1 + 10 * 20 / 80), rel=1e-12)
+    many = corrected_standard_error(np.tile(scores, 1000), 80, 20)
+    assert many == pytest.approx(scores.std() * math.sqrt(0.25), rel=1e-3)
+
+
+# --------------------------------------------------------------------------- leakage
+
+
+def clean_data(seed, n=200, columns=12):
+    return np.random.RandomState(seed).randn(n, columns)
+
+
+def kinds(leaks):
+    return {leak.kind: leak.rows.tolist() for leak in leaks}
+
+
+@pytest.mark.parametrize("seed", range(25))
+def test_a_clean_split_has_no_leak(seed):
+    x = clean_data(seed)
+    train, test = np.arange(150), np.arange(150, 200)
+    facts = {"groups": np.arange(200) // 10, "times": np.arange(200.0), "gap": 0.5}
+    stats = {"mean": x[:150].mean(0), "std": x[:150].std(0, ddof=1), "max": x[:150].max()}
+    assert check_leakage(x, train, test, statistics=stats, **facts) == []
+    assert check_leakage(torch.from_numpy(x), torch.arange(150), test) == []
+
+
+@pytest.mark.parametrize("seed", range(25))
+def test_planted_leaks_are_found_and_nothing_else(seed):
+    rng, x = np.random.RandomState(seed), clean_data(seed)
+    order = rng.permutation(200)
+    train, test = order[:150], order[150:]
+    equal, close = test[:3], test[3:5]
+    x[equal] = x[train[:3]]
+    x[close] = x[train[3:5]] + 0.05 * rng.randn(2, 12)
+    with_shared = np.append(test, train[7:9])
+    groups = np.where(np.isin(np.arange(200), train), 0, 1)
+    groups[test[10:14]] = 0
+    times = np.where(np.isin(np.arange(200), train), 0.0, 5.0)
+    times[train[20]] = 4.5
+    found = check_leakage(x, train, with_shared, groups=None, times=None)
+    assert kinds(found) == {
+        "shared row": train[7:9].tolist(),
+        "duplicate": equal.tolist(),
+        "near-duplicate": close.tolist(),
+    }
+    assert kinds(check_leakage(x, train, test, groups=groups, near=0))["group"] == (
+        test[10:14].tolist()
+    )
+    assert all(isinstance(leak, Leak) for leak in found)
+    assert "time" not in kinds(check_leakage(x, train, test, times=times, gap=0.4))
+    late = next(
+        leak for leak in check_leakage(x, train, test, times=times, gap=0.6) if leak.kind == "time"
+    )
+    assert "first test row: 1" in str(late) and len(late.rows) == 50
+    shuffled = rng.permutation(150), rng.permutation(len(with_shared))
+    again = check_leakage(x, train[shuffled[0]], with_shared[shuffled[1]])
+    assert {k: sorted(v) for k, v in kinds(again).items()} == {
+        k: sorted(v) for k, v in kinds(found).items()
+    }
+
+
+def test_near_off_finds_exact_copies_only_and_minus_zero_is_zero():
+    x = clean_data(0)
+    x[0, 0], x[190] = 0.0, x[0]
+    x[190] = x[0]
+    x[190, 0] = -0.0
+    x[191] = x[1] + 1e-9
+    train, test = np.arange(150), np.arange(150, 200)
+    assert kinds(check_leakage(x, train, test, near=0)) == {"duplicate": [190]}
+    assert kinds(check_leakage(x, train, test)) == {"duplicate": [190], "near-duplicate": [191]}
+    assert kinds(check_leakage(np.ones((4, 2)), [0, 1], [2, 3])) == {"duplicate": [2, 3]}
+
+
+@pytest.mark.parametrize("name", ["mean", "std", "min", "max"])
+@pytest.mark.parametrize("seed", range(5))
+def test_statistics_fitted_outside(name, seed):
+    rng = np.random.RandomState(seed)
+    images = rng.rand(60, 3, 4, 4).astype(np.float32)
+    images[50:] = images[50:] * 1.5 - 0.2  # the test rows hold the smallest and largest values
+    train, test = np.arange(50), np.arange(50, 60)
+    for axis in ((0,), (0, 2, 3), (0, 1, 2, 3)):
+        for rows, words in (
+            (train, None),
+            (np.arange(60), "together|test rows"),
+            (test, "test rows"),
+            (train[:20], "not those of the training rows"),
+        ):
+            values = getattr(np, name)(images[rows], axis=axis)
+            found = check_leakage(images, train, test, statistics={name: values})
+            if words is None:
+                assert found == []
+            elif name in ("min", "max") and rows is not test and len(rows) == 20:
+                continue  # the extremes of a part may be those of the whole
+            else:
+                (leak,) = found
+                assert leak.kind == "statistics" and len(leak.rows) == 10
+                assert any(word in leak.message for word in words.split("|"))
+
+
+@pytest.mark.parametrize(
+    "kwargs, words",
+    [
+        ({"train": [0, 9]}, "outside 0 to 3"),
+        ({"train": [0.5]}, "row numbers"),
+        ({"train": []}, "row numbers"),
+        ({"near": 1.5}, "near"),
+        ({"groups": [1, 2]}, "one for each row"),
+        ({"times": [1.0, math.nan, 2.0, 3.0]}, "NaN"),
+        ({"times": [1, 2, 3, 4], "gap": -1}, "gap"),
+        ({"statistics": {"median": 0.0}}, "choose from mean"),
+        ({"statistics": {"mean": np.zeros(5)}}, "one value for each column"),
+    ],
+)
+def test_bad_questions_are_refused(kwargs, words):
+    given = {"train": [0, 1], "test": [2, 3]} | kwargs
+    with pytest.raises(ValueError, match=words):
+        check_leakage(clean_data(0, 4, 2), **given)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_each_splitter_passes_the_check_of_its_kind(seed):
+    rng, x = np.random.RandomState(seed), clean_data(seed)
+    groups = rng.randint(0, 14, 200)
+    for train, held in group_kfold_indices(groups, 5):
+        assert check_leakage(x, train, held, groups=groups) == []
+    for train, held in kfold_indices(200, 5, shuffle=True, seed=seed):
+        assert "group" in kinds(check_leakage(x, train, held, groups=groups))
+    for gap in (0, 6):
+        for train, held in time_series_split(200, 5, gap=gap):
+            assert check_leakage(x, train, held, times=np.arange(200), gap=gap) == []
+            late = check_leakage(x, train, held, times=np.arange(200), gap=gap + 1)
+            assert list(kinds(late)) == ["time"]
+
+
+def test_exercises_refuse_half_right_answers():
+    scaler, blocks, report = EXERCISES
+    assert "list of the folds" in scaler.hint_for(
+        lambda *given: [s + 1 for s in scaler.solve(*given)]
+    )
+    assert "Fit a scaler in each fold" in scaler.hint_for(lambda *given: [0.0] * 3)
+    assert "exactly one fold" in blocks.hint_for(lambda g, k: blocks.solve(g, k)[:1] * k)
+    assert "validation alone" in report.hint_for(lambda v, t: -1.0)

@@ -1,0 +1,347 @@
+"""Hyper-parameter tuning: equal to scipy, scikit-learn and Optuna, edge cases, invariants."""
+
+import math
+import warnings
+
+import numpy as np
+import pytest
+from scipy import stats
+from sklearn.gaussian_process import GaussianProcessRegressor
+from sklearn.gaussian_process.kernels import ConstantKernel, Matern
+from sklearn.model_selection import ParameterGrid
+
+from dlcourse import hyperparameter_tuning as ht
+from dlcourse.hyperparameter_tuning import GaussianProcess, Search, loguniform, uniform
+
+PLANE = {"x": uniform(-5, 10), "y": uniform(0, 15)}
+LOWEST = 0.39788735772973816
+
+
+def branin(config):
+    x, y = config["x"], config["y"]
+    valley = (y - 5.1 / (4 * math.pi**2) * x**2 + 5 / math.pi * x - 6) ** 2
+    return valley + 10 * (1 - 1 / (8 * math.pi)) * math.cos(x) + 10
+
+
+def test_branin_has_the_known_minima():
+    for x, y in ((-math.pi, 12.275), (math.pi, 2.275), (3 * math.pi, 2.475)):
+        assert branin({"x": x, "y": y}) == pytest.approx(LOWEST, abs=1e-9)
+
+
+# --- spaces ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("low, high", [(1e-5, 1.0), (0.3, 0.4), (1e-12, 1e12)])
+def test_loguniform_is_scipys(low, high):
+    rng, ours = np.random.default_rng(0), loguniform(low, high)
+    draws = np.array([ours.draw(rng) for _ in range(2000)])
+    assert (draws >= low).all() and (draws <= high).all()
+    assert stats.kstest(draws, stats.loguniform(low, high).cdf).pvalue > 0.01
+    shares = np.linspace(0, 1, 101)
+    expected = stats.loguniform(low, high).ppf(shares)
+    np.testing.assert_allclose([ours.at(share) for share in shares], expected, rtol=1e-9)
+
+
+def test_uniform_is_scipys():
+    rng, ours = np.random.default_rng(0), uniform(-2, 5)
+    draws = np.array([ours.draw(rng) for _ in range(2000)])
+    assert stats.kstest(draws, stats.uniform(-2, 7).cdf).pvalue > 0.01
+
+
+def test_each_decade_gets_the_same_share():
+    rng, ours = np.random.default_rng(0), loguniform(1e-4, 1)
+    decades = np.floor(np.log10([ours.draw(rng) for _ in range(8000)]))
+    counts = np.array([(decades == d).sum() for d in (-4, -3, -2, -1)])
+    assert counts.sum() == 8000 and (abs(counts - 2000) < 200).all()
+
+
+@pytest.mark.parametrize("values", [uniform(-3, 8), loguniform(1e-6, 10), loguniform(0.5, 0.6)])
+def test_at_and_share_are_inverse_and_stay_inside(values):
+    for share in np.random.default_rng(0).random(200):
+        assert values.share(values.at(share)) == pytest.approx(share, abs=1e-9)
+    assert isinstance(values, ht.Range)
+    assert values.at(0) == values.low and values.at(1) == values.high
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: uniform(1, 1),
+        lambda: uniform(2, 1),
+        lambda: uniform(0, math.inf),
+        lambda: uniform(math.nan, 1),
+        lambda: loguniform(0, 1),
+        lambda: loguniform(-1, 1),
+        lambda: ht.draw_config({}, np.random.default_rng(0)),
+        lambda: ht.draw_config({"a": []}, np.random.default_rng(0)),
+        lambda: ht.draw_config({"a": "relu"}, np.random.default_rng(0)),
+        lambda: ht.grid_points({"a": uniform(0, 1)}),
+        lambda: ht.random_search(branin, PLANE, 0),
+        lambda: ht.bayesian_search(branin, PLANE, 0),
+        lambda: ht.bayesian_search(branin, PLANE, 5, initial=0),
+        lambda: ht.bayesian_search(branin, {"x": [1, 2], "y": uniform(0, 1)}, 6),
+        lambda: ht.successive_halving(lambda c, b: 0.0, []),
+        lambda: ht.successive_halving(lambda c, b: 0.0, [{}], factor=1),
+        lambda: ht.successive_halving(lambda c, b: 0.0, [{}], budget=0),
+    ],
+)
+def test_bad_input_is_refused_with_advice(make):
+    with pytest.raises(ValueError, match="give|use|name|needs"):
+        make()
+
+
+# --- grid and random ------------------------------------------------------------------------------
+
+
+def test_grid_points_are_sklearns():
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        names = rng.permutation(list("abcde"))[: rng.integers(1, 5)]
+        space = {str(n): rng.integers(0, 9, rng.integers(1, 5)).tolist() for n in names}
+        assert ht.grid_points(space) == list(ParameterGrid(space))
+
+
+def test_grid_search_finds_the_best_of_its_points():
+    space = {"x": [-5.0, 3.0, 10.0], "y": [0.0, 2.0, 15.0]}
+    search = ht.grid_search(branin, space)
+    assert len(search.scores) == 9
+    assert search.best_config == {"x": 3.0, "y": 2.0}
+    assert search.best_score == min(branin(c) for c in ParameterGrid(space))
+
+
+def test_random_search_draws_everything_and_a_longer_one_begins_alike():
+    space = {"lr": loguniform(1e-4, 1), "depth": [1, 2, 3], "decay": uniform(0, 1)}
+    short, long = (ht.random_search(lambda c: c["decay"], space, n, seed=3) for n in (7, 20))
+    assert long.configs[:7] == short.configs
+    assert all(set(c) == set(space) for c in long.configs)
+    assert len({c["lr"] for c in long.configs}) == len({c["decay"] for c in long.configs}) == 20
+    assert {c["depth"] for c in long.configs} == {1, 2, 3}
+    assert ht.random_search(lambda c: 0, space, 7, seed=[3, 1]).configs != short.configs
+
+
+def test_a_search_counts_failed_trials_and_goes_on():
+    search = Search()
+    for score in (math.nan, 3.0, math.inf, 2.0, -math.inf, 5.0):
+        search.run(lambda c, score=score: score, {"a": score})
+    assert search.best == 3 and search.best_score == 2.0 and search.best_config == {"a": 2.0}
+    assert search.best_so_far.tolist() == [math.inf, 3, 3, 2, 2, 2]
+    with pytest.raises(ValueError, match="widen"):
+        _ = ht.random_search(lambda c: math.nan, PLANE, 3).best
+
+
+# --- the Gaussian process -------------------------------------------------------------------------
+
+
+def peer(process):
+    kernel = ConstantKernel(process.variance) * Matern(process.length_scale, nu=2.5)
+    return GaussianProcessRegressor(kernel, alpha=process.noise, optimizer=None)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_process_is_sklearns(seed):
+    rng = np.random.default_rng(seed)
+    n, d = int(rng.integers(1, 40)), int(rng.integers(1, 5))
+    scale = rng.uniform(0.1, 2, d) if seed % 2 else float(rng.uniform(0.1, 2))
+    ours = GaussianProcess(scale, variance=rng.uniform(0.2, 3), noise=10.0 ** rng.integers(-6, 0))
+    x, y, new = rng.random((n, d)), rng.normal(size=n), rng.random((30, d))
+    theirs = peer(ours).fit(x, y)
+    mean, std = ours.fit(x, y).predict(new)
+    expected_mean, expected_std = theirs.predict(new, return_std=True)
+    np.testing.assert_allclose(mean, expected_mean, atol=1e-7, rtol=1e-7)
+    np.testing.assert_allclose(std, expected_std, atol=1e-7)
+    assert ours.log_likelihood() == pytest.approx(theirs.log_marginal_likelihood(), rel=1e-7)
+
+
+def test_before_any_observation_it_is_the_prior_as_sklearns():
+    ours, new = GaussianProcess(0.3, variance=2.0), np.linspace(0, 1, 5)[:, None]
+    mean, std = ours.predict(new)
+    expected_mean, expected_std = peer(ours).predict(new, return_std=True)
+    np.testing.assert_allclose(mean, expected_mean)
+    np.testing.assert_allclose(std, expected_std)
+
+
+def test_without_noise_the_mean_passes_through_and_the_deviation_vanishes():
+    rng = np.random.default_rng(0)
+    x, y = rng.random((12, 2)), rng.normal(size=12)
+    process = GaussianProcess(0.3, noise=0.0).fit(x, y)
+    mean, std = process.predict(x)
+    np.testing.assert_allclose(mean, y, atol=1e-8)
+    assert std.max() < 1e-5
+    assert process.predict(rng.random((500, 2)))[1].max() <= 1.0
+
+
+def test_repeated_points_are_mended_by_jitter():
+    x = np.array([[0.2], [0.2], [0.2], [0.7], [0.7]])
+    mean, std = GaussianProcess(0.3, noise=0.0).fit(x, [1.0, 1.0, 1.0, -1.0, -1.0]).predict(x)
+    np.testing.assert_allclose(mean, [1, 1, 1, -1, -1], atol=1e-3)
+    assert np.isfinite(std).all() and std.max() < 1e-2
+    mean, _ = GaussianProcess(0.3, noise=0.01).fit(x, [1.0, 2.0, 3.0, -1.0, -1.0]).predict(x)
+    assert 1.8 < mean[0] < 2.1  # values that disagree are averaged
+
+
+def test_nearly_repeated_points_give_finite_answers():
+    x = 0.5 + np.arange(40)[:, None] * 1e-12
+    mean, std = GaussianProcess(1.0, noise=0.0).fit(x, np.ones(40)).predict([[0.5], [0.9]])
+    assert np.isfinite(mean).all() and np.isfinite(std).all()
+    assert mean[0] == pytest.approx(1.0, abs=1e-2)
+
+
+def test_one_point():
+    mean, std = GaussianProcess(0.2).fit([[0.5]], [2.0]).predict([[0.5], [0.9]])
+    assert mean[0] == pytest.approx(2.0, abs=1e-4) and std[0] < 0.01
+    assert 0 < mean[1] < 2 and 0.5 < std[1] <= 1
+
+
+def test_process_refuses_bad_input():
+    for x, y in (([[0.0]], [math.nan]), ([[math.inf]], [0.0]), ([[0.0]], [0.0, 1.0])):
+        with pytest.raises(ValueError):
+            GaussianProcess().fit(x, y)
+    with pytest.raises(ValueError, match="leave failed trials out"):
+        GaussianProcess().fit([[0.1], [0.2]], [0.0, math.nan])
+    for bad in ({"length_scale": 0.0}, {"variance": 0.0}, {"noise": -1.0}):
+        with pytest.raises(ValueError, match="give"):
+            GaussianProcess(**bad)
+
+
+def test_surrogate_gives_a_long_scale_to_what_does_not_matter():
+    for seed in range(5):
+        x = np.random.default_rng(seed).random((25, 2))
+        y = np.sin(8 * x[:, 0])
+        process = ht.surrogate(x, (y - y.mean()) / y.std())
+        assert process.length_scale[1] >= 4 * process.length_scale[0]
+
+
+# --- expected improvement -------------------------------------------------------------------------
+
+
+def test_expected_improvement_is_the_average_over_draws():
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        mean, std, best = rng.normal(), rng.uniform(0.05, 2), rng.normal()
+        gains = np.maximum(best - rng.normal(mean, std, 200_000), 0)
+        error = gains.std() / math.sqrt(len(gains)) + 1e-6
+        assert abs(ht.expected_improvement(mean, std, best) - gains.mean()) < 5 * error
+
+
+def test_expected_improvement_edges_and_invariants():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        got = ht.expected_improvement([0.2, 0.7, 0.1, 0.2], [0.0, 0.0, 0.0, 1e-300], 0.2)
+        np.testing.assert_allclose(got, [0, 0, 0.1, 0], atol=1e-12)
+        assert ht.expected_improvement(1e3, 1.0, 0.0) == 0  # far above: underflows, stays finite
+        assert ht.expected_improvement(-1e3, 1.0, 0.0) == pytest.approx(1e3)
+    means, stds = np.linspace(-3, 3, 61), np.linspace(0, 3, 61)
+    assert (np.diff(ht.expected_improvement(means, 1.0, 0.0)) <= 0).all()
+    assert (np.diff(ht.expected_improvement(0.5, stds, 0.0)) >= 0).all()
+    assert (ht.expected_improvement(means[:, None], stds, 0.0) >= 0).all()
+
+
+# --- Bayesian search ------------------------------------------------------------------------------
+
+
+def test_bayesian_search_begins_as_random_search_and_repeats():
+    first = ht.bayesian_search(branin, PLANE, 9, initial=4, seed=2)
+    assert first.configs[:4] == ht.random_search(branin, PLANE, 4, seed=2).configs
+    assert first.configs == ht.bayesian_search(branin, PLANE, 9, initial=4, seed=2).configs
+    assert len(ht.bayesian_search(branin, PLANE, 3, initial=5).scores) == 3
+    for config in first.configs:
+        assert all(PLANE[n].low <= v <= PLANE[n].high for n, v in config.items())
+
+
+def test_constant_objective():
+    search = ht.bayesian_search(lambda c: 1.5, PLANE, 12, initial=1)
+    assert search.best_score == 1.5
+    assert len({tuple(c.values()) for c in search.configs}) == 12  # it explores
+
+
+def test_failed_trials_are_survived_and_avoided():
+    def half_fails(config):
+        return math.nan if config["x"] < 2.5 else branin(config)
+
+    failures = []
+    for seed in range(5):
+        search = ht.bayesian_search(half_fails, PLANE, 25, seed=seed)
+        assert search.best_score < 2
+        failures.append(np.isnan(search.scores[5:]).mean())
+    assert np.mean(failures) < 0.35  # a draw fails in half of the cases
+    search = ht.bayesian_search(lambda c: math.nan, PLANE, 8)
+    assert len(search.scores) == 8 and len({c["x"] for c in search.configs}) == 8
+
+
+def test_a_first_failed_trial_and_huge_scores():
+    scores = iter([math.inf, 1e30, 1.0, math.nan, *np.linspace(2, 1, 8)])
+    search = ht.bayesian_search(lambda c: next(scores), PLANE, 12, initial=1)
+    assert search.best_score == 1.0
+
+
+def test_pending_trials_are_not_suggested_again():
+    for seed in range(5):
+        done = ht.random_search(branin, PLANE, 8, seed=seed)
+        chosen, alone = [], []
+        for worker in range(4):
+            args = PLANE, done.configs, done.scores
+            alone.append(ht.suggest(*args, np.random.default_rng(worker)))
+            chosen.append(ht.suggest(*args, np.random.default_rng(worker), pending=chosen))
+        apart, together = (
+            min(math.dist(a.values(), b.values()) for a in points for b in points if a is not b)
+            for points in (chosen, alone)
+        )
+        assert apart > 0.3 > together
+
+
+def test_branin_regret_beside_random_search_and_optuna():
+    optuna = pytest.importorskip("optuna")
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+
+    def peer_search(sampler):
+        study = optuna.create_study(sampler=sampler)
+        study.optimize(
+            lambda t: branin({n: t.suggest_float(n, r.low, r.high) for n, r in PLANE.items()}), 30
+        )
+        return study.best_value - LOWEST
+
+    ours = [ht.bayesian_search(branin, PLANE, 30, seed=s).best_score - LOWEST for s in range(12)]
+    drawn = [ht.random_search(branin, PLANE, 30, seed=s).best_score - LOWEST for s in range(12)]
+    tpe = [peer_search(optuna.samplers.TPESampler(seed=s)) for s in range(12)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # optuna calls this sampler experimental
+        theirs = [peer_search(optuna.samplers.GPSampler(seed=s)) for s in range(3)]
+    assert np.median(ours) < 0.15 and max(theirs) < 0.5  # both processes come close
+    assert np.median(ours) < np.median(tpe) < np.median(drawn)
+
+
+# --- successive halving ---------------------------------------------------------------------------
+
+
+def test_halving_gives_the_hand_computed_rounds():
+    configs = [{"a": a} for a in range(27)]
+    seen = []
+
+    def objective(config, budget):
+        seen.append((config["a"], budget))
+        return abs(config["a"] - 20.2) / budget
+
+    halving = ht.successive_halving(objective, configs)
+    assert isinstance(halving, ht.Halving) and isinstance(halving.rungs[0], ht.Rung)
+    assert [(r.budget, len(r.configs)) for r in halving.rungs] == [(1, 27), (3, 9), (9, 3), (27, 1)]
+    assert halving.best_config == {"a": 20} and halving.best_score == pytest.approx(0.2 / 27)
+    assert halving.cost() == 81 and halving.cost(resume=False) == 108
+    assert sum(budget for _, budget in seen) == 108
+    assert [c["a"] for c in halving.rungs[2].configs] == [20, 21, 19]
+
+
+@pytest.mark.parametrize("count, factor", [(1, 2), (2, 3), (7, 2), (10, 3), (64, 4)])
+def test_halving_keeps_a_share_at_least_one(count, factor):
+    configs = [{"a": a} for a in range(count)]
+    halving = ht.successive_halving(lambda c, b: -c["a"], configs, budget=2, factor=factor)
+    sizes = [len(r.configs) for r in halving.rungs]
+    assert sizes[0] == count and sizes[-1] == 1
+    assert all(b == max(1, a // factor) for a, b in zip(sizes, sizes[1:], strict=False))
+    assert [r.budget for r in halving.rungs] == [2 * factor**i for i in range(len(sizes))]
+    assert halving.best_config == {"a": count - 1}
+
+
+def test_halving_drops_failed_trials_first():
+    configs = [{"a": a} for a in range(9)]
+    halving = ht.successive_halving(lambda c, b: math.nan if c["a"] < 8 else 5.0, configs)
+    assert halving.best_config == {"a": 8}
