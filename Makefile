@@ -34,6 +34,8 @@ lint: $(READY)
 bench: $(READY)
 	$(BIN)/python benchmarks/many_seeds.py
 	$(BIN)/python benchmarks/fit_overhead.py
+	$(BIN)/python benchmarks/augmentation.py
+	$(BIN)/python benchmarks/data_loading.py
 
 $(READY): $(LOCK) pyproject.toml
 	$(PYTHON) -m venv .venv

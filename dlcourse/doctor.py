@@ -28,7 +28,7 @@ NEEDED = {
     "accelerate": "1.10",
     "numpy": "1.26",
     "matplotlib": "3.9",
-    "scikit-learn": "1.5",
+    "scikit-learn": "1.6",
     "scipy": "1.13",
     "tqdm": "4.66",
 }

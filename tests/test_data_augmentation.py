@@ -1,0 +1,514 @@
+"""Data augmentation: equal to torchvision and SciPy, edge cases, invariants, use in training."""
+
+import functools
+
+import numpy as np
+import pytest
+import scipy.ndimage
+import scipy.stats
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torchvision.transforms import InterpolationMode, v2
+from torchvision.transforms.v2 import functional as tv
+
+from dlcourse import data_augmentation as da
+from dlcourse.lab.models import MLP
+from dlcourse.lab.training import evaluate, fit, use_one_thread
+
+use_one_thread()
+SIZES = [(1, 1, 8, 8), (5, 3, 9, 7), (4, 1, 1, 6), (3, 3, 32, 32)]
+GEOMETRY = {
+    "hflip": da.RandomHorizontalFlip(),
+    "vflip": da.RandomVerticalFlip(),
+    "crop": da.RandomCrop(padding=2, fill=0.5),
+    "rotate": da.RandomRotation(30),
+    "affine": da.RandomAffine(20, (0.2, 0.1), (0.8, 1.2), 10, fill=0.2),
+    "erase": da.RandomErasing(p=0.7),
+    "gauss": da.GaussianNoise((0.0, 0.2), clip=False),
+    "salt": da.SaltAndPepper((0.1, 0.4)),
+}
+COLOUR = {
+    "jitter": da.ColorJitter(0.4, (0.5, 1.5), 0.4),
+    "trivial": da.TrivialAugment(),
+    "compose": da.Compose([da.RandomCrop(padding=1), da.ColorJitter(0.2)]),
+}
+EVERY = GEOMETRY | COLOUR
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def pictures(shape, seed=0, dtype=torch.float64):
+    return torch.rand(shape, generator=seeded(seed), dtype=dtype)
+
+
+def each(function, images, *numbers):
+    """Call a function of one image and its own numbers on every image."""
+    rows = zip(images, *(n.tolist() for n in numbers), strict=True)
+    return torch.stack([function(image, *row) for image, *row in rows])
+
+
+def spread(n, low, high, seed):
+    return low + (high - low) * torch.rand(n, generator=seeded(seed), dtype=torch.float64)
+
+
+# --------------------------------------------------------------------------- equal to the peers
+
+
+@pytest.mark.parametrize("shape", SIZES)
+@pytest.mark.parametrize("seed", range(3))
+def test_flips_and_crops_equal_torchvision(shape, seed):
+    images = pictures(shape, seed)
+    flipped = torch.rand(shape[0], generator=seeded(seed)) < 0.5
+    for ours, theirs in (
+        (da.horizontal_flip, tv.horizontal_flip),
+        (da.vertical_flip, tv.vertical_flip),
+    ):
+        want = each(lambda x, yes, flip=theirs: flip(x) if yes else x, images, flipped)
+        assert torch.equal(ours(images, flipped), want)
+    padded = da.pad(images, 3, 0.25)
+    assert torch.equal(padded, tv.pad(images, 3, fill=0.25))
+    n, _, h, w = padded.shape
+    size = (min(4, h), min(5, w))
+    top = torch.randint(h - size[0] + 1, (n,), generator=seeded(seed))
+    left = torch.randint(w - size[1] + 1, (n,), generator=seeded(seed + 9))
+    want = each(lambda x, t, k: tv.crop(x, t, k, *size), padded, top, left)
+    assert torch.equal(da.crop(padded, top, left, size), want)
+    strided = padded.transpose(2, 3).contiguous().transpose(2, 3)[1:]  # and not at the start
+    assert torch.equal(da.crop(strided, top[1:], left[1:], size), want[1:])
+    assert torch.equal(da.crop(padded[1:], top[1:], left[1:], size), want[1:])
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "nearest"])
+@pytest.mark.parametrize("shape", SIZES[1:])
+@pytest.mark.parametrize("seed", range(4))
+def test_affine_equals_torchvision(shape, seed, interpolation):
+    images, n = pictures(shape, seed), shape[0]
+    angle, scale = spread(n, -180, 180, seed), spread(n, 0.5, 1.5, seed + 1)
+    right, down = (torch.randint(-3, 4, (n,), generator=seeded(seed + k)) for k in (2, 3))
+    shears = [spread(n, -40, 40, seed + k) for k in (4, 5)]
+    ours = da.affine(images, angle, (right, down), scale, shears, interpolation=interpolation)
+    mode = InterpolationMode(interpolation)
+    want = each(
+        lambda x, a, r, d, s, p, q: tv.affine(x, a, [r, d], s, [p, q], interpolation=mode),
+        images, angle, right, down, scale, *shears,
+    )  # fmt: skip
+    assert (ours - want).abs().max() < 1e-9
+
+
+def test_rotation_equals_torchvision():
+    images = pictures((6, 3, 8, 8))
+    angle = spread(6, -90, 90, 0)
+    want = each(lambda x, a: tv.rotate(x, a, InterpolationMode.BILINEAR), images, angle)
+    assert (da.affine(images, -angle) - want).abs().max() < 1e-9  # theirs is counter-clockwise
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_shifts_equal_scipy(seed):
+    images = pictures((5, 1, 7, 9), seed)
+    right, down = spread(5, -3, 3, seed), spread(5, -3, 3, seed + 1)
+    shift = functools.partial(scipy.ndimage.shift, mode="grid-constant", prefilter=False)
+    for move, order, ours in (
+        ((right, down), 1, "bilinear"),
+        ((right.round(), down.round()), 0, "nearest"),
+    ):
+        got = da.affine(images, translate=move, fill=0.3, interpolation=ours)
+        want = [
+            shift(image[0].numpy(), (y, x), order=order, cval=0.3)
+            for image, x, y in zip(images, *(m.tolist() for m in move), strict=True)
+        ]
+        assert np.abs(got[:, 0].numpy() - np.stack(want)).max() < 1e-9
+    top, left = torch.tensor([0, 0, 1, 2, 2]), torch.tensor([0, 2, 1, 0, 2])
+    got = da.crop(da.pad(images, 1, 0.3), top, left, (7, 9))
+    for image, row, t, k in zip(got, images, top, left, strict=True):
+        want = shift(row[0].numpy(), (1 - int(t), 1 - int(k)), order=0, cval=0.3)
+        assert np.array_equal(image[0].numpy(), want)
+
+
+@pytest.mark.parametrize(
+    "adjust",
+    [da.adjust_brightness, da.adjust_contrast, da.adjust_saturation, da.adjust_sharpness],
+)
+@pytest.mark.parametrize("shape", SIZES)
+def test_colour_equals_torchvision(adjust, shape):
+    images, factor = pictures(shape), spread(shape[0], 0, 2, 1)
+    want = each(getattr(tv, adjust.__name__), images, factor)
+    assert (adjust(images, factor) - want).abs().max() < 1e-9
+
+
+@pytest.mark.parametrize("shape", [*SIZES, (2, 3, 40, 40)])
+def test_tone_equals_torchvision(shape):
+    images = pictures(shape).float() ** 2
+    images[0] = 0.5  # one value
+    bits, threshold = torch.arange(shape[0]) % 8 + 1, spread(shape[0], 0, 1, 0)
+    assert torch.allclose(da.posterize(images, bits), each(tv.posterize, images, bits))
+    assert torch.equal(da.solarize(images, threshold), each(tv.solarize, images, threshold))
+    assert torch.allclose(da.autocontrast(images), tv.autocontrast(images))
+    assert torch.allclose(da.equalize(images), tv.equalize(images))
+
+
+def test_erase_equals_torchvision():
+    images = pictures((4, 3, 8, 6))
+    top, left, height, width = (torch.tensor(v) for v in ([0, 1, 5, 2], [0, 2, 3, 1], [8, 2, 3, 0],
+                                                          [6, 3, 1, 4]))  # fmt: skip
+    value = torch.tensor([0.1, 0.2, 0.3], dtype=torch.float64)
+    want = each(
+        lambda x, t, k, h, w: tv.erase(x, t, k, h, w, value.view(3, 1, 1)),
+        images, top, left, height, width,
+    )  # fmt: skip
+    assert torch.equal(da.erase(images, top, left, height, width, value), want)
+
+
+@pytest.mark.parametrize("lam", [0.0, 0.3, 0.77, 1.0])
+def test_mixing_equals_torchvision(lam, monkeypatch):
+    images, labels = pictures((6, 3, 8, 8), dtype=torch.float32), torch.arange(6) % 4
+    weight = torch.full((6,), lam)
+    theirs = v2.MixUp(num_classes=4)
+    monkeypatch.setattr(theirs, "make_params", lambda inputs: {"lam": lam})
+    for ours, want in zip(da.mixup(images, labels, 4, weight=weight), theirs(images, labels),
+                          strict=True):  # fmt: skip
+        assert torch.allclose(ours, want, atol=1e-6)
+    theirs = v2.CutMix(num_classes=4)
+    half = int(0.5 * np.sqrt(1 - lam) * 8)
+    box = [max(3 - half, 0), max(5 - half, 0), min(3 + half, 8), min(5 + half, 8)]  # x, y
+    kept = 1 - (box[2] - box[0]) * (box[3] - box[1]) / 64
+    monkeypatch.setattr(
+        theirs, "make_params", lambda inputs: {"box": tuple(box), "lam_adjusted": kept}
+    )
+    center = torch.tensor([[5.0, 3.0]]).expand(6, 2)
+    got = da.cutmix(images, labels, 4, weight=weight, center=center)
+    for ours, want in zip(got, theirs(images, labels), strict=True):
+        assert torch.allclose(ours, want, atol=1e-6)
+
+
+def test_trivial_augment_has_torchvisions_space():
+    theirs = v2.TrivialAugmentWide._AUGMENTATION_SPACE
+    assert set(da.TRIVIAL_OPS) == set(theirs)
+    for name, (_, strongest, signed) in da.TRIVIAL_OPS.items():
+        magnitudes, their_sign = theirs[name]
+        values = magnitudes(31, 32, 32)
+        assert signed == their_sign
+        if values is not None:
+            reach = values.float().max() - values.float().min()
+            assert reach == pytest.approx(strongest * (32 if "Translate" in name else 1))
+
+
+@pytest.mark.parametrize("name", list(da.TRIVIAL_OPS))
+def test_trivial_operations_equal_torchvision(name):
+    images = pictures((7, 3, 16, 16), dtype=torch.float32)
+    apply, strongest, signed = da.TRIVIAL_OPS[name]
+    strength = torch.linspace(-1 if signed else 0, 1, 7) * strongest
+    their = v2.TrivialAugmentWide(interpolation="bilinear")
+    magnitude = strength
+    if name == "Posterize":
+        strength = strength.round()
+        magnitude = 8 - strength
+    if name == "Solarize":
+        magnitude = 1 - strength
+    if "Translate" in name:
+        magnitude = (strength * 16).round()
+    if "Shear" in name:  # theirs shears about the corner, ours about the centre
+        axis = name[-1] == "Y"
+        want = each(
+            lambda x, s: tv.affine(
+                x, 0, [0, 0], 1, [0.0, s] if axis else [s, 0.0], InterpolationMode.BILINEAR
+            ),
+            images, torch.rad2deg(torch.atan(strength)),
+        )  # fmt: skip
+    else:
+        convert = {"Posterize": int, "Translate": int}.get(name.rstrip("XY"), float)
+        want = each(
+            lambda x, s: their._apply_image_or_video_transform(
+                x, name, convert(s), InterpolationMode.BILINEAR, {}
+            ),
+            images, magnitude,
+        )  # fmt: skip
+    assert (apply(images, strength, 0.0) - want).abs().max() < 1e-4
+
+
+# --------------------------------------------------------------------------- one decision a sample
+
+
+def test_every_crop_of_torchvision_and_no_other_is_drawn():
+    image = torch.arange(1.0, 10).view(1, 1, 3, 3)
+    seen = {tuple(row.flatten().tolist()) for row in da.RandomCrop(padding=1)(
+        image.expand(900, -1, -1, -1), seeded())}  # fmt: skip
+    padded = tv.pad(image, 1)
+    all_crops = {
+        tuple(tv.crop(padded, t, k, 3, 3).flatten().tolist()) for t in range(3) for k in range(3)
+    }
+    assert seen == all_crops
+    counts = torch.unique(
+        da.RandomCrop(padding=1)(image.expand(9000, -1, -1, -1), seeded(1)).flatten(1), dim=0,
+        return_counts=True,
+    )[1]  # fmt: skip
+    assert scipy.stats.chisquare(counts.numpy()).pvalue > 1e-4
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_images_of_a_batch_take_decisions_of_their_own(name):
+    images = pictures((1, 3, 8, 8), dtype=torch.float32).expand(64, -1, -1, -1)
+    result = EVERY[name](images, seeded())
+    assert len(torch.unique(result.flatten(1), dim=0)) >= 2
+
+
+@pytest.mark.parametrize("p", [0.0, 0.2, 1.0])
+def test_probabilities(p):
+    images = pictures((4000, 1, 1, 4), dtype=torch.float32)
+    for transform in (da.RandomHorizontalFlip(p), da.RandomErasing(p, value=-1.0)):
+        changed = (transform(images, seeded()) != images).flatten(1).any(1).float().mean().item()
+        assert changed == pytest.approx(p, abs=4 * (p * (1 - p) / 4000) ** 0.5)
+
+
+def test_noise_statistics():
+    grey = torch.full((50, 1, 40, 40), 0.5)
+    noisy = da.GaussianNoise(0.1, clip=False)(grey, seeded())
+    assert (noisy - grey).std().item() == pytest.approx(0.1, rel=0.02)
+    assert (noisy - grey).mean().item() == pytest.approx(0, abs=0.002)
+    wide = da.GaussianNoise(2.0)(grey, seeded())
+    assert wide.min() == 0 and wide.max() == 1
+    salted = da.SaltAndPepper(0.2, low=-1.0, high=2.0)(grey, seeded())
+    for value, share in ((-1.0, 0.1), (2.0, 0.1), (0.5, 0.8)):
+        assert (salted == value).float().mean().item() == pytest.approx(share, abs=0.005)
+    colour = da.SaltAndPepper(0.3)(torch.full((4, 3, 9, 9), 0.5), seeded())
+    assert torch.equal(colour[:, 0], colour[:, 1]) and torch.equal(colour[:, 0], colour[:, 2])
+
+
+@pytest.mark.parametrize("alpha", [0.05, 0.4, 1.0, 8.0])
+def test_beta_weights_are_beta(alpha):
+    weights = da.beta_weights(torch.empty(4000, 0), alpha, seeded()).double().numpy()
+    assert np.isfinite(weights).all() and weights.min() >= 0 and weights.max() <= 1
+    inner = np.clip(weights, 1e-7, 1 - 1e-7)  # float32 rounds the ends for small alpha
+    expected = np.clip(scipy.stats.beta(alpha, alpha).rvs(4000, random_state=0), 1e-7, 1 - 1e-7)
+    assert scipy.stats.ks_2samp(inner, expected).pvalue > 1e-3
+
+
+def test_erased_area_and_place():
+    images = torch.zeros(3000, 1, 16, 16)
+    area = da.RandomErasing(1.0, (0.1, 0.3), (0.5, 2.0), 1.0)(images, seeded()).mean((1, 2, 3))
+    assert 0.08 < area.min() and area.max() < 0.33
+    assert area.mean().item() == pytest.approx(0.2, abs=0.01)
+    rows = da.RandomErasing(1.0, (0.1, 0.3), (0.5, 2.0), 1.0)(images, seeded(1)).mean((0, 1))
+    assert (rows - rows.flip(0)).abs().max() < 0.05 and rows.min() > 0
+
+
+def test_trivial_augment_draws_signs_and_all_strengths():
+    images = torch.full((3000, 1, 2, 2), 0.25)
+    bright = da.TrivialAugment(["Brightness"])(images, seeded())[:, 0, 0, 0]
+    levels = torch.linspace(0, 0.99, 31)
+    wanted = 0.25 * torch.cat([1 - levels, 1 + levels]).unique()
+    assert torch.allclose(bright.unique(), wanted.sort().values, atol=1e-5)
+    assert (bright < 0.25).float().mean().item() == pytest.approx(30 / 62, abs=0.05)
+    several = da.TrivialAugment(["Identity", "Brightness", "Solarize"])(images, seeded())
+    assert (several == images).all((1, 2, 3)).float().mean() > 1 / 3
+
+
+# --------------------------------------------------------------------------- edge cases
+
+
+@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("shape", [(0, 3, 8, 8), (1, 1, 8, 8), (1, 3, 5, 9), (4, 1, 8, 8)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_shapes_types_and_inputs_stay(name, shape, dtype):
+    images = pictures(shape, dtype=dtype)
+    before = images.clone()
+    result = EVERY[name](images, seeded())
+    assert result.shape == images.shape and result.dtype == dtype
+    assert torch.equal(images, before) and torch.isfinite(result).all()
+    assert torch.equal(EVERY[name](images, seeded()), result), "the same generator repeats"
+    torch.manual_seed(3)
+    once = EVERY[name](images)
+    torch.manual_seed(3)
+    assert torch.equal(EVERY[name](images), once), "without one, torch's global generator"
+
+
+@pytest.mark.parametrize("name", COLOUR)
+def test_colour_stays_in_range(name):
+    result = COLOUR[name](pictures((200, 3, 8, 8), dtype=torch.float32), seeded())
+    assert result.min() >= 0 and result.max() <= 1
+
+
+@pytest.mark.parametrize("mix", [da.mixup, da.cutmix])
+def test_mixing_edge_cases(mix):
+    for n in (0, 1, 5):
+        images, labels = pictures((n, 3, 8, 8), dtype=torch.float32), torch.arange(n) % 3
+        before = images.clone()
+        mixed, targets = mix(images, labels, 3, generator=seeded())
+        assert mixed.shape == images.shape and targets.shape == (n, 3)
+        assert torch.equal(images, before)
+        assert torch.allclose(targets.sum(1), torch.ones(n))
+        if n == 1:
+            assert torch.allclose(mixed, images)
+            assert torch.equal(targets, F.one_hot(labels, 3).float())
+        soft = F.one_hot(labels, 3).float()
+        again = mix(images, soft, 3, generator=seeded())
+        assert torch.equal(again[0], mixed) and torch.equal(again[1], targets)
+
+
+def test_cutmix_weighs_by_the_pixels_that_stayed():
+    images = torch.arange(6.0).view(6, 1, 1, 1).expand(-1, 1, 9, 9).contiguous()
+    mixed, targets = da.cutmix(images, torch.arange(6), 6, generator=seeded())
+    stayed = (mixed == images).float().mean((1, 2, 3))
+    assert torch.allclose(targets.diagonal(), stayed)
+
+
+def test_grey_images_have_no_saturation():
+    grey = pictures((3, 1, 8, 8))
+    assert torch.equal(da.adjust_saturation(grey, 0.3), grey)
+    assert torch.equal(da.ColorJitter(saturation=0.9)(grey, seeded()), grey)
+
+
+def test_identities():
+    images = pictures((3, 3, 8, 8))
+    assert (da.affine(images) - images).abs().max() < 1e-12
+    moved = da.affine(images, translate=(2, -1))
+    assert (moved[..., :-1, 2:] - images[..., 1:, :-2]).abs().max() < 1e-12
+    assert torch.equal(da.Compose([])(images), images)
+    mean, std = torch.tensor([0.1, 0.2, 0.3]), torch.tensor([1.0, 2.0, 3.0])
+    assert torch.allclose(
+        da.Normalize(mean, std)(images), tv.normalize(images, mean.tolist(), std.tolist())
+    )
+
+
+def test_fill_per_channel_is_what_normalising_makes_of_black():
+    images, mean, std = pictures((4, 3, 8, 8)), torch.tensor([0.2, 0.4, 0.6]), torch.ones(3) / 2
+    normalize = da.Normalize(mean, std)
+    first = normalize(da.RandomCrop(padding=2)(images, seeded()))
+    black = (0 - mean) / std
+    last = da.RandomCrop(padding=2, fill=black)(normalize(images), seeded())
+    assert torch.allclose(first, last, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_affine_keeps_its_grid_in_float32(dtype):
+    images = pictures((2, 1, 64, 64), dtype=torch.float32)
+    want = da.affine(images.to(dtype).float(), 7.0)
+    assert (da.affine(images.to(dtype), 7.0).float() - want).abs().max() < 0.01
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(da.affine(images, 7.0), da.affine(images.clone(), 7.0))
+        assert (da.affine(images, 7.0) - da.affine(images.double(), 7.0)).abs().max() < 1e-4
+
+
+BAD = {
+    "one image": (lambda: da.RandomHorizontalFlip()(torch.zeros(1, 8, 8)), r"images\[None\]"),
+    "bytes": (lambda: da.RandomCrop()(torch.zeros(1, 1, 8, 8).byte()), "divide by 255"),
+    "p": (lambda: da.RandomHorizontalFlip(1.5), "p=1.5"),
+    "too small": (lambda: da.RandomCrop((9, 9))(torch.zeros(2, 1, 8, 8)), "pad first"),
+    "crop place": (
+        lambda: da.crop(torch.zeros(1, 1, 4, 4), torch.tensor([-1]), torch.tensor([0]), (2, 2)),
+        "from 0 to 2",
+    ),
+    "negative padding": (lambda: da.RandomCrop(padding=-1), "at least 0"),
+    "pad": (lambda: da.pad(torch.zeros(1, 1, 4, 4), -1), "0 or more"),
+    "normalised": (lambda: da.ColorJitter(0.1)(torch.full((1, 1, 2, 2), 2.0)), "normalising"),
+    "NaN": (lambda: da.ColorJitter(0.1)(torch.full((1, 1, 2, 2), torch.nan)), "needs"),
+    "two channels": (lambda: da.TrivialAugment()(torch.zeros(1, 2, 4, 4)), "2 channels"),
+    "negative factor": (lambda: da.adjust_contrast(torch.zeros(1, 1, 2, 2), -1.0), "below 0"),
+    "jitter": (lambda: da.ColorJitter(brightness=(2, 1)), "in this order"),
+    "fill": (lambda: da.pad(torch.zeros(1, 3, 4, 4), 1, [0.0, 1.0]), "2 values for 3"),
+    "scale": (lambda: da.affine(torch.zeros(1, 1, 4, 4), scale=0.0), "above 0"),
+    "numbers": (lambda: da.affine(torch.zeros(3, 1, 4, 4), torch.ones(2)), "one for each"),
+    "mode": (lambda: da.affine(torch.zeros(1, 1, 4, 4), interpolation="cubic"), "bilinear"),
+    "degrees": (lambda: da.RandomRotation(-5), "0 or more"),
+    "translate": (lambda: da.RandomAffine(0, (2, 0)), "translate=2"),
+    "sigma": (lambda: da.GaussianNoise(-1.0), "sigma"),
+    "amount": (lambda: da.SaltAndPepper(1.5), "amount=1.5"),
+    "alpha": (lambda: da.mixup(torch.zeros(1, 1, 2, 2), torch.zeros(1).long(), 2, 0.0), "alpha"),
+    "labels": (lambda: da.mixup(torch.zeros(2, 1, 2, 2), torch.zeros(3).long(), 2), "labels are"),
+    "op": (lambda: da.TrivialAugment(["Spin"]), "Identity"),
+    "std": (lambda: da.Normalize([0.0], [0.0]), "std"),
+    "views": (lambda: da.predict_views(nn.Identity(), torch.zeros(1, 2), []), "identity"),
+    "copies": (
+        lambda: da.expand(torch.zeros(1, 1, 2, 2), torch.zeros(1), da.RandomCrop(), 0),
+        "copies=0",
+    ),
+    "rank": (lambda: da.rank_generator(0, -1), "rank=-1"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_says_what_to_do(name):
+    call, words = BAD[name]
+    with pytest.raises(ValueError, match=words):
+        call()
+
+
+# --------------------------------------------------------------------------- in training
+
+
+def small_fit(transform=None, steps=20, **more):
+    images, labels = pictures((40, 1, 4, 4), dtype=torch.float32), torch.arange(40) % 3
+    model = MLP(16, 3, width=8, seed=0)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    settings = {"steps": steps, "batch_size": 16, "cpu": True, "progress": False} | more
+    history = fit(model, (images, labels), optimizer, transform=transform, **settings)
+    return history.loss, model, (images, labels)
+
+
+def mixing():
+    return functools.partial(da.mixup, num_classes=3)
+
+
+def test_fit_transforms_training_and_never_evaluation():
+    calls = []
+
+    def transform(images, generator):
+        calls.append(len(images))
+        return images + 100
+
+    _, model, rows = small_fit(da.on_batches(transform), steps=5)
+    assert len(calls) == 5
+    assert evaluate(model, rows) == evaluate(model, rows) and len(calls) == 5
+
+
+def test_fit_without_transform_equals_identity():
+    assert small_fit(da.on_batches())[0] == small_fit()[0]
+
+
+def test_mixup_before_accumulation_is_that_of_the_whole_batch():
+    losses = [
+        small_fit(da.on_batches(mix=mixing(), generator=seeded()), accumulation_steps=pieces)[0]
+        for pieces in (1, 4)
+    ]
+    assert np.allclose(*losses, rtol=1e-5)
+
+
+def test_a_run_from_the_global_generator_resumes_to_the_bit(tmp_path):
+    transform = da.on_batches(da.RandomCrop(padding=1), mixing())
+    torch.manual_seed(5)
+    whole = small_fit(transform)[0]
+    torch.manual_seed(5)
+    small_fit(transform, steps=8, checkpoint=tmp_path / "a")
+    torch.manual_seed(77)
+    resumed = small_fit(transform, steps=20, checkpoint=tmp_path / "a", resume=True)[0]
+    assert resumed == whole
+
+
+def test_expand():
+    images, labels = pictures((3, 1, 4, 4)), torch.arange(3)
+    more, names = da.expand(images, labels, da.RandomCrop(padding=1), 4, seeded())
+    assert more.shape == (12, 1, 4, 4) and names.tolist() == [0, 1, 2] * 4
+    assert torch.equal(more[:3], da.RandomCrop(padding=1)(images, seeded()))
+
+
+def test_predict_views():
+    model, images = MLP(16, 3, width=8, seed=0).train(), pictures((5, 1, 4, 4)).float()
+    plain = da.predict_views(model, images, [lambda x: x])
+    assert torch.allclose(plain, model(images).softmax(-1)) and model.training
+    views = [lambda x: x, lambda x: x.flip(-1)]
+    both = da.predict_views(model, images, views)
+    mirrored = da.predict_views(model, images.flip(-1), views)
+    assert torch.allclose(both, mirrored) and torch.allclose(both.sum(1), torch.ones(5))
+
+
+def test_rank_generators():
+    streams = [
+        torch.rand(8, generator=da.rank_generator(seed, rank))
+        for seed in (0, 1)
+        for rank in (0, 1, 2)
+    ]
+    for number, stream in enumerate(streams):
+        assert not any(torch.equal(stream, other) for other in streams[:number])
+    assert torch.equal(streams[0], torch.rand(8, generator=da.rank_generator(0, 0)))

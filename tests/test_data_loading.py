@@ -1,0 +1,779 @@
+"""Data loading against torch.utils.data: orders, batches, draws in workers, shards, and errors."""
+
+from __future__ import annotations
+
+import collections
+import multiprocessing
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import pytest
+import torch
+import torch.utils.data as peer
+from torch.nn.utils.rnn import pad_sequence
+
+from dlcourse.data_loading import (
+    BatchSampler,
+    BucketSampler,
+    DataLoader,
+    Dataset,
+    FaultySamples,
+    IterableDataset,
+    NumberStream,
+    Probe,
+    RandomDraws,
+    RandomSampler,
+    RowStream,
+    SlowSamples,
+    TensorLoader,
+    WorkerError,
+    WorkerInfo,
+    default_collate,
+    draw_seed,
+    get_worker_info,
+    pad_collate,
+    padding_share,
+    prefetch,
+    seed_worker,
+    shard_indices,
+)
+from dlcourse.lab.launching import launch
+
+# PyTorch warns of more workers than cores; that is no matter here.
+pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
+forked_only = pytest.mark.skipif(
+    multiprocessing.get_start_method() != "fork", reason="functions of a test cannot be spawned"
+)
+
+
+@pytest.fixture(autouse=True)
+def no_process_is_left():
+    """Every test here must end without a worker or a thread of its own."""
+    yield
+    assert multiprocessing.active_children() == []
+    assert "prefetch" not in {thread.name for thread in threading.enumerate()}
+
+
+def seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def same(a, b) -> bool:
+    """Equal in type, dtype, shape and values, as deep as they are nested."""
+    if isinstance(a, torch.Tensor):
+        return isinstance(b, torch.Tensor) and a.dtype == b.dtype and torch.equal(a, b)
+    if isinstance(a, dict):
+        return type(a) is type(b) and list(a) == list(b) and all(same(a[k], b[k]) for k in a)
+    if isinstance(a, (list, tuple)):
+        return type(a) is type(b) and len(a) == len(b) and all(map(same, a, b))
+    return type(a) is type(b) and a == b
+
+
+def batches_of(loader, passes: int = 1) -> list:
+    return [batch for _ in range(passes) for batch in loader]
+
+
+# --------------------------------------------------------------------------- samplers
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_random_sampler_is_torch_s_and_leaves_the_same_state(seed):
+    rng = random.Random(seed)
+    length = rng.choice([1, 2, 31, 32, 33, 100])
+    settings = dict(
+        replacement=rng.random() < 0.5,
+        num_samples=rng.choice([None, 1, length, 2 * length, 3 * length + 1]),
+    )
+    ours, theirs = seeded(seed), seeded(seed)
+    mine = RandomSampler(range(length), generator=ours, **settings)
+    want = peer.RandomSampler(range(length), generator=theirs, **settings)
+    assert len(mine) == len(want)
+    for _ in range(3):
+        assert list(mine) == list(want)
+        assert torch.equal(ours.get_state(), theirs.get_state())
+    found = []
+    for kind in (RandomSampler, peer.RandomSampler):  # from the global generator
+        torch.manual_seed(seed)
+        found.append(batches_of(kind(range(length), **settings), 2))
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_batch_sampler_is_torch_s(seed):
+    rng = random.Random(seed)
+    length, size, drop = rng.randint(0, 30), rng.randint(1, 12), rng.random() < 0.5
+    mine = BatchSampler(range(length), size, drop)
+    want = peer.BatchSampler(range(length), size, drop)
+    assert list(mine) == list(want) and len(mine) == len(want) == len(list(mine))
+    assert list(BatchSampler(iter(range(length)), size, drop)) == list(want)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_bucket_sampler_invariants(seed):
+    rng = random.Random(seed)
+    length, size, pool = rng.randint(1, 200), rng.randint(1, 20), rng.randint(1, 6)
+    lengths = torch.randint(1, 50, (length,), generator=seeded(seed))
+    drop = rng.random() < 0.5
+    sampler = BucketSampler(lengths, size, pool, drop, generator=seeded(seed))
+    first, second = list(sampler), list(sampler)
+    again = list(BucketSampler(lengths, size, pool, drop, generator=seeded(seed)))
+    assert first == again and len(first) == len(sampler)
+    if length > 30:
+        assert first != second
+    for batches in (first, second):
+        flat = [index for batch in batches for index in batch]
+        assert len(set(flat)) == len(flat)
+        assert len(flat) == (length // size * size if drop else length)
+        assert sum(len(batch) < size for batch in batches) <= 1
+    if not drop and pool * size >= length:  # one pool: the batches do not overlap in length
+        spans = sorted((int(lengths[b].min()), int(lengths[b].max())) for b in first)
+        assert all(high <= low for (_, high), (low, _) in zip(spans, spans[1:], strict=False))
+        assert padding_share(lengths, first) <= padding_share(
+            lengths, BatchSampler(range(length), size)
+        )
+
+
+def test_bucketing_cuts_the_padding():
+    for seed in range(5):
+        lengths = torch.distributions.Exponential(1 / 20)
+        torch.manual_seed(seed)
+        lengths = lengths.sample((2000,)).ceil().long()
+        plain = BatchSampler(RandomSampler(lengths, generator=seeded(seed)), 32)
+        bucketed = BucketSampler(lengths, 32, generator=seeded(seed))
+        assert padding_share(lengths, plain) > 0.5 > 0.2 > padding_share(lengths, bucketed)
+    assert padding_share([1, 3], [[0], [1]]) == 0
+    assert padding_share([1, 3], [[0, 1]]) == pytest.approx(1 / 3)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_shards_are_those_of_distributed_sampler(seed):
+    rng = random.Random(seed)
+    length, replicas = rng.randint(1, 40), rng.randint(1, 7)
+    settings = dict(shuffle=rng.random() < 0.7, seed=rng.randint(0, 99))
+    epoch = rng.randint(0, 5)
+    for uneven in ("pad", "drop"):
+        if uneven == "drop" and length < replicas:
+            continue  # torch itself counts wrongly there
+        for rank in range(replicas):
+            want = peer.DistributedSampler(
+                range(length), replicas, rank, drop_last=uneven == "drop", **settings
+            )
+            want.set_epoch(epoch)
+            mine = shard_indices(length, rank, replicas, epoch=epoch, uneven=uneven, **settings)
+            assert mine == list(want)
+    parts = [
+        shard_indices(length, rank, replicas, epoch=epoch, uneven="keep", **settings)
+        for rank in range(replicas)
+    ]
+    assert sorted(sum(parts, [])) == list(range(length))
+    assert max(map(len, parts)) - min(map(len, parts)) <= 1
+    assert shard_indices(50, 0, 2, epoch=0) != shard_indices(50, 0, 2, epoch=1)
+
+
+# --------------------------------------------------------------------------- collate
+
+Point = collections.namedtuple("Point", "x y")
+
+
+def random_sample_maker(rng: random.Random, depth: int = 0):
+    """Return a function that makes samples of one random structure."""
+    kinds = ["tensor", "array", "float", "int", "bool", "str", "numpy"]
+    if depth < 3:
+        kinds += ["tuple", "list", "dict", "ordered", "point"] * 2
+    kind = rng.choice(kinds)
+    shape = tuple(rng.randint(0, 3) for _ in range(rng.randint(0, 3)))
+    dtype = rng.choice([torch.float32, torch.float64, torch.int64, torch.uint8, torch.bool])
+    if kind == "tensor":
+        return lambda: torch.randint(0, 9, shape).to(dtype)
+    if kind == "array":
+        return lambda: torch.randint(0, 9, shape).to(dtype).numpy()
+    if kind == "numpy":
+        return lambda: np.float32(rng.random())
+    plain = {
+        "float": rng.random,
+        "int": lambda: rng.randint(-9, 9),
+        "bool": lambda: rng.random() < 0.5,
+        "str": lambda: str(rng.random()),
+    }
+    if kind in plain:
+        return plain[kind]
+    inner = [random_sample_maker(rng, depth + 1) for _ in range(2)]
+    build = {
+        "tuple": tuple,
+        "list": list,
+        "dict": lambda parts: dict(zip("ab", parts, strict=True)),
+        "ordered": lambda parts: collections.OrderedDict(zip("ba", parts, strict=True)),
+        "point": lambda parts: Point(*parts),
+    }[kind]
+    return lambda: build([make() for make in inner])
+
+
+@pytest.mark.parametrize("seed", range(80))
+def test_default_collate_is_torch_s(seed):
+    rng = random.Random(seed)
+    make = random_sample_maker(rng)
+    samples = [make() for _ in range(rng.randint(1, 5))]
+    assert same(default_collate(samples), peer.default_collate(samples))
+
+
+def test_collate_errors():
+    with pytest.raises(ValueError, match="collate_fn=pad_collate"):
+        default_collate([torch.zeros(3), torch.zeros(5)])
+    with pytest.raises(ValueError, match="shapes \\(3,\\) and \\(5,\\)"):
+        default_collate([{"x": np.zeros(3)}, {"x": np.zeros(5)}])
+    with pytest.raises(ValueError, match="from 1 to 2 fields.*pad_collate"):
+        default_collate([[1], [1, 2]])
+    with pytest.raises(TypeError, match="NoneType, which does not stack"):
+        default_collate([None, None])
+    with pytest.raises(TypeError, match="ndarray, which does not stack"):
+        default_collate([np.array(["a"])])
+    for collate in (default_collate, pad_collate):
+        with pytest.raises(ValueError, match="at least one"):
+            collate([])
+    for sample in ([1, 2], 3, (5, torch.zeros(2)), torch.zeros(())):
+        with pytest.raises(TypeError, match="pads tensors"):
+            pad_collate([sample])
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_pad_collate_is_pad_sequence(seed):
+    rng = random.Random(seed)
+    tail = tuple(rng.randint(1, 3) for _ in range(rng.randint(0, 2)))
+    sequences = [torch.randn(rng.randint(0, 7), *tail) for _ in range(rng.randint(1, 6))]
+    value = rng.choice([0.0, -1.0])
+    padded, lengths = pad_collate(sequences, value)
+    want = pad_sequence(sequences, batch_first=True, padding_value=value)
+    assert same(padded, want) and lengths.dtype == torch.int64
+    rows = zip(padded, lengths, sequences, strict=True)
+    assert all(torch.equal(row[:n], sequence) for row, n, sequence in rows)
+    labelled = [(sequence, number, "x") for number, sequence in enumerate(sequences)]
+    padded, lengths, numbers, names = pad_collate(labelled, value)
+    assert same(padded, want) and numbers.tolist() == list(range(len(sequences)))
+    assert list(names) == ["x"] * len(sequences)
+
+
+# --------------------------------------------------------------------------- the loader
+
+
+class Rows(Dataset):
+    def __init__(self, *tensors):
+        self.tensors = tensors
+
+    def __getitem__(self, index):
+        return tuple(tensor[index] for tensor in self.tensors)
+
+    def __len__(self):
+        return len(self.tensors[0])
+
+
+class FastRows(Rows):
+    def __getitems__(self, indices):
+        return [self[index] for index in indices]
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_batches_are_torch_s_pass_after_pass(seed):
+    rng = random.Random(seed)
+    length = rng.randint(1, 60)
+    tensors = torch.randn(length, 2, 3), torch.arange(length)
+    settings = dict(
+        batch_size=rng.randint(1, length), shuffle=rng.random() < 0.7, drop_last=rng.random() < 0.5
+    )
+    generators = [seeded(seed) if rng.random() < 0.7 else None] * 3
+    makers = (
+        lambda g: peer.DataLoader(peer.TensorDataset(*tensors), generator=g, **settings),
+        lambda g: DataLoader(rng.choice([Rows, FastRows])(*tensors), generator=g, **settings),
+        lambda g: TensorLoader(*tensors, generator=g, **settings),
+    )
+    found, states = [], []
+    for make, generator in zip(makers, generators, strict=True):
+        torch.manual_seed(seed)
+        generator = generator and generator.manual_seed(seed)
+        loader = make(generator)
+        found.append([list(batch) for batch in batches_of(loader, 3)])
+        assert len(found[-1]) == 3 * len(loader)
+        states.append((generator or torch.default_generator).get_state())
+    for batches, state in zip(found[1:], states[1:], strict=True):
+        assert same(batches, found[0]) and torch.equal(state, states[0])
+
+
+def test_order_parity_needs_one_draw_before_the_permutation():
+    order = torch.cat(list(peer.DataLoader(range(50), shuffle=True, generator=seeded(3)))).tolist()
+    plain = torch.randperm(50, generator=seeded(3)).tolist()
+    generator = seeded(3)
+    draw_seed(generator)
+    assert order == torch.randperm(50, generator=generator).tolist() != plain
+
+
+@pytest.mark.parametrize("settings", [dict(), dict(batch_size=4), dict(batch_size=7)])
+def test_samplers_can_be_given(settings):
+    own = DataLoader(range(20), sampler=range(0, 20, 2), **settings)
+    want = peer.DataLoader(range(20), sampler=range(0, 20, 2), **settings)
+    assert same(batches_of(own), batches_of(want)) and len(own) == len(want)
+    batches = [[1, 2], [19], [0, 0, 0]]
+    own = DataLoader(range(20), batch_sampler=batches)
+    assert [batch.tolist() for batch in own] == batches and len(own) == 3
+
+
+def test_nothing_is_cached():
+    for kind in (DataLoader, peer.DataLoader):
+        probe = Probe(4)
+        batches_of(kind(probe, batch_size=2), 2)
+        assert probe.calls == 8
+
+
+@pytest.mark.parametrize("length", [1, 7, 8])
+@pytest.mark.parametrize("drop_last", [False, True])
+def test_streams_are_torch_s(length, drop_last):
+    settings = dict(batch_size=1 if length == 1 else 3, drop_last=drop_last)
+    own, want = (kind(NumberStream(length), **settings) for kind in (DataLoader, peer.DataLoader))
+    assert same(batches_of(own, 2), batches_of(want, 2))
+    with pytest.raises(TypeError):
+        len(own)
+    sized = NumberStream(length)
+    type(sized).__len__ = lambda self: self.length
+    try:
+        assert len(DataLoader(sized, **settings)) == len(peer.DataLoader(sized, **settings))
+    finally:
+        del type(sized).__len__
+
+
+# --------------------------------------------------------------------------- workers
+
+
+@pytest.mark.parametrize("source", ["numpy", "python", "torch", "stored"])
+@pytest.mark.parametrize("workers, size", [(1, 4), (2, 4), (3, 5)])
+def test_draws_in_workers_are_torch_s(source, workers, size):
+    found = []
+    for kind in (DataLoader, peer.DataLoader):
+        dataset, generator = RandomDraws(22, source), seeded(5)
+        loader = kind(
+            dataset, batch_size=size, shuffle=True, num_workers=workers, generator=generator
+        )
+        found.append(batches_of(loader, 2) + [generator.get_state()])
+    assert same(*found)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_workers_read_what_one_process_reads_in_the_same_order(seed):
+    rng = random.Random(seed)
+    length = rng.randint(1, 40)
+    tensors = torch.randn(length, 3), torch.arange(length)
+    settings = dict(batch_size=rng.randint(1, length), shuffle=True, prefetch_factor=seed % 3 + 1)
+    loaders = [
+        DataLoader(FastRows(*tensors), num_workers=n, generator=seeded(seed), **settings)
+        for n in (0, rng.randint(1, 4))
+    ]
+    assert same(batches_of(loaders[0]), batches_of(loaders[1]))
+
+
+def test_workers_are_processes():
+    for kind in (DataLoader, peer.DataLoader):
+        readers = {int(pid) for _, pids in kind(Probe(8), 1, num_workers=2) for pid in pids}
+        assert len(readers) == 2 and os.getpid() not in readers
+        readers = {int(pid) for _, pids in kind(Probe(8), 1) for pid in pids}
+        assert readers == {os.getpid()}
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3])
+@pytest.mark.parametrize("shard", ["no", "workers"])
+def test_streams_in_workers(workers, shard):
+    for length in (6, 12):
+        own, want = (
+            [batch.tolist() for batch in kind(NumberStream(length, shard), 2, num_workers=workers)]
+            for kind in (DataLoader, peer.DataLoader)
+        )
+        assert own == want
+        times = workers if shard == "no" else 1
+        assert sorted(sum(own, [])) == sorted(list(range(length)) * times)
+
+
+def test_a_worker_without_samples_is_no_error():
+    got = [batch.tolist() for batch in DataLoader(NumberStream(2, "workers"), 2, num_workers=3)]
+    assert sorted(sum(got, [])) == [0, 1]
+    assert len(batches_of(DataLoader(range(3), 2, num_workers=4))) == 2
+
+
+def test_shards_over_workers_and_processes():
+    for workers in (0, 2):
+        got = []
+        for rank in range(3):
+            stream = NumberStream(14, "all", rank, 3)
+            got += sum((b.tolist() for b in DataLoader(stream, 2, num_workers=workers)), [])
+        assert sorted(got) == list(range(14))
+
+
+def draws_of(kind, generator, **settings):
+    loader = kind(RandomDraws(16), batch_size=4, num_workers=2, generator=generator, **settings)
+    return [torch.cat(list(loader)).tolist() for _ in range(2)]
+
+
+@pytest.mark.parametrize("kind", [DataLoader, peer.DataLoader])
+def test_seed_worker_mends_a_stored_generator(kind):
+    first, second = draws_of(kind, seeded(0))
+    assert len(set(first)) == 8 and first == second  # the trap
+    mended = draws_of(kind, seeded(0), worker_init_fn=seed_worker)
+    assert len({*mended[0], *mended[1]}) == 32
+    assert mended == draws_of(kind, seeded(0), worker_init_fn=seed_worker)
+    assert mended != draws_of(kind, seeded(1), worker_init_fn=seed_worker)
+
+
+class ThreeKinds(Dataset):
+    """Draws from a Python, a NumPy and a torch generator that it keeps."""
+
+    def __init__(self):
+        self.a, self.b, self.c = random.Random(0), np.random.default_rng(0), seeded(0)
+
+    def __getitem__(self, index):
+        values = self.a.random(), self.b.random(), float(torch.rand((), generator=self.c))
+        return torch.tensor(values, dtype=torch.float64)
+
+    def __len__(self):
+        return 8
+
+
+class Wrapped(Dataset):
+    def __init__(self, dataset):
+        self.dataset = dataset
+
+    def __getitem__(self, index):
+        return self.dataset[index]
+
+    def __len__(self):
+        return len(self.dataset)
+
+
+def test_seed_worker_finds_all_kinds_also_inside():
+    settings = dict(batch_size=2, num_workers=2)
+    for dataset, rows in ((ThreeKinds(), 4), (Wrapped(ThreeKinds()), 4)):
+        assert len(torch.cat(batches_of(DataLoader(dataset, **settings))).unique(dim=0)) == rows
+        mended = DataLoader(dataset, worker_init_fn=seed_worker, **settings)
+        values = torch.cat(batches_of(mended))
+        assert all(len(column.unique()) == 8 for column in values.T)
+    with pytest.raises(RuntimeError, match="worker_init_fn"):
+        seed_worker(0)
+
+
+class WhoAmI(Dataset):
+    def __getitem__(self, index):
+        info = get_worker_info()
+        assert isinstance(info, (WorkerInfo, peer._utils.worker.WorkerInfo))
+        return info.id, info.num_workers, info.seed, torch.get_num_threads()
+
+    def __len__(self):
+        return 4
+
+
+def test_worker_info_is_torch_s():
+    assert get_worker_info() is None
+    found = [
+        [torch.stack(b).tolist() for b in kind(WhoAmI(), 1, num_workers=2, generator=seeded(1))]
+        for kind in (DataLoader, peer.DataLoader)
+    ]
+    assert found[0] == found[1]
+    assert [row[0] for row in found[0]] == [[0], [1], [0], [1]]
+
+
+def test_spawned_workers_too():
+    loader = DataLoader(
+        RandomDraws(8), 2, num_workers=1, generator=seeded(0), worker_init_fn=seed_worker,
+        multiprocessing_context="spawn",
+    )  # fmt: skip
+    forked = DataLoader(
+        RandomDraws(8), 2, num_workers=1, generator=seeded(0), worker_init_fn=seed_worker
+    )
+    assert same(batches_of(loader), batches_of(forked))
+
+
+@forked_only
+def test_large_batches_pass_also_where_nobody_reads():
+    data = torch.randn(64, 20_000)
+    loader = DataLoader(Rows(data), 8, num_workers=2, prefetch_factor=4)
+    assert torch.equal(torch.cat([batch[0] for batch in loader]), data)
+    for batch in loader:  # a break in the middle must not hang on a full pipe
+        assert batch[0].shape == (8, 20_000)
+        break
+    plain = DataLoader(
+        Rows(data), 8, num_workers=2, collate_fn=lambda s: [r[0].tolist() for r in s]
+    )
+    for rows in plain:
+        assert len(rows) == 8
+        break
+    pairs = zip(loader, DataLoader(Rows(data), 8, num_workers=2), strict=True)
+    assert all(torch.equal(a[0], b[0]) for a, b in pairs)  # two sets of workers at once
+
+
+@forked_only
+def test_workers_run_ahead_but_not_further():
+    """Worker 0 reads batches 0, 2, 4...: with a factor of 2 it waits before the third."""
+    counter = multiprocessing.Value("i", 0)
+
+    class Counting(Dataset):
+        def __getitem__(self, index):
+            with counter.get_lock():
+                counter.value += 1
+            return index
+
+        def __len__(self):
+            return 40
+
+    iterator = iter(DataLoader(Counting(), 1, num_workers=2, prefetch_factor=2))
+    taken = 0
+    for _ in range(5):
+        next(iterator)
+        taken += 1
+        assert taken <= counter.value <= taken + 2 * 2
+    iterator.close()
+
+
+ABANDONED = """
+import os, signal
+from dlcourse.data_loading import DataLoader, SlowSamples
+if __name__ == "__main__":
+    batches = iter(DataLoader(SlowSamples(1000, wait=0.01), 4, num_workers=3))
+    next(batches)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@forked_only
+def test_workers_do_not_outlive_a_parent_that_is_killed(tmp_path):
+    script = tmp_path / "abandoned.py"
+    script.write_text(ABANDONED)
+    # The workers hold the far end of this pipe: it is at its end when the last of them is gone.
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    parent = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, env=env)
+    try:
+        assert parent.communicate(timeout=60) == (b"", None)
+    finally:
+        parent.kill()
+    assert parent.returncode == -signal.SIGKILL
+
+
+# --------------------------------------------------------------------------- errors
+
+
+def test_a_dead_worker_is_named_with_its_samples():
+    loader = DataLoader(FaultySamples(16, 9, "die"), 4, num_workers=2)
+    with pytest.raises(WorkerError, match="worker 0 of 2 died with exit code 3") as error:
+        batches_of(loader)
+    assert "[8, 9, 10, 11]" in str(error.value) and "num_workers=0" in str(error.value)
+
+
+@forked_only
+def test_an_error_in_a_worker_brings_its_traceback():
+    loader = DataLoader(FaultySamples(16, 5), 4, num_workers=2)
+    with pytest.raises(WorkerError, match="worker 1 of 2 raised.*4, 5, 6, 7") as error:
+        batches_of(loader)
+    assert "OSError: sample 5 cannot be read" in str(error.value)
+    with pytest.raises(OSError, match="sample 5"):
+        batches_of(DataLoader(FaultySamples(16, 5), 4))
+
+    def fails(worker):
+        raise RuntimeError("no such disk")
+
+    with pytest.raises(WorkerError, match="no such disk"):
+        batches_of(DataLoader(range(4), num_workers=1, worker_init_fn=fails))
+
+
+@forked_only
+def test_a_batch_that_cannot_be_sent_is_an_error():
+    loader = DataLoader(range(4), num_workers=1, collate_fn=lambda samples: lambda: samples)
+    with pytest.raises(WorkerError, match="[Pp]ickle"):
+        batches_of(loader)
+
+
+def test_what_cannot_be_spawned_says_so():
+    class Local(Probe):
+        pass
+
+    loader = DataLoader(Local(4), num_workers=1, multiprocessing_context="spawn")
+    with pytest.raises(WorkerError, match="define them in a module"):
+        batches_of(loader)
+
+
+def test_empty_datasets():
+    for make in (
+        lambda: DataLoader([]),
+        lambda: RandomSampler([]),
+        lambda: BucketSampler([], 4),
+        lambda: shard_indices(0, 0, 1),
+        lambda: TensorLoader(torch.zeros(0, 3)),
+    ):
+        with pytest.raises(ValueError, match="the dataset is empty: check"):
+            make()
+    for workers in (0, 2):
+        for loader in (
+            DataLoader(NumberStream(0), 2, num_workers=workers),
+            DataLoader(NumberStream(2), 4, drop_last=True, num_workers=workers),
+            DataLoader(range(3), batch_sampler=[], num_workers=workers),
+        ):
+            with pytest.raises(ValueError, match="no batch came"):
+                batches_of(loader)
+
+
+def test_a_batch_larger_than_the_data():
+    for make in (
+        lambda: DataLoader(range(10), 64),
+        lambda: DataLoader(range(10), 64, drop_last=True),
+        lambda: TensorLoader(torch.zeros(10), batch_size=64),
+    ):
+        with pytest.raises(ValueError, match="larger than the 10 samples: use at most 10"):
+            make()
+
+
+def test_ragged_samples_without_padding():
+    ragged = [torch.ones(3), torch.ones(5)]
+    with pytest.raises(ValueError, match="pass collate_fn=pad_collate"):
+        batches_of(DataLoader(ragged, 2))
+    with pytest.raises(WorkerError, match="pass collate_fn=pad_collate"):
+        batches_of(DataLoader(ragged, 2, num_workers=1))
+    padded, lengths = batches_of(DataLoader(ragged, 2, collate_fn=pad_collate))[0]
+    assert padded.shape == (2, 5) and lengths.tolist() == [3, 5]
+
+
+def test_settings_that_do_not_go_together():
+    stream = NumberStream(4)
+    for settings in (dict(shuffle=True), dict(sampler=[0]), dict(batch_sampler=[[0]])):
+        with pytest.raises(ValueError, match="a stream has no numbers"):
+            DataLoader(stream, **settings)
+    for settings in (dict(batch_size=2), dict(shuffle=True), dict(drop_last=True)):
+        with pytest.raises(ValueError, match="batch_sampler decides"):
+            DataLoader(range(4), batch_sampler=[[0]], **settings)
+    with pytest.raises(ValueError, match="sampler decides the order"):
+        DataLoader(range(4), sampler=[0], shuffle=True)
+    with pytest.raises(ValueError, match="sampler decides the order"):
+        DataLoader(range(4), sampler=[0], batch_sampler=[[0]])
+    for bad in (0, -1, 1.5, True):
+        with pytest.raises(ValueError, match="batch_size=.*whole number"):
+            DataLoader(range(4), bad)
+        with pytest.raises(ValueError, match="whole number"):
+            DataLoader(range(4), prefetch_factor=bad)
+        with pytest.raises(ValueError, match="whole number"):
+            RandomSampler(range(4), num_samples=bad)
+        with pytest.raises(ValueError, match="pool"):
+            BucketSampler([1, 2], 1, pool=bad)
+        with pytest.raises(ValueError, match="depth"):
+            prefetch([], depth=bad)
+    for bad in (-1, 1.5, True):
+        with pytest.raises(ValueError, match="num_workers"):
+            DataLoader(range(4), num_workers=bad)
+    for rank in (-1, 2):
+        with pytest.raises(ValueError, match="from 0 to 1"):
+            shard_indices(4, rank, 2)
+    with pytest.raises(ValueError, match='"pad", "drop" or "keep"'):
+        shard_indices(4, 0, 2, uneven="cut")
+    for tensors in ((), (torch.zeros(2), torch.zeros(3))):
+        with pytest.raises(ValueError, match="equally many"):
+            TensorLoader(*tensors)
+
+
+def test_a_dataset_must_say_what_it_holds():
+    with pytest.raises(NotImplementedError, match="define Dataset.__getitem__"):
+        Dataset()[0]
+    with pytest.raises(NotImplementedError, match="define Dataset.__len__"):
+        len(Dataset())
+    with pytest.raises(NotImplementedError, match="define IterableDataset.__iter__"):
+        iter(IterableDataset())
+
+
+# --------------------------------------------------------------------------- ahead of time
+
+
+@pytest.mark.parametrize("depth", [1, 2, 5])
+def test_prefetch_reads_so_far_ahead_and_no_further(depth):
+    drawn = []
+
+    def source():
+        for number in range(30):
+            drawn.append(number)
+            yield number
+
+    got, moved = [], threading.Event()
+    for number in prefetch(source(), depth, transform=lambda n: 10 * n):
+        moved.wait(0.002)
+        got.append(number)
+        assert len(drawn) <= len(got) + depth
+    assert got == list(range(0, 300, 10))
+
+
+def test_prefetch_reads_while_the_caller_works():
+    third = threading.Event()
+
+    def source():
+        yield 1
+        yield 2
+        third.set()
+        yield 3
+
+    batches = prefetch(source(), depth=2)
+    assert next(batches) == 1
+    assert third.wait(10)  # read without having been asked for
+    assert list(batches) == [2, 3]
+
+
+def test_prefetch_ends_with_the_loop_and_passes_errors_on():
+    def source():
+        yield 1
+        raise OSError("disk gone")
+
+    batches = prefetch(source())
+    assert next(batches) == 1
+    with pytest.raises(OSError, match="disk gone"):
+        next(batches)
+    endless = prefetch(iter(int, 1), depth=3)
+    assert next(endless) == 0
+    endless.close()  # the fixture sees that the thread is gone
+    assert list(prefetch([])) == []
+    loader = DataLoader(SlowSamples(6, wait=0.001, spin=10), 2, num_workers=1)
+    assert [batch.tolist() for batch in prefetch(loader)] == [[0, 1], [2, 3], [4, 5]]
+
+
+def test_transform_of_the_tensor_loader():
+    pixels = torch.arange(10, dtype=torch.uint8)
+    loader = TensorLoader(pixels, batch_size=5, transform=lambda x: (x.float() / 10,))
+    assert torch.equal(torch.cat([x for (x,) in loader]), pixels.float() / 10)
+
+
+def test_row_stream_repeats_unless_mended():
+    def rows(**settings):
+        loader = DataLoader(RowStream(10**6, 16), 4, num_workers=2, **settings)
+        return [torch.cat(batches_of(loader)).tolist() for _ in range(2)]
+
+    broken, again = rows()
+    assert len(set(broken)) == 8 and broken == again
+    mended, other = rows(worker_init_fn=seed_worker)
+    assert len({*mended, *other}) == 32
+    assert len(torch.cat(batches_of(DataLoader(RowStream(10**6, 16), 4)))) == 16
+
+
+# --------------------------------------------------------------------------- two processes
+
+
+def in_each_process(length):
+    """Runs in each process: what it reads of a stream and of a sampler, with two workers."""
+    import os
+
+    from dlcourse.data_loading import DataLoader, NumberStream, shard_indices
+
+    rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    read = {}
+    for shard in ("no", "workers", "all"):
+        stream = NumberStream(length, shard, rank, world)
+        read[shard] = sum((b.tolist() for b in DataLoader(stream, 2, num_workers=2)), [])
+    sampler = shard_indices(length, rank, world, epoch=1)
+    loader = DataLoader(range(length), 2, sampler=sampler, num_workers=2)
+    read["sampler"] = sum((b.tolist() for b in loader), [])
+    return read
+
+
+def test_two_processes_of_two_workers():
+    results = launch(in_each_process, processes=2, args=(10,), timeout=120)
+    for name, times in (("no", 4), ("workers", 2), ("all", 1), ("sampler", 1)):
+        got = sorted(results[0][name] + results[1][name])
+        assert got == sorted(list(range(10)) * times), name
