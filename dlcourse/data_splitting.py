@@ -446,8 +446,8 @@ def check_leakage(
     these same inputs: one for each column (n's other axes), each channel (axis 1) or one for all.
 
     Raises ValueError for row numbers out of range, shapes that do not match or unknown names.
-    Source: Kapoor & Narayanan (2023) collect such leaks. What it cannot see: a column that holds the
-    answer, or tests that were looked at too often.
+    Source: Kapoor & Narayanan (2023) collect such leaks. What it cannot see: a column that holds
+    the answer, or tests that were looked at too often.
 
     Invariants: the kinds do not overlap (a shared row is not also a duplicate); the order of rows
     does not matter; a clean split gives an empty list.
