@@ -77,22 +77,19 @@ def sgd(model: nn.Module) -> torch.optim.Optimizer:
 
 
 def bare(model, x, y, epochs):
-    optimizer, feed, losses = sgd(model), Feed(x, y), []
-    for _ in range(epochs):
-        for inputs, targets in feed:
-            optimizer.zero_grad()
-            loss = F.cross_entropy(model(inputs), targets)
-            loss.backward()
-            optimizer.step()
-            losses.append(loss.item())
+    bare_loop(model, Feed(x, y), epochs)
 
 
 def bare_with_loader(model, x, y, epochs):
     """The same with PyTorch's own DataLoader, which draws other batches."""
-    optimizer, losses = sgd(model), []
     loader = DataLoader(TensorDataset(x, y), batch_size=BATCH_SIZE, shuffle=True)
+    bare_loop(model, loader, epochs)
+
+
+def bare_loop(model, feed, epochs):
+    optimizer, losses = sgd(model), []
     for _ in range(epochs):
-        for inputs, targets in loader:
+        for inputs, targets in feed:
             optimizer.zero_grad()
             loss = F.cross_entropy(model(inputs), targets)
             loss.backward()

@@ -94,34 +94,25 @@ def test_kfold_is_that_of_scikit_learn(shuffle):
 
 
 @pytest.mark.parametrize("shuffle", [False, True])
-def test_stratified_kfold_is_that_of_scikit_learn(shuffle):
+@pytest.mark.parametrize(
+    "ours, peer, draw, columns",
+    [
+        (stratified_kfold_indices, StratifiedKFold, random_labels, lambda v: (v, v)),
+        (group_kfold_indices, GroupKFold, random_groups, lambda v: (v, None, v)),
+    ],
+    ids=["stratified", "group"],
+)
+def test_other_kfolds_are_those_of_scikit_learn(ours, peer, draw, columns, shuffle):
     worked = []
     for seed in range(120):
         rng = np.random.RandomState(seed)
         n, k = rng.randint(1, 40), rng.randint(1, 8)
-        labels = random_labels(rng, n)
+        values = draw(rng, n)
         settings = {"n_splits": k} | ({"shuffle": True, "random_state": seed} if shuffle else {})
         worked.append(
             same(
-                partial(stratified_kfold_indices, labels, k, shuffle=shuffle, seed=seed),
-                partial(split_by, StratifiedKFold, settings, labels, labels),
-            )
-        )
-    some_of_both(worked)
-
-
-@pytest.mark.parametrize("shuffle", [False, True])
-def test_group_kfold_is_that_of_scikit_learn(shuffle):
-    worked = []
-    for seed in range(120):
-        rng = np.random.RandomState(seed)
-        n, k = rng.randint(1, 40), rng.randint(1, 8)
-        groups = random_groups(rng, n)
-        settings = {"n_splits": k} | ({"shuffle": True, "random_state": seed} if shuffle else {})
-        worked.append(
-            same(
-                partial(group_kfold_indices, groups, k, shuffle=shuffle, seed=seed),
-                partial(split_by, GroupKFold, settings, groups, None, groups),
+                partial(ours, values, k, shuffle=shuffle, seed=seed),
+                partial(split_by, peer, settings, *columns(values)),
             )
         )
     some_of_both(worked)

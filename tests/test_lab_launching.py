@@ -555,16 +555,21 @@ def test_skipped_collective_shows_where_the_rank_waits():
         launch(skip_a_collective, timeout=10.0)
 
 
+def parent_that_launches(fn, tmp_path, stderr):
+    """Start a Python that launches `fn`, a function of this file, on two processes."""
+    script = (
+        f"import sys; sys.path.insert(0, {str(ROOT / 'tests')!r})\n"
+        f"from test_lab_launching import launch, {fn.__name__}\n"
+        f"launch({fn.__name__}, args=[{str(tmp_path)!r}])\n"
+    )
+    env = os.environ | {"PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path)}
+    return subprocess.Popen([sys.executable, "-c", script], env=env, stderr=stderr)
+
+
 @posix
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGINT])
 def test_end_of_the_parent_ends_the_processes(tmp_path, end):
-    script = (
-        f"import sys; sys.path.insert(0, {str(ROOT / 'tests')!r})\n"
-        "from test_lab_launching import launch, write_pid_and_sleep\n"
-        f"launch(write_pid_and_sleep, args=[{str(tmp_path)!r}])\n"
-    )
-    env = os.environ | {"PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path)}
-    parent = subprocess.Popen([sys.executable, "-c", script], env=env, stderr=subprocess.DEVNULL)
+    parent = parent_that_launches(write_pid_and_sleep, tmp_path, subprocess.DEVNULL)
     try:
         pids = pids_in(tmp_path, 2)
         assert len(pids) == 4 and all(alive(pid) for pid in pids)
@@ -576,13 +581,7 @@ def test_end_of_the_parent_ends_the_processes(tmp_path, end):
 
 @posix
 def test_ctrl_c_lets_the_processes_save(tmp_path):
-    script = (
-        f"import sys; sys.path.insert(0, {str(ROOT / 'tests')!r})\n"
-        "from test_lab_launching import launch, save_at_ctrl_c\n"
-        f"launch(save_at_ctrl_c, args=[{str(tmp_path)!r}])\n"
-    )
-    env = os.environ | {"PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path)}
-    parent = subprocess.Popen([sys.executable, "-c", script], env=env, stderr=subprocess.PIPE)
+    parent = parent_that_launches(save_at_ctrl_c, tmp_path, subprocess.PIPE)
     pids = pids_in(tmp_path, 2)
     parent.send_signal(signal.SIGINT)
     _, words = parent.communicate(timeout=20)
