@@ -30,6 +30,7 @@ NEEDED = {
     "matplotlib": "3.9",
     "scikit-learn": "1.6",
     "scipy": "1.13",
+    "safetensors": "0.4.5",
     "tqdm": "4.66",
 }
 NOTEBOOKS = {"jupyterlab": "4.2", "ipywidgets": "8.1", "nbval": "0.11", "optuna": "4.5"}

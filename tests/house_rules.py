@@ -26,7 +26,8 @@ TECHNIQUES = (
     "data_loading",
 )
 CHAPTER = {name: f"{number:02d}_{name}.ipynb" for number, name in enumerate(TECHNIQUES, 1)}
-OTHER_MODULES = {"__init__", "__main__", "doctor", "train"}
+COMMANDS = ("check", "doctor", "handout", "recipe", "studies", "train")
+OTHER_MODULES = {"__init__", "__main__", *COMMANDS}
 BUILDS_ON = {
     "warmup": {"dlcourse.learning_rate_decay"},
     "lr_schedulers": {"dlcourse.learning_rate_decay", "dlcourse.warmup"},
@@ -126,7 +127,7 @@ def one_name_three_places(root: Path) -> list[str]:
 
 
 def no_strangers(root: Path) -> list[str]:
-    """dlcourse/ holds only the sixteen techniques, train and the lab; chapters/ only theirs."""
+    """dlcourse/ holds the sixteen techniques, the commands and the lab; chapters/ theirs only."""
     modules = {path.stem for path in (root / "dlcourse").glob("*.py")}
     strangers = sorted(modules - set(TECHNIQUES) - OTHER_MODULES)
     problems = [f"dlcourse/{name}.py is no technique of the list" for name in strangers]
@@ -187,10 +188,11 @@ def every_public_name_is_used(root: Path) -> list[str]:
 
 def every_public_name_has_a_docstring(root: Path) -> list[str]:
     """Each public function or class at the top level of a module has a docstring."""
-    train = [path for path in [root / "dlcourse" / "train.py"] if path.exists()]
+    paths = [root / "dlcourse" / f"{name}.py" for name in COMMANDS]
+    commands = [path for path in paths if path.exists()]
     return [
         f"{path.name}:{node.lineno} {node.name} has no docstring"
-        for path in techniques(root) + lab(root) + train
+        for path in techniques(root) + lab(root) + commands
         for node in definitions(path)
         if not (ast.get_docstring(node) or "").strip()
     ]

@@ -348,6 +348,18 @@ def test_printed_lines_come_by_rank_and_stderr_stays_away(capfd):
     assert capfd.readouterr() == ("", "")
 
 
+def test_live_shows_what_rank_0_prints_while_it_runs(capfd):
+    launch(speak, live=True)
+    out, err = capfd.readouterr()
+    assert out.splitlines() == [
+        "first of 0",
+        "second of 0",
+        "[rank 1] first of 1",
+        "[rank 1] second of 1",
+    ]
+    assert err.strip()
+
+
 def test_stdin_is_empty():
     assert launch(read_stdin, 1) == [""]
 

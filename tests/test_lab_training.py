@@ -28,6 +28,7 @@ from dlcourse.lab.training import (
     fit,
     load_checkpoint,
     make_accelerator,
+    replacing,
     rng_state,
     save_atomically,
     set_rng_state,
@@ -365,3 +366,83 @@ def test_progress_bar_shows_loss_and_rate(capsys):
     fit(model, DATA, optimizer, steps=60, step=slow, progress=True)
     shown = capsys.readouterr().err
     assert "/60" in shown and "loss=" in shown and "update/s" in shown
+
+
+# --------------------------------------------------------------------------- watching a run
+
+
+class StopAfter:
+    """Ends a run at the `rounds`-th validation, and counts in a state that can be kept."""
+
+    def __init__(self, rounds):
+        self.rounds, self.seen = rounds, []
+
+    def __call__(self, run, row):
+        self.seen.append((run.step, row["step"], row["count"]))
+        return len(self.seen) == self.rounds
+
+    def state_dict(self):
+        return {"seen": [list(row) for row in self.seen]}
+
+    def load_state_dict(self, state):
+        self.seen = [tuple(row) for row in state["seen"]]
+
+
+def watched(watch, **more):
+    model, optimizer = model_and_optimizer()
+    settings = {"steps": 60, "validation": DATA, "validate_every": 5, "watch": watch} | more
+    return model, fit(model, DATA, optimizer, **settings)
+
+
+def test_watch_sees_each_validation_and_may_end_the_run():
+    watch = StopAfter(3)
+    _, history = watched(watch)
+    assert watch.seen == [(5, 5, 90), (10, 10, 90), (15, 15, 90)]
+    assert len(history.loss) == 15 and len(history.validation) == 3
+
+
+def test_watch_that_never_ends_changes_nothing():
+    one, first = watched(StopAfter(99))
+    two, second = watched(None)
+    assert first.loss == second.loss
+    pairs = zip(one.parameters(), two.parameters(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+
+
+def test_watch_goes_on_where_a_stopped_run_was(tmp_path):
+    whole = StopAfter(9)
+    _, unbroken = watched(whole, checkpoint=tmp_path / "whole")
+    cut = StopAfter(99)
+
+    class Stop(Exception):
+        pass
+
+    def stop_at_22(run, batch):
+        if run.step == 22:
+            raise Stop
+        return train_step(run, batch)
+
+    with pytest.raises(Stop):
+        watched(cut, checkpoint=tmp_path / "cut", save_every=10, step=stop_at_22)
+    again = StopAfter(9)
+    _, history = watched(again, checkpoint=tmp_path / "cut", resume=True)
+    assert again.seen == whole.seen and history.loss == unbroken.loss
+    ended = StopAfter(99)  # a run that was ended is not continued, whatever the new watch says
+    _, history = watched(ended, checkpoint=tmp_path / "cut", resume=True)
+    assert len(history.loss) == 45 and ended.seen == whole.seen
+
+
+def test_watch_without_validation_is_refused():
+    with pytest.raises(ValueError, match="give validation="):
+        watched(StopAfter(1), validation=None)
+
+
+def test_replacing_keeps_the_old_file_where_writing_fails(tmp_path):
+    path = tmp_path / "new folder" / "file"
+    with replacing(path) as file:
+        file.write(b"old")
+    with pytest.raises(OSError, match="full"):
+        with replacing(path) as file:
+            file.write(b"half of the n")
+            raise OSError(28, "full")
+    assert path.read_bytes() == b"old" and [p.name for p in path.parent.iterdir()] == ["file"]

@@ -99,6 +99,30 @@ class ImageData:
             images = images * _per_channel(self.std, images) + _per_channel(self.mean, images)
         return images.clamp(0, 1)
 
+    def with_split(self, train, validation, test) -> ImageData:
+        """Return the same images cut elsewhere, normalised anew by the new training rows.
+
+        Each part is row numbers, from 0, of this data's training, validation and test rows laid end
+        to end. Raises ValueError for images that are normalised, or a row in two parts.
+        """
+        if self.normalized:
+            raise ValueError("normalised by other training rows: load with normalize=False first")
+        parts = [torch.as_tensor(part).long() for part in (train, validation, test)]
+        if len(torch.cat(parts).unique()) != sum(map(len, parts)):
+            raise ValueError("a row stands in two parts, or twice in one: give each row once")
+        three = (self.train, self.validation, self.test)
+        groups = [part.groups for part in three if part.groups is not None]
+        rows = Split(
+            torch.cat([part.images for part in three]),
+            torch.cat([part.labels for part in three]),
+            torch.cat(groups) if len(groups) == 3 else None,
+        )
+        cut = [_select(rows, part) for part in parts]
+        std, mean = torch.std_mean(cut[0].images, dim=(0, 2, 3), correction=0)
+        std = std.clamp(min=SMALLEST_STD)
+        cut = [_normalize(part, mean, std) for part in cut]
+        return ImageData(self.name, *cut, self.classes, mean, std)
+
 
 def load(
     name: str | None = None,

@@ -46,16 +46,18 @@ def launch(
     timeout: float = 60.0,
     cpu: bool = True,
     echo: bool = True,
+    live: bool = False,
 ) -> list:
     """Run fn(*args, **kwargs) in `processes` >= 1 fresh processes; return the results by rank.
 
     fn is importable, or is defined in the notebook or script: then its source is sent, and it
     must import what it needs inside. Arguments and results are JSON: numbers, strings, lists, dicts
     (a tuple arrives as a list). `timeout` is in seconds and includes starting Python. What the
-    processes print appears at the end, by rank, unless echo is False. Ctrl-C reaches the processes
-    (not on Windows), which have 5 seconds to save their work. Raises TypeError for an fn or an
-    argument that cannot be sent, ValueError for a count or timeout out of range, LaunchError when a
-    rank raises, dies or hangs.
+    processes print appears at the end, by rank, unless echo is False; with live=True rank 0 prints
+    straight to this process's stdout and stderr instead, as a long run with a bar should.
+    Ctrl-C reaches the processes (not on Windows), which have 5 seconds to save their work. Raises
+    TypeError for an fn or an argument that cannot be sent, ValueError for a count or timeout out of
+    range, LaunchError when a rank raises, dies or hangs.
     """
     if isinstance(processes, bool) or not isinstance(processes, int):
         raise TypeError(f"processes must be an int of at least 1, not {processes!r}")
@@ -80,7 +82,7 @@ def launch(
                 f"shows {torch.cuda.device_count()}: pass cpu=True, or fewer processes"
             )
     for _ in range(3):
-        results, printed, failure = _run(job, processes, timeout, cpu)
+        results, printed, failure = _run(job, processes, timeout, cpu, live)
         if not re.search(PORT_TAKEN, failure, re.IGNORECASE):
             break  # else another program took the port first: once more with another
     if echo:
@@ -177,7 +179,7 @@ def _environment(processes: int, cpu: bool) -> dict[str, str]:
 class _Rank:
     """One child process; its files hold what it printed, reported, and where it stood."""
 
-    def __init__(self, rank: int, folder: Path, env: dict[str, str]):
+    def __init__(self, rank: int, folder: Path, env: dict[str, str], live: bool = False):
         self.rank, self.folder, self.report = rank, folder, None
         own_group = {"start_new_session": True}
         if os.name == "nt":
@@ -190,8 +192,8 @@ class _Rank:
                 [sys.executable, "-P", "-m", "dlcourse.lab.launching", str(folder)],
                 env=env | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
                 stdin=subprocess.PIPE,
-                stdout=out,
-                stderr=err,
+                stdout=None if live else out,
+                stderr=None if live else err,
                 **own_group,
             )
 
@@ -268,7 +270,9 @@ class _Rank:
             pass
 
 
-def _run(job: dict, processes: int, timeout: float, cpu: bool) -> tuple[list, list[str], str]:
+def _run(
+    job: dict, processes: int, timeout: float, cpu: bool, live: bool
+) -> tuple[list, list[str], str]:
     """Start the ranks, wait, leave none behind; return results, printed lines and the failure."""
     ranks: list[_Rank] = []
     message = ""
@@ -278,7 +282,7 @@ def _run(job: dict, processes: int, timeout: float, cpu: bool) -> tuple[list, li
         (folder / "job.json").write_text(json.dumps(job), encoding="utf-8")
         try:
             for rank in range(processes):
-                ranks.append(_Rank(rank, folder, env))
+                ranks.append(_Rank(rank, folder, env, live and rank == 0))
             while True:
                 states = {rank.state() for rank in ranks}
                 late = time.monotonic() - start > timeout

@@ -283,19 +283,29 @@ def set_rng_state(state: dict) -> None:
     random.setstate((version, tuple(internal), gauss))
 
 
-def save_atomically(state: dict, path: str | Path) -> None:
-    """Write `state` to `path` so that a reader finds the old file or the new one, never a part."""
+@contextlib.contextmanager
+def replacing(path: str | Path):
+    """Open a file for bytes that takes the place of `path` once it is whole and on the disk.
+
+    A reader finds the old file or the new one, never a part, also where the disk is full.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.part{os.getpid()}")
     try:
         with open(part, "wb") as file:
-            torch.save(state, file)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def save_atomically(state: dict, path: str | Path) -> None:
+    """Write `state` to `path` as torch does, in one step."""
+    with replacing(path) as file:
+        torch.save(state, file)
 
 
 def load_checkpoint(path: str | Path) -> dict:
@@ -395,6 +405,7 @@ def fit(
     resume: bool = False,
     progress: bool | None = None,
     stop_on_nan: bool = True,
+    watch: Callable[[Run, dict], bool] | None = None,
 ) -> History:
     """Train `model` in place for a number of updates, and return the history.
 
@@ -407,12 +418,17 @@ def fit(
     `checkpoint`: the file to save to, every `save_every` updates, at the end and at Ctrl-C;
     with `resume=True` an existing file is continued, to the bit.
     `stop_on_nan`: switch it off to watch a run diverge.
+    `watch(run, row)`: called after each validation with its row of the history; the run ends where
+    it returns True. Its `state_dict`, if it has one, is kept in the checkpoint, and a run that it
+    has ended is not continued.
 
     Raises ValueError for settings that cannot work, FileExistsError rather than overwrite a
     checkpoint, and NonFiniteLossError at the first loss that is NaN or infinite.
     """
     pieces = accumulation_steps or int(os.environ.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", 1))
     _check_settings(steps, epochs, batch_size, pieces, checkpoint, save_every, resume)
+    if watch is not None and validation is None:
+        raise ValueError("watch= looks at validation results: give validation=, the rows to use")
     accelerator = make_accelerator(mixed_precision, cpu)
     batches = Batches(data, batch_size, seed, accelerator, transform)
     steps = steps if steps is not None else epochs * batches.length
@@ -431,8 +447,12 @@ def fit(
     if resume and Path(checkpoint).exists():
         saved = load_checkpoint(checkpoint)
         _restore(saved, facts, original, raw_optimizer, run, batches, history, checkpoint)
+        if hasattr(watch, "load_state_dict") and saved.get("watch"):
+            watch.load_state_dict(saved["watch"])
+        if saved.get("ended"):
+            steps = run.step
 
-    def save() -> None:
+    def save(ended: bool = False) -> None:
         states = [rng_state()]
         if batches.world > 1:
             states = _gather(states)
@@ -450,6 +470,8 @@ def fit(
                     "position": batches.position,
                     "epoch_rng": batches.epoch_rng,
                     "history": history.as_dict(),
+                    "watch": watch.state_dict() if hasattr(watch, "state_dict") else None,
+                    "ended": ended,
                 },
                 checkpoint,
             )
@@ -458,7 +480,7 @@ def fit(
     try:
         _loop(
             run, batches, history, steps, schedule, first_rates, step, validation, validate_every,
-            save if checkpoint else None, save_every, progress, stop_on_nan,
+            save if checkpoint else None, save_every, progress, stop_on_nan, watch,
         )  # fmt: skip
     finally:
         accelerator.unwrap_model(model, keep_fp32_wrapper=False)
@@ -517,14 +539,14 @@ def _gather(values: list) -> list:
 
 def _loop(
     run, batches, history, steps, schedule, first_rates, step, validation, validate_every,
-    save, save_every, progress, stop_on_nan,
+    save, save_every, progress, stop_on_nan, watch,
 ) -> None:  # fmt: skip
     groups, losses, rates = run.optimizer.param_groups, [], []
     validate_every = validate_every or steps
     on_cpu = run.accelerator.device.type == "cpu"
     check_every = 1 if on_cpu else 20  # reading a loss stalls a GPU
     outer = sys.exc_info()[1]  # what the caller is handling, if anything
-    bar = None
+    bar, ended = None, False
     if run.accelerator.is_main_process and (show_progress() if progress is None else progress):
         from tqdm.auto import tqdm
 
@@ -593,20 +615,20 @@ def _loop(
                 if validation is not None and (run.step % validate_every == 0 or run.step == steps):
                     row = evaluate(run.model, validation, run.loss_fn, accelerator=run.accelerator)
                     history.validation.append({"step": run.step, **row})
+                    ended = watch is not None and bool(watch(run, history.validation[-1]))
                 stop = interrupt.seen
                 if batches.world > 1 and (run.step % 10 == 0 or run.step == steps):  # stop together
                     flag = torch.tensor(float(stop), device=run.accelerator.device)
                     stop = run.accelerator.reduce(flag, "sum").item() > 0
                 elif batches.world > 1:
                     stop = False
-                if save and (
-                    stop or run.step == steps or (save_every and not run.step % save_every)
-                ):
+                last = ended or run.step == steps
+                if save and (stop or last or (save_every and not run.step % save_every)):
                     flush()
-                    save()
+                    save(ended)
                 if stop:
                     raise KeyboardInterrupt(f"stopped after update {run.step}")
-                if run.step >= steps:
+                if last:
                     break
     finally:
         if bar is not None:
