@@ -32,8 +32,31 @@ def test_every_exercise(exercise, capsys):
         hint = exercise.hint_for(wrong.answer)
         assert hint is not None, f"accepts {name!r}"
         assert wrong.hint in hint, f"{name!r} gets the hint {hint!r}"
+        assert not exercise.check(wrong.answer)
+        taken = hint not in capsys.readouterr().out  # for a stub: only what does nothing may be
+        assert not taken or wrong.answer.__code__.co_consts == (None,), (
+            f"{name!r} is taken for a stub"
+        )
     exercise.solution()
     assert capsys.readouterr().out.strip()
+
+
+@pytest.mark.parametrize(
+    "answer", [lambda x: x, lambda x: 3, lambda x: "x", lambda x: -1.5, lambda x: (1, 2)]
+)
+def test_short_answers_are_no_stubs(answer, capsys):
+    assert not DOUBLE.check(answer)
+    assert BLANK not in capsys.readouterr().out
+
+
+def with_docstring(x):
+    """All there is."""
+
+
+@pytest.mark.parametrize("answer", [stub, with_docstring, lambda x: ..., lambda x: None])
+def test_stubs_are_blank(answer, capsys):
+    assert not DOUBLE.check(answer)
+    assert BLANK in capsys.readouterr().out
 
 
 def double_check(answer):

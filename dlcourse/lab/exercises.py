@@ -5,6 +5,7 @@ A check runs what the reader wrote. It says which mistake it sees; it keeps no s
 
 from __future__ import annotations
 
+import dis
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -75,5 +76,7 @@ def _is_stub(answer: object) -> bool:
     code = getattr(answer, "__code__", None)
     if code is None:
         return False
-    constants = [value for value in code.co_consts if value is not answer.__doc__]
-    return not code.co_names and all(value in (None, ...) for value in constants)
+    steps = [step for step in dis.get_instructions(code) if step.opname not in ("RESUME", "NOP")]
+    returned = [step.argval for step in steps if step.opname in ("LOAD_CONST", "RETURN_CONST")]
+    plain = {"LOAD_CONST", "RETURN_CONST", "RETURN_VALUE"}
+    return {step.opname for step in steps} <= plain and set(returned) <= {None, ...}
