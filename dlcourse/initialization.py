@@ -1,0 +1,788 @@
+"""Initialization: starting weights that differ, and whose scale keeps signal and gradient alive."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
+from torch.overrides import TorchFunctionMode
+
+from dlcourse.lab.exercises import Exercise, Wrong, expect
+
+GAINS = {"linear": 1.0, "sigmoid": 1.0, "tanh": 5 / 3, "relu": math.sqrt(2), "selu": 3 / 4}
+GAINS |= {f"conv{kind}{n}d": 1.0 for kind in ("", "_transpose") for n in (1, 2, 3)}
+LAYERS = (
+    nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d,
+    nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d,
+)  # fmt: skip
+ACTIVATIONS = {
+    "relu", "relu6", "leaky_relu", "elu", "selu", "celu", "gelu", "silu", "mish", "softplus",
+    "tanh", "sigmoid", "hardtanh", "hardsigmoid", "hardswish",
+}  # fmt: skip
+FLAT = 0.98995  # |tanh| above which its slope is less than 2 % of the largest
+SAMPLE = 512  # values that a layer keeps for a histogram
+
+
+# --- the scale of one weight ----------------------------------------------------------------------
+
+
+def calculate_fan(weight: Tensor) -> tuple[int, int]:
+    """Return (fan_in, fan_out): how many products meet in one output, and how many use one input.
+
+    `weight` is (out, in, ...), as nn.Linear and nn.Conv store it; the further dimensions are the
+    kernel. Two of torch's conventions: with groups, fan_out counts all groups; nn.ConvTranspose
+    stores (in, out, ...), so there the two names are swapped. Raises ValueError for fewer than
+    two dimensions. Invariant: transposing a matrix swaps the two.
+    """
+    if weight.ndim < 2:
+        raise ValueError(
+            f"a tensor of shape {tuple(weight.shape)} has no fan: start biases with zeros and norm "
+            "scales with ones"
+        )
+    kernel = math.prod(weight.shape[2:])
+    return weight.shape[1] * kernel, weight.shape[0] * kernel
+
+
+def calculate_gain(
+    nonlinearity: str | Callable[[Tensor], Tensor], param: float | None = None
+) -> float:
+    """Return the factor on 1 / sqrt(fan_in) that makes up for what the nonlinearity takes away.
+
+    A name ("linear", "sigmoid", "tanh", "relu", "leaky_relu" with its slope `param`, "selu", or a
+    convolution's) gets torch's number. A function f gets 1 / sqrt(E[f(z)^2]) with z standard
+    normal: torch has no number for GELU, and 5/3 for tanh is a rule of thumb. Raises ValueError for
+    other names, and for a function that is zero, or not finite, everywhere. Source: He et al.
+    (2015), equation 10. Invariant: for ReLU the name and the function agree.
+    """
+    if callable(nonlinearity):
+        square = _normal_mean(lambda z: nonlinearity(z).square())
+        if not 0 < square < math.inf:
+            raise ValueError(f"E[f(z)^2] is {square} for {nonlinearity}: no weight can mend that")
+        return square**-0.5
+    if nonlinearity == "leaky_relu":
+        slope = 0.01 if param is None else param
+        if isinstance(slope, bool) or not isinstance(slope, (int, float)):
+            raise ValueError(f"param={slope!r}: give the slope as a number, such as 0.01")
+        return math.sqrt(2 / (1 + slope**2))
+    if nonlinearity not in GAINS:
+        raise ValueError(
+            f"no gain is listed for {nonlinearity!r}: give the function itself, such as F.gelu, or "
+            f"one of leaky_relu, {', '.join(GAINS)}"
+        )
+    return GAINS[nonlinearity]
+
+
+def _normal_mean(f: Callable[[Tensor], Tensor]) -> float:
+    """Return E[f(z)], z standard normal: a sum over a fine grid that leaves out the kink at 0."""
+    z = torch.linspace(-9, 9, 6000, dtype=torch.float64)
+    density = torch.exp(-z.square() / 2) / math.sqrt(2 * math.pi)
+    return ((f(z) * density).sum() * (z[1] - z[0])).item()
+
+
+# --- filling one weight ---------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def xavier_uniform_(
+    tensor: Tensor, gain: float = 1.0, generator: torch.Generator | None = None
+) -> Tensor:
+    """Fill with U(-a, a), a = gain * sqrt(6 / (fan_in + fan_out)), and return the tensor.
+
+    Raises ValueError for fewer than two dimensions or a bad gain; an empty tensor stays.
+    Source: Glorot & Bengio (2010). Invariant: variance gain^2 * 2 / (fan_in + fan_out).
+    """
+    bound = math.sqrt(3) * _xavier_std(tensor, gain)
+    return tensor.uniform_(-bound, bound, generator=generator)
+
+
+@torch.no_grad()
+def xavier_normal_(
+    tensor: Tensor, gain: float = 1.0, generator: torch.Generator | None = None
+) -> Tensor:
+    """Fill with N(0, s^2), s = gain * sqrt(2 / (fan_in + fan_out)), and return the tensor.
+
+    Errors, source and invariant are those of `xavier_uniform_`.
+    """
+    return tensor.normal_(0, _xavier_std(tensor, gain), generator=generator)
+
+
+@torch.no_grad()
+def kaiming_uniform_(
+    tensor: Tensor,
+    a: float = 0,
+    mode: str = "fan_in",
+    nonlinearity: str | Callable[[Tensor], Tensor] = "leaky_relu",
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Fill with U(-b, b), b = gain * sqrt(3 / fan), and return the tensor.
+
+    The gain is `calculate_gain(nonlinearity, a)`; `a` is the slope of a leaky ReLU. `mode` is
+    "fan_in" (keeps the size of activations) or "fan_out" (keeps that of gradients). Raises
+    ValueError for fewer than two dimensions or another mode; an empty tensor stays. With
+    a = sqrt(5) it is torch's default for nn.Linear: U(-1, 1) / sqrt(fan_in). Source: He et al.
+    (2015). Invariant: variance gain^2 / fan.
+    """
+    bound = math.sqrt(3) * _kaiming_std(tensor, a, mode, nonlinearity)
+    return tensor.uniform_(-bound, bound, generator=generator)
+
+
+@torch.no_grad()
+def kaiming_normal_(
+    tensor: Tensor,
+    a: float = 0,
+    mode: str = "fan_in",
+    nonlinearity: str | Callable[[Tensor], Tensor] = "leaky_relu",
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Fill with N(0, s^2), s = gain / sqrt(fan), and return the tensor.
+
+    Settings, errors, source and invariant are those of `kaiming_uniform_`.
+    """
+    std = _kaiming_std(tensor, a, mode, nonlinearity)
+    return tensor.normal_(0, std, generator=generator)
+
+
+@torch.no_grad()
+def orthogonal_(
+    tensor: Tensor, gain: float = 1.0, generator: torch.Generator | None = None
+) -> Tensor:
+    """Fill with a random rotation times `gain`, read as (rows, all the rest), and return it.
+
+    Of a matrix that is not square, the shorter side is orthonormal. 16-bit tensors are computed in
+    float32. Raises ValueError for fewer than two dimensions or a bad gain; an empty tensor stays.
+    Source: Saxe, McClelland & Ganguli (2014). Invariant: W Wt = gain^2 I, or Wt W where W is tall.
+    """
+    calculate_fan(tensor)
+    _check_factor(gain)
+    if tensor.numel() == 0:
+        return tensor
+    rows, columns = len(tensor), tensor.numel() // len(tensor)
+    dtype = tensor.dtype if tensor.dtype == torch.float64 else torch.float32
+    normal = torch.empty(rows, columns, dtype=dtype, device=tensor.device)
+    normal.normal_(generator=generator)
+    q, r = torch.linalg.qr(normal.T if rows < columns else normal)
+    q = torch.where(r.diagonal() < 0, -q, q)  # makes every rotation equally likely
+    return tensor.copy_((q.T if rows < columns else q).reshape(tensor.shape)).mul_(gain)
+
+
+def _xavier_std(tensor: Tensor, gain: float) -> float:
+    _check_factor(gain)
+    return gain * math.sqrt(2 / max(1, sum(calculate_fan(tensor))))
+
+
+def _kaiming_std(tensor: Tensor, a: float, mode: str, nonlinearity) -> float:
+    fans = dict(zip(("fan_in", "fan_out"), calculate_fan(tensor), strict=True))
+    if mode not in fans:
+        raise ValueError(f"mode={mode!r}: choose 'fan_in' or 'fan_out'")
+    return calculate_gain(nonlinearity, a) / math.sqrt(max(1, fans[mode]))
+
+
+def _check_factor(gain: float) -> None:
+    if not 0 <= gain < math.inf:
+        raise ValueError(f"gain={gain}: give a finite number of at least 0, such as 1.0")
+
+
+# --- filling a whole model ------------------------------------------------------------------------
+
+
+def initialize_(
+    model: nn.Module,
+    rule: Callable[..., object],
+    generator: torch.Generator | None = None,
+    **settings,
+) -> nn.Module:
+    """Call rule(weight, generator=..., **settings) on each linear and convolution weight, in order.
+
+    Their biases become zero; embeddings, norms, recurrent and attention modules keep theirs.
+    Returns the model. Raises ValueError where there is no such layer, and where a layer's weight is
+    computed by a parametrization (it would be computed anew). Invariant: equal generators give
+    equal models; a weight used by two layers is drawn once.
+    """
+    layers = _layers(model)
+    drawn: set[int] = set()
+    for name, layer in layers.items():
+        if is_parametrized(layer):
+            raise ValueError(f"{name} is parametrized: initialize it before you parametrize it")
+        if id(layer.weight) not in drawn:
+            rule(layer.weight, generator=generator, **settings)
+        drawn.add(id(layer.weight))
+        if layer.bias is not None:
+            nn.init.zeros_(layer.bias)
+    return model
+
+
+@torch.no_grad()
+def lsuv_(
+    model: nn.Module, batch, std: float = 1.0, generator: torch.Generator | None = None
+) -> nn.Module:
+    """Start orthogonal, then let `batch` set each layer's scale: every output has spread `std`.
+
+    Layers are those of `initialize_`, in the order in which they run; one pass is enough, as with
+    zero biases an output is proportional to the weight. A layer that runs several times is scaled
+    at its first run with any spread. `batch` is as in `activation_stats`. Buffers, mode and random
+    state stay. Raises ValueError for an output without spread, or a bad `std`. Source: Mishkin &
+    Matas (2016).
+    Invariant: on the same batch the standard deviation of every layer's output is `std`.
+    """
+    if not 0 < std < math.inf:
+        raise ValueError(f"std={std}: give a finite number above 0, such as 1.0")
+    initialize_(model, orthogonal_, generator)
+    spreads: dict[int, float] = {}
+
+    def scale(layer: nn.Module, inputs: tuple, output: Tensor):
+        if _usable(spreads.get(id(layer.weight), 0.0)):
+            return None
+        spread = output.double().std(correction=0).item() if output.numel() else 0.0
+        spreads[id(layer.weight)] = spread
+        if not _usable(spread):
+            return None
+        layer.weight.mul_(std / spread)
+        return output * (std / spread)
+
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_undisturbed(model))
+        for layer in _layers(model).values():
+            stack.callback(layer.register_forward_hook(scale).remove)
+        _call(model, batch)
+    for name, layer in _layers(model).items():
+        spread = spreads.get(id(layer.weight), 1.0)  # a layer that never ran stays orthogonal
+        if not _usable(spread):
+            raise ValueError(
+                f"the output of {name} has a standard deviation of {spread}: give more rows, and "
+                "look for a layer before it whose outputs are all equal"
+            )
+    return model
+
+
+def _usable(spread: float) -> bool:
+    return 0 < spread < math.inf
+
+
+def _layers(model: nn.Module) -> dict[str, nn.Module]:
+    found = {name: module for name, module in model.named_modules() if isinstance(module, LAYERS)}
+    if not found:
+        raise ValueError(f"{type(model).__name__} has no linear or convolution layer to fill")
+    return found
+
+
+# --- what theory says -----------------------------------------------------------------------------
+
+
+def predict_variance(
+    activation: Callable[[Tensor], Tensor],
+    layers: int,
+    weight_scale: float,
+    start: float = 1.0,
+) -> tuple[Tensor, Tensor]:
+    """Return the variances, layer by layer, of pre-activations and of their gradients.
+
+    Both are float64 (layers,), for wide square layers z = W f(z before), zero biases, and
+    `weight_scale` = fan_in * Var(w): 1 for Xavier, 2 for Kaiming, 1/3 for nn.Linear's default.
+    `start` is the mean square of the inputs. The gradients' variances are relative to the last
+    layer's. Raises ValueError for bad numbers. Source: Poole et al. (2016); Schoenholz et al.
+    (2017). Invariant: for ReLU each layer multiplies both by weight_scale / 2.
+    """
+    if layers < 1 or not (0 <= weight_scale < math.inf and 0 <= start < math.inf):
+        raise ValueError("give at least one layer, and a finite weight_scale and start from 0 up")
+    forward, factors = [weight_scale * start], []
+
+    def square(z: Tensor) -> Tensor:
+        return activation(z * forward[-1] ** 0.5).square()
+
+    def square_slope(z: Tensor) -> Tensor:
+        at = (z * forward[-1] ** 0.5).requires_grad_()
+        return torch.autograd.grad(activation(at).sum(), at)[0].square()
+
+    for _ in range(layers - 1):
+        factors.append(weight_scale * _normal_mean(square_slope))
+        forward.append(weight_scale * _normal_mean(square))
+    backward = torch.tensor([*factors, 1.0], dtype=torch.float64).flip(0).cumprod(0).flip(0)
+    return torch.tensor(forward, dtype=torch.float64), backward
+
+
+# --- what a model does ----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class LayerStats:
+    """What one layer put out on one batch; all runs of the layer together, if it ran several times.
+
+    `kind`: class or function name. `calls`: runs. `mean`, `std`: over all entries. `signal`: the
+    standard deviation from row to row of the batch (first dimension), at the same place in the row;
+    near zero, the layer knows nothing of its input. `zeros`: share of exact zeros. `saturated`:
+    share where tanh or sigmoid is flat (a slope below 2 % of the largest), NaN for other layers.
+    `grad_std`: of the loss's gradient with respect to the output, NaN where none was asked for or
+    none flows. `values`: up to 512 entries, float64, for a plot.
+    """
+
+    kind: str
+    calls: int
+    mean: float
+    std: float
+    signal: float
+    zeros: float
+    saturated: float
+    grad_std: float
+    values: Tensor = field(repr=False)
+
+
+def activation_stats(
+    model: nn.Module,
+    batch,
+    loss: Callable[[object], Tensor] | None = None,
+    containers: bool = False,
+) -> dict[str, LayerStats]:
+    """Run `batch` through the model once and return what each layer put out, in order.
+
+    `batch`: the input, a tuple of positional inputs, or a dictionary of inputs by name.
+    `loss(outputs)`: a scalar; with it the gradients are measured too. A layer is a module inside
+    which no other module runs; activations called as functions (F.relu, torch.tanh, x.sigmoid())
+    are layers too, named after the module that ran before them ("layers.0.relu"). `containers` adds
+    the modules around them, such as whole residual blocks. Of several outputs the first tensor
+    counts. The mode is the model's own: call model.eval() first if that is meant. Raises ValueError
+    where no layer ran or `loss` is no scalar. Invariants: the model's weights, gradients, buffers,
+    hooks and mode, and torch's random state, are afterwards as before.
+    """
+    recorder = _Recorder(model, containers)
+    with _undisturbed(model), torch.set_grad_enabled(loss is not None), recorder.tensor_hooks:
+        with recorder.watching(model):
+            outputs = _call(model, batch)
+        if loss is not None:
+            value = loss(outputs)
+            if not isinstance(value, Tensor) or value.numel() != 1:
+                raise ValueError("loss(outputs) must return one number, as a tensor: take the mean")
+            weights = [weight for weight in model.parameters() if weight.requires_grad]
+            if value.requires_grad and weights:
+                torch.autograd.grad(value.sum(), weights, allow_unused=True)
+    if not recorder.runs:
+        raise ValueError("no layer with a floating-point output ran: is this the model you mean?")
+    return {name: _pool(runs, recorder.grads.get(name)) for name, runs in recorder.runs.items()}
+
+
+@dataclass
+class _Moments:
+    """Count, mean and variance of one tensor, with what else a layer reports."""
+
+    kind: str
+    count: int
+    mean: float
+    var: float
+    signal: float  # variance from row to row
+    zeros: float
+    saturated: float
+    values: Tensor
+
+
+class _Recorder(TorchFunctionMode):
+    """Note every layer's output, by module hooks, and by watching calls of activation functions."""
+
+    def __init__(self, model: nn.Module, containers: bool):
+        super().__init__()
+        self.containers = containers
+        self.names = {module: name for name, module in model.named_modules()}
+        self.runs: dict[str, list[_Moments]] = {}
+        self.grads: dict[str, list[_Moments]] = {}
+        self.open: list[list] = []  # modules that run now: [module, whether one ran inside]
+        self.before = "input"
+        self.tensor_hooks = contextlib.ExitStack()
+
+    @contextlib.contextmanager
+    def watching(self, model: nn.Module) -> Iterator[None]:
+        with contextlib.ExitStack() as stack:
+            for module in self.names:
+                stack.callback(module.register_forward_pre_hook(self.enter).remove)
+                stack.callback(module.register_forward_hook(self.leave).remove)
+            stack.enter_context(self)
+            yield
+
+    def enter(self, module: nn.Module, inputs: tuple) -> None:
+        if self.open:
+            self.open[-1][1] = True
+        self.open.append([module, False])
+
+    def leave(self, module: nn.Module, inputs: tuple, output) -> None:
+        _, ran_inside = self.open.pop()
+        name = self.names[module] or type(module).__name__
+        if self.containers or not ran_inside:
+            self.note(name, type(module).__name__, output)
+        if not ran_inside:
+            self.before = name
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        output = func(*args, **(kwargs or {}))
+        kind = getattr(func, "__name__", "").rstrip("_")
+        if kind in ACTIVATIONS and not (self.open and _is_torch_leaf(self.open[-1][0])):
+            self.note(f"{self.before}.{kind}", kind, output)
+        return output
+
+    def note(self, name: str, kind: str, output) -> None:
+        output = _first_tensor(output)
+        if output is None:
+            return
+        self.runs.setdefault(name, []).append(_moments(kind, output))
+        if output.requires_grad:
+            grads = self.grads.setdefault(name, [])
+            hook = output.register_hook(lambda grad: grads.append(_moments(kind, grad)))
+            self.tensor_hooks.callback(hook.remove)
+
+
+def _is_torch_leaf(module: nn.Module) -> bool:
+    """Tell whether a module is one of torch's own without parts: its output is noted anyway."""
+    return type(module).__module__.startswith("torch.nn.") and not any(module.children())
+
+
+def _moments(kind: str, tensor: Tensor) -> _Moments:
+    rows = tensor.detach().cpu().double()  # float32 squares end at 1e-38, these do not
+    values, count = rows.ravel(), rows.numel()
+    if not count:
+        return _Moments(kind, 0, math.nan, math.nan, math.nan, math.nan, math.nan, values)
+    var, mean = torch.var_mean(values, correction=0)
+    signal = rows.var(0, correction=0).mean().item() if rows.ndim > 1 else math.nan
+    zeros = (values == 0).double().mean().item()
+    centered = {"tanh": values, "sigmoid": 2 * values - 1}.get(kind.lower())
+    flat = math.nan if centered is None else (centered.abs() > FLAT).double().mean().item()
+    golden = torch.arange(min(count, SAMPLE), dtype=torch.float64) * 0.6180339887498949
+    sample = values[((golden % 1) * count).long()]  # spread out, and in step with no dimension
+    return _Moments(kind, count, mean.item(), var.item(), signal, zeros, flat, sample)
+
+
+def _pool(runs: list[_Moments], grads: list[_Moments] | None) -> LayerStats:
+    runs_with = [run for run in runs if run.count]
+    mean, var = _pooled(runs_with)
+    total = sum(run.count for run in runs_with)
+    signal, zeros, saturated = (
+        sum(getattr(run, name) * run.count for run in runs_with) / total if total else math.nan
+        for name in ("signal", "zeros", "saturated")
+    )
+    values = torch.cat([run.values for run in runs])
+    values = values[:: math.ceil(len(values) / SAMPLE) or 1]
+    return LayerStats(
+        runs[0].kind, len(runs), mean, var**0.5, signal**0.5, zeros, saturated,
+        _pooled(grads)[1] ** 0.5 if grads else math.nan, values,
+    )  # fmt: skip
+
+
+def _pooled(runs: list[_Moments]) -> tuple[float, float]:
+    """Return mean and variance of the values of all runs together."""
+    total = sum(run.count for run in runs)
+    if not total:
+        return math.nan, math.nan
+    mean = sum(run.mean * run.count for run in runs) / total
+    return mean, sum((run.var + (run.mean - mean) ** 2) * run.count for run in runs) / total
+
+
+def _first_tensor(output) -> Tensor | None:
+    """Return the first floating-point tensor in a tensor, tuple, list, dictionary or data class."""
+    if isinstance(output, Tensor):
+        return output if output.is_floating_point() else None
+    if isinstance(output, dict):
+        output = list(output.values())
+    found = (_first_tensor(part) for part in output) if isinstance(output, (tuple, list)) else ()
+    return next((tensor for tensor in found if tensor is not None), None)
+
+
+def _call(model: nn.Module, batch):
+    if isinstance(batch, dict):
+        return model(**batch)
+    return model(*batch) if isinstance(batch, tuple) else model(batch)
+
+
+@contextlib.contextmanager
+def _undisturbed(model: nn.Module) -> Iterator[None]:
+    """Put the buffers and torch's random state back at the end."""
+    saved = [
+        (module._buffers, name, buffer, buffer.clone())
+        for module in model.modules()
+        for name, buffer in module._buffers.items()
+        if buffer is not None
+    ]
+    devices = {tensor.device for tensor in model.parameters() if tensor.is_cuda}
+    with torch.random.fork_rng(devices=sorted(devices, key=str)):
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for buffers, name, buffer, copy in saved:
+                    buffers[name] = buffer
+                    buffer.copy_(copy)
+
+
+# --- exercises ------------------------------------------------------------------------------------
+
+
+def _number(value: object) -> float:
+    expect(value is not None, "Return the number.")
+    return float(value)
+
+
+def _near(value: float, wanted: float, share: float) -> bool:
+    return abs(value - wanted) <= share * abs(wanted)
+
+
+def _check_variance(answer: Callable) -> None:
+    for fan_in, variance, layers in ((64, 1 / 64, 30), (100, 0.02, 30), (50, 0.03, 10)):
+        got = _number(answer(fan_in, variance**0.5, layers))
+        scale = fan_in * variance
+        wanted = predict_variance(torch.relu, layers, scale)[0][-1].item()
+        case = f"fan_in {fan_in}, standard deviation {variance**0.5:.3f}, {layers} layers: "
+        expect(
+            not _near(got, scale**layers, 0.01),
+            f"{case}{got:.3g} would be right without ReLU. Each ReLU sets half of the entries to "
+            "zero, and with them half of the mean square. So Xavier's 1 / fan_in does not suit it.",
+        )
+        for other, hint in (
+            (wanted / 2, "is half of it: the first layer sees inputs, which no ReLU has halved."),
+            (wanted**0.5, "is the standard deviation: the variance was asked for."),
+            (
+                scale * (scale * (0.5 - 0.5 / math.pi)) ** (layers - 1),
+                "counts the variance of ReLU's output. The next layer sums its values, not their "
+                "distances from a mean: count the mean square, which is half of the variance "
+                "before.",
+            ),
+            (scale * 0.5 * (layers - 1), "adds up. Each layer multiplies."),
+        ):
+            expect(not _near(got, other, 0.01), f"{case}{got:.3g} {hint}")
+        expect(_near(got, wanted, 0.2), f"{case}got {got:.3g}; wide networks show {wanted:.3g}.")
+
+
+def _solve_variance(fan_in, weight_std, layers):
+    scale = fan_in * weight_std**2
+    return scale * (scale / 2) ** (layers - 1)
+
+
+def _variance_without_relu(fan_in, weight_std, layers):
+    return (fan_in * weight_std**2) ** layers
+
+
+def _variance_one_layer_more(fan_in, weight_std, layers):
+    return (fan_in * weight_std**2 / 2) ** layers
+
+
+def _spread_for_variance(fan_in, weight_std, layers):
+    return _solve_variance(fan_in, weight_std, layers) ** 0.5
+
+
+def _variance_about_the_mean(fan_in, weight_std, layers):
+    scale = fan_in * weight_std**2
+    return scale * (scale * (0.5 - 0.5 / math.pi)) ** (layers - 1)
+
+
+def _network() -> nn.Sequential:
+    """Return six ReLU layers of 128 units on 64 inputs, and a head for 10 classes."""
+    sizes = [64] + [128] * 6
+    hidden = [
+        layer
+        for a, b in zip(sizes, sizes[1:], strict=False)
+        for layer in (nn.Linear(a, b), nn.ReLU())
+    ]
+    return nn.Sequential(*hidden, nn.Linear(128, 10))
+
+
+def _check_init(answer: Callable) -> None:
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn(256, 64, generator=generator)
+    targets = inputs[:, :10].argmax(1)
+    with torch.random.fork_rng(devices=[]):
+        model = _network()
+        answer(model)
+    outputs = model(inputs)
+    expect(bool(outputs.isfinite().all()), "The outputs are not finite: the weights are too large.")
+    share = outputs.softmax(1)
+    expect(
+        bool((share - 0.1).abs().max() < 1e-3),
+        f"At the start one class gets up to {share.max():.2f}: all should get 0.10. Which layer "
+        "alone may be zero?",
+    )
+    variance = activation_stats(model, inputs)["10"].std ** 2
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    losses = []
+    for _ in range(40):
+        optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(model(inputs), targets)
+        loss.backward()
+        losses.append(loss.item())
+        if len(losses) == 2:  # at the first update a head of zeros stops the gradient
+            for layer in model[:-1:2]:
+                grad = layer.weight.grad
+                expect(grad is not None, "Leave every layer trainable.")
+                expect(
+                    bool((grad - grad[:1]).abs().max() > 1e-6 * grad.abs().max()),
+                    "All units of a hidden layer have the same gradient, so they stay copies of "
+                    "each other. Zeros are not neutral there, nor is any constant: draw hidden "
+                    "weights at random.",
+                )
+            expect(
+                variance > 0.2,
+                f"The last hidden layer's variance is {variance:.1e} for inputs of variance 1: the "
+                "signal fades. Give the weights a variance of 2 / fan_in.",
+            )
+            expect(
+                variance < 20,
+                f"The last hidden layer's variance is {variance:.1e} for inputs of variance 1: the "
+                "signal grows. Give the weights a variance of 2 / fan_in.",
+            )
+        optimizer.step()
+    expect(
+        losses[-1] < 0.9 * losses[0],
+        f"After 40 updates the loss is {losses[-1]:.2f}, from {losses[0]:.2f}: it hardly learns.",
+    )
+
+
+def _solve_init(model):
+    *hidden, head = [layer for layer in model if isinstance(layer, nn.Linear)]
+    for layer in hidden:
+        nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+        nn.init.zeros_(layer.bias)
+    nn.init.zeros_(head.weight)
+    nn.init.zeros_(head.bias)
+
+
+def _init_zeros(model):
+    for weight in model.parameters():
+        nn.init.zeros_(weight)
+
+
+def _init_constants(model):
+    for weight in model.parameters():
+        nn.init.constant_(weight, 0.01)
+
+
+def _init_kaiming_everywhere(model):
+    initialize_(model, kaiming_normal_)
+
+
+def _init_xavier_and_zero_head(model):
+    initialize_(model, xavier_normal_)
+    nn.init.zeros_(model[-1].weight)
+
+
+def _init_small_and_zero_head(model):
+    initialize_(model, lambda weight, generator: weight.data.normal_(0, 0.01))
+    nn.init.zeros_(model[-1].weight)
+
+
+def _init_standard_normal_and_zero_head(model):
+    initialize_(model, lambda weight, generator: weight.data.normal_(0, 1))
+    nn.init.zeros_(model[-1].weight)
+
+
+def _init_head_only(model):
+    nn.init.zeros_(model[-1].weight)
+    nn.init.zeros_(model[-1].bias)
+
+
+def _check_gain(answer: Callable) -> None:
+    functions = {
+        "ReLU": torch.relu,
+        "tanh": torch.tanh,
+        "GELU": nn.functional.gelu,
+        "sigmoid": torch.sigmoid,
+        "3 z": lambda z: 3 * z,
+    }
+    for name, f in functions.items():
+        got, wanted = _number(answer(f)), calculate_gain(f)
+        square = wanted**-2
+        spread = (square - _normal_mean(f) ** 2) ** 0.5
+        if _near(got, wanted, 0.03):
+            continue
+        expect(
+            not _near(got, 1 / spread, 0.01),
+            f"{name}: {got:.3f} makes up for the variance of f(z). The next layer sums values, not "
+            "their distances from a mean: use the mean square.",
+        )
+        expect(
+            not (name == "tanh" and _near(got, 5 / 3, 0.005)),
+            "tanh: 5/3 is a rule of thumb. The gain that keeps a variance of 1 is a little less.",
+        )
+        expect(
+            not _near(got, math.sqrt(2), 0.005),
+            f"{name}: the square root of 2 is ReLU's gain. This function takes away another share.",
+        )
+        expect(
+            not _near(got, 1 / square, 0.01),
+            f"{name}: {got:.3f} is the factor on the variance. The gain multiplies the weights' "
+            "standard deviation: take the root.",
+        )
+        expect(
+            not _near(got, square**0.5, 0.01),
+            f"{name}: {got:.3f} is what the function leaves. The gain makes up for it: invert.",
+        )
+        expect(
+            False, f"{name}: got {got:.3f}, wanted {wanted:.3f}, so that gain^2 E[f(z)^2] is one."
+        )
+
+
+def _solve_gain(f):
+    z = torch.randn(1_000_000, generator=torch.Generator().manual_seed(0))
+    return 1 / f(z).square().mean().sqrt().item()
+
+
+def _gain_of_the_variance(f):
+    z = torch.randn(1_000_000, generator=torch.Generator().manual_seed(0))
+    return 1 / f(z).std().item()
+
+
+def _gain_without_root(f):
+    return _solve_gain(f) ** 2
+
+
+def _gain_upside_down(f):
+    return 1 / _solve_gain(f)
+
+
+def _gain_of_relu(f):
+    return math.sqrt(2)
+
+
+def _gain_of_torch(f):
+    return 5 / 3 if f is torch.tanh else _solve_gain(f)
+
+
+EXERCISES = (
+    Exercise(
+        "Write your_variance(fan_in, weight_std, layers): the variance that enters the last ReLU "
+        "of `layers` wide ReLU layers without biases, for inputs of mean square 1.",
+        _check_variance,
+        _solve_variance,
+        {
+            "Xavier suits ReLU": Wrong(_variance_without_relu, "does not suit it"),
+            "one ReLU too many": Wrong(_variance_one_layer_more, "is half of it"),
+            "standard deviation": Wrong(_spread_for_variance, "the variance was asked for"),
+            "variance about the mean": Wrong(_variance_about_the_mean, "count the mean square"),
+        },
+    ),
+    Exercise(
+        "Write your_init(model): fill an nn.Sequential of six ReLU layers of 128 units and a head "
+        "(nn.Linear and nn.ReLU in turn) so that at first all classes are equally likely, the last "
+        "hidden layer's variance is near that of the inputs, and the network learns.",
+        _check_init,
+        _solve_init,
+        {
+            "zeros are neutral": Wrong(_init_zeros, "Zeros are not neutral"),
+            "constants": Wrong(_init_constants, "nor is any constant"),
+            "the head is random": Wrong(_init_kaiming_everywhere, "may be zero"),
+            "Xavier suits ReLU": Wrong(_init_xavier_and_zero_head, "the signal fades"),
+            "small is safe": Wrong(_init_small_and_zero_head, "the signal fades"),
+            "standard normal": Wrong(_init_standard_normal_and_zero_head, "the signal grows"),
+            "torch's default": Wrong(_init_head_only, "the signal fades"),
+        },
+    ),
+    Exercise(
+        "Write your_gain(f): the factor on 1 / sqrt(fan_in) that keeps the variance 1 from layer "
+        "to layer when f, such as F.gelu, stands between them.",
+        _check_gain,
+        _solve_gain,
+        {
+            "variance, not mean square": Wrong(_gain_of_the_variance, "use the mean square"),
+            "no root": Wrong(_gain_without_root, "take the root"),
+            "upside down": Wrong(_gain_upside_down, "invert"),
+            "ReLU's for all": Wrong(_gain_of_relu, "is ReLU's gain"),
+            "torch's for tanh": Wrong(_gain_of_torch, "rule of thumb"),
+        },
+    ),
+)

@@ -1,0 +1,1105 @@
+"""Model compression: fewer weights, fewer bits a weight, or a smaller network taught by a larger.
+
+Pruning functions return masks and leave the model alone; `apply_masks` makes them last. Quantizers
+map floats to whole numbers that fit in 2, 4 or 8 bits, and `pack_bits` puts those into bytes.
+"""
+
+from __future__ import annotations
+
+import copy
+import io
+import itertools
+import json
+import math
+from collections.abc import Callable, Iterator
+from typing import BinaryIO
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils import parametrize, skip_init
+
+from dlcourse.lab.exercises import Exercise, Wrong, expect
+
+Masks = dict[str, Tensor]  # module name -> bool, True where the weight stays
+
+# --- pruning: single weights ----------------------------------------------------------------------
+
+
+def magnitude_mask(weight: Tensor, amount: float | int) -> Tensor:
+    """Return a bool mask of `weight`'s shape, False for the `amount` smallest absolute values.
+
+    `amount`: a share from 0.0 to 1.0 of the entries (rounded), or a whole number of them. Of equal
+    values the first go first. Raises ValueError for an amount out of range or weights that are not
+    finite. Source: Han et al. (2015). Invariants: exactly `amount` entries are False; no entry
+    that goes is larger than one that stays; more amount never brings an entry back.
+    """
+    count = _how_many(amount, weight.numel())
+    size = _finite(weight.detach()).abs().ravel()
+    mask = torch.ones_like(size, dtype=torch.bool)
+    mask[size.argsort(stable=True)[:count]] = False
+    return mask.view(weight.shape)
+
+
+def n_m_mask(weight: Tensor, n: int = 2, m: int = 4) -> Tensor:
+    """Return a mask that keeps the `n` largest of each `m` neighbours along the last dimension.
+
+    The last dimension is the one that a linear layer sums over. Raises ValueError unless
+    0 <= n <= m and m >= 1 divides its size. Source: Mishra et al. (2021). Invariant: of all masks
+    with at most n in m it keeps the largest sum of absolute values.
+    """
+    if not (0 <= n <= m and m >= 1) or weight.ndim == 0 or weight.shape[-1] % m:
+        raise ValueError(
+            f"cannot keep {n} of each {m} in a weight of shape {tuple(weight.shape)}: take "
+            "0 <= n <= m, and an m that divides the last dimension"
+        )
+    groups = _finite(weight.detach()).abs().unflatten(-1, (-1, m))
+    order = groups.argsort(dim=-1, descending=True, stable=True)
+    keep = torch.zeros_like(groups, dtype=torch.bool).scatter_(-1, order[..., :n], True)
+    return keep.view(weight.shape)
+
+
+def magnitude_prune(model: nn.Module, amount: float | int) -> Masks:
+    """Return a mask for each linear and convolution layer: each loses the same share of weights.
+
+    Biases stay. Nothing changes until `apply_masks`.
+    """
+    return {name: magnitude_mask(layer.weight, amount) for name, layer in _layers(model)}
+
+
+def global_prune(model: nn.Module, amount: float | int) -> Masks:
+    """Return masks like `magnitude_prune`, but with one threshold for all layers together.
+
+    A layer of small weights loses more than one of large weights, and may lose all.
+    Invariant: as many weights go as with one tensor that holds them all.
+    """
+    layers = list(_layers(model))
+    mask = magnitude_mask(torch.cat([layer.weight.detach().ravel() for _, layer in layers]), amount)
+    parts = mask.split([layer.weight.numel() for _, layer in layers])
+    return {
+        n: part.view(layer.weight.shape) for (n, layer), part in zip(layers, parts, strict=True)
+    }
+
+
+def prune_n_m(model: nn.Module, n: int = 2, m: int = 4) -> Masks:
+    """Return N:M masks for each linear layer whose inputs `m` divides; the others stay dense."""
+    return {
+        name: n_m_mask(layer.weight, n, m)
+        for name, layer in _layers(model)
+        if isinstance(layer, nn.Linear) and layer.in_features % m == 0
+    }
+
+
+def random_prune(model: nn.Module, amount: float | int, seed: int = 0) -> Masks:
+    """Return masks that drop weights by lot: the baseline that any criterion must beat."""
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        name: magnitude_mask(torch.rand(layer.weight.shape, generator=generator), amount)
+        for name, layer in _layers(model)
+    }
+
+
+def saliency_prune(model: nn.Module, amount: float | int, sync: bool = True) -> Masks:
+    """Return masks that drop the weights of least |weight * gradient|, from the `.grad` held now.
+
+    That product is how much the loss would change, to first order, if the weight became 0. With
+    `sync` the gradients are averaged over all processes first, so that all get the same masks.
+    Raises ValueError where a layer has no gradient. Source: Lee, Ajanthan & Torr (2019).
+    """
+    masks = {}
+    for name, layer in _layers(model):
+        if layer.weight.grad is None:
+            raise ValueError(f"{name} has no gradient: call backward() on a loss first")
+        grad = layer.weight.grad.clone()
+        if sync and _distributed():
+            torch.distributed.all_reduce(grad)  # a sum: the order of sizes is that of the mean
+        masks[name] = magnitude_mask(layer.weight.detach() * grad, amount)
+    return masks
+
+
+class Mask(nn.Module):
+    """A parametrization that shows a weight times a fixed mask; its gradient is masked as well."""
+
+    def __init__(self, mask: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("mask", mask)
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight * self.mask
+
+
+def apply_masks(model: nn.Module, masks: Masks) -> nn.Module:
+    """Make the masked weights of `model` zero for good, in place, and return it.
+
+    The layer then computes weight * mask at each use. So no optimizer can refill a zero, whatever
+    momentum it brings along. `bake` turns the result back into a plain model.
+    Raises KeyError for a name that is no module, ValueError for a mask of another shape.
+    """
+    modules = dict(model.named_modules())
+    for name, mask in masks.items():
+        layer = modules[name]
+        if layer.weight.shape != mask.shape:
+            raise ValueError(
+                f"the mask of {name} has shape {tuple(mask.shape)}, its weight "
+                f"{tuple(layer.weight.shape)}: compute the masks from this very model"
+            )
+        parametrize.register_parametrization(layer, "weight", Mask(mask.clone()))
+    return model
+
+
+def bake(model: nn.Module) -> nn.Module:
+    """Return a copy whose masks are worked into plain weights. Invariant: the same outputs."""
+    model = copy.deepcopy(model)
+    for module in model.modules():
+        if parametrize.is_parametrized(module, "weight"):
+            weight = module.weight.detach()  # torch's own removal would break the original
+            module.__class__ = parametrize.type_before_parametrizations(module)
+            del module.parametrizations
+            module._parameters = {"weight": nn.Parameter(weight), **module._parameters}
+    return model
+
+
+def sparsity(model: nn.Module) -> float:
+    """Return the share, from 0 to 1, of weights in linear and convolution layers that are zero."""
+    weights = [layer.weight for _, layer in _layers(model)]
+    return sum(int((w == 0).sum()) for w in weights) / sum(w.numel() for w in weights)
+
+
+def gradual_sparsity(final: float, steps: int, start: int = 0) -> Callable[[int], float]:
+    """Return s(t): 0 up to update `start`, `final` from `start` + `steps` on, a cubic between.
+
+    It prunes fast while many weights are idle, and slowly at the end. Raises ValueError unless
+    0 <= final <= 1 and steps >= 1. Source: Zhu & Gupta (2017). Invariant: s never falls.
+    """
+    if not (0 <= final <= 1 and steps >= 1):
+        raise ValueError(f"final={final}, steps={steps}: give a share and at least one step")
+    return lambda t: final * (1 - (1 - min(max((t - start) / steps, 0.0), 1.0)) ** 3)
+
+
+def pruning_step(
+    schedule: Callable[[int], float], prune: Callable[[nn.Module, float], Masks] = global_prune,
+    every: int = 10,
+) -> Callable:  # fmt: skip
+    """Return a step for `fit` that prunes to the share `schedule(t)`, anew each `every` updates.
+
+    Masks come from the weights, which all processes share, and act after the optimizer, whose
+    momentum would else refill the zeros. With a schedule of 0 it is `train_step` to the bit.
+    """
+    masks: Masks = {}
+
+    def step(run, batch) -> Tensor:
+        run.optimizer.zero_grad()
+        loss = run.gradients(batch)
+        run.unscale()
+        run.optimizer.step()
+        model, share = run.accelerator.unwrap_model(run.model), schedule(run.step)
+        if share > 0 and (run.step % every == 0 or not masks):
+            masks.update(prune(model, share))
+        with torch.no_grad():
+            for name, mask in masks.items():
+                model.get_submodule(name).weight.mul_(mask)
+        return loss
+
+    return step
+
+
+# --- pruning: whole units -------------------------------------------------------------------------
+
+
+def prune_units(model: nn.Module, amount: float | int) -> nn.Module:
+    """Return a smaller copy of `model` without the `amount` hidden units of least norm a layer.
+
+    A unit is a row of a linear layer or a filter of a convolution. It goes with its bias and with
+    the next layer's weights for it. The layers, in the order in which they were made, must form a
+    chain with elementwise functions between; at least one unit of each layer stays. A skip
+    connection cannot be seen from the layers and would come out wrong.
+    Raises ValueError for layers that are no chain, and for norm layers. Source: Li et al. (2017).
+    Invariant: it computes what `model` would with those units' outputs set to zero.
+    """
+    model = bake(model)
+    layers = [layer for _, layer in _layers(model)]
+    known = {id(p) for layer in layers for p in layer.parameters()}
+    if any(id(p) not in known for p in model.parameters()):
+        raise ValueError(
+            "prune_units knows linear and convolution layers only: take out or fold norm layers"
+        )
+    for first, second in itertools.pairwise(layers):
+        if first.weight.shape[0] != second.weight.shape[1]:
+            raise ValueError(
+                f"{first} does not feed {second}: prune_units needs layers that form a chain"
+            )
+    kept = [unit_mask(layer.weight, amount).nonzero()[:, 0] for layer in layers[:-1]]
+    for keep, (first, second) in zip(kept, itertools.pairwise(layers), strict=True):
+        _shrink(first, first.weight[keep], None if first.bias is None else first.bias[keep])
+        _shrink(second, second.weight[:, keep], second.bias)
+    return model
+
+
+def unit_mask(weight: Tensor, amount: float | int) -> Tensor:
+    """Return a mask (units,), False for the `amount` rows of least Euclidean norm; one row stays.
+
+    `amount` is a share of the rows or their number.
+    """
+    count = min(_how_many(amount, len(weight)), len(weight) - 1)
+    return magnitude_mask(weight.detach().flatten(1).norm(dim=1), count)
+
+
+def _shrink(layer: nn.Module, weight: Tensor, bias: Tensor | None) -> None:
+    layer.weight = nn.Parameter(weight.detach().clone())
+    layer.bias = None if bias is None else nn.Parameter(bias.detach().clone())
+    if isinstance(layer, nn.Linear):
+        layer.out_features, layer.in_features = weight.shape
+    else:
+        layer.out_channels, layer.in_channels = weight.shape[:2]
+
+
+# --- quantization: numbers ------------------------------------------------------------------------
+
+
+def quant_range(bits: int, symmetric: bool) -> tuple[int, int]:
+    """Return the lowest and highest whole number: -7 to 7 (symmetric) or 0 to 15 for 4 bits.
+
+    Raises ValueError for `bits` outside 2 to 8.
+    """
+    if bits not in range(2, 9):
+        raise ValueError(f"bits={bits}: give a whole number from 2 to 8")
+    return (1 - 2 ** (bits - 1), 2 ** (bits - 1) - 1) if symmetric else (0, 2**bits - 1)
+
+
+def choose_qparams(
+    x: Tensor, bits: int = 8, symmetric: bool = True, axis: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """Return scale > 0 (float32) and zero point (int32) that cover the range of `x`.
+
+    One pair for the tensor, or one for each index of dimension `axis`. Symmetric: the zero point
+    is 0 and the largest absolute value gets the largest number. Affine: the lowest and highest
+    value get the ends of the range, which is widened to contain 0. An x of zeros gets scale 1.
+    Raises ValueError for x that is empty or not finite.
+    Source: Jacob et al. (2018). Invariant: zero is represented exactly.
+    """
+    if not x.numel():
+        raise ValueError("an empty tensor has no range: give at least one value")
+    return qparams_from_range(*_range(_finite(x), axis), bits, symmetric)
+
+
+def qparams_from_range(
+    low: Tensor, high: Tensor, bits: int = 8, symmetric: bool = True
+) -> tuple[Tensor, Tensor]:
+    """Return the scale and zero point for values from `low` to `high`, in float32.
+
+    The scale is float32 also for a 16-bit x: rounded to 16 bits it would move every value.
+    """
+    qmin, qmax = quant_range(bits, symmetric)
+    low, high = low.float().clamp(max=0), high.float().clamp(min=0)
+    scale = torch.maximum(-low, high) / qmax if symmetric else (high - low) / qmax
+    scale = torch.where(scale > 0, scale, 1.0).clamp(min=torch.finfo(torch.float32).tiny)
+    zero_point = torch.zeros_like(low) if symmetric else (qmin - (low / scale).round())
+    return scale, zero_point.clamp(qmin, qmax).int()
+
+
+def quantize(
+    x: Tensor, scale: Tensor, zero_point: Tensor, bits: int = 8, symmetric: bool = True,
+    axis: int | None = None,
+) -> Tensor:  # fmt: skip
+    """Return round(x / scale) + zero_point, clamped to `quant_range`: int8, or uint8 if affine.
+
+    Halves go to the even neighbour. Invariant: inside the range the error of the round trip is at
+    most scale / 2.
+    """
+    qmin, qmax = quant_range(bits, symmetric)
+    scale, zero_point = _along(scale, x, axis), _along(zero_point, x, axis)
+    q = (_wide(x) * (1 / scale)).round() + zero_point
+    return q.clamp(qmin, qmax).to(torch.int8 if symmetric else torch.uint8)
+
+
+def dequantize(q: Tensor, scale: Tensor, zero_point: Tensor, axis: int | None = None) -> Tensor:
+    """Return (q - zero_point) * scale in float32: the values that `q` stands for."""
+    return (q.float() - _along(zero_point, q, axis)) * _along(scale, q, axis)
+
+
+def pack_bits(values: Tensor, bits: int) -> Tensor:
+    """Return uint8 (ceil(n * bits / 8),) that holds n whole numbers of `bits` 1, 2, 4 or 8 each.
+
+    The first number takes the lowest bits; negative ones are kept in two's complement. Raises
+    ValueError for other `bits` and for numbers that do not fit.
+    Invariant: `unpack_bits` returns the numbers.
+    """
+    _check_packing(bits)
+    flat = values.ravel().to(torch.int16)
+    low, high = (0, 1) if bits == 1 else (-(2 ** (bits - 1)), 2**bits - 1)
+    if flat.numel() and not (flat.min() >= low and flat.max() <= high):
+        raise ValueError(f"numbers from {flat.min()} to {flat.max()} do not fit in {bits} bits")
+    each = 8 // bits
+    flat = F.pad(flat & (2**bits - 1), (0, -len(flat) % each)).view(-1, each)
+    return (flat << torch.arange(0, 8, bits)).sum(1).to(torch.uint8)
+
+
+def unpack_bits(
+    packed: Tensor, bits: int, shape: tuple[int, ...] | torch.Size, signed: bool = False
+) -> Tensor:
+    """Return the numbers that `pack_bits` packed, in `shape`: int8 if `signed`, else uint8."""
+    _check_packing(bits)
+    flat = (packed.to(torch.int16).unsqueeze(1) >> torch.arange(0, 8, bits)) & (2**bits - 1)
+    flat = flat.ravel()[: math.prod(shape)].view(shape)
+    if not signed:
+        return flat.to(torch.uint8)
+    return torch.where(flat >= 2 ** (bits - 1), flat - 2**bits, flat).to(torch.int8)
+
+
+def _check_packing(bits: int) -> None:
+    if bits not in (1, 2, 4, 8):
+        raise ValueError(f"bits={bits}: numbers of 1, 2, 4 or 8 bits fill bytes evenly")
+
+
+# --- quantization: layers -------------------------------------------------------------------------
+
+
+class RangeObserver(nn.Module):
+    """Remember the lowest and highest value seen, as calibration needs, and pass x through.
+
+    With `sync` the range is that over all processes: a process that kept its own would quantize
+    otherwise than its neighbours.
+    """
+
+    def __init__(self, sync: bool = True) -> None:
+        super().__init__()
+        self.sync = sync
+        self.register_buffer("low", torch.tensor(math.inf))
+        self.register_buffer("high", torch.tensor(-math.inf))
+
+    @torch.no_grad()
+    def forward(self, x: Tensor) -> Tensor:
+        low, high = (value.detach().float() for value in _range(x, None))
+        if self.sync and _distributed():
+            torch.distributed.all_reduce(low, torch.distributed.ReduceOp.MIN)
+            torch.distributed.all_reduce(high, torch.distributed.ReduceOp.MAX)
+        self.low.copy_(torch.minimum(self.low, low))  # in place: DDP keeps hold of the buffer
+        self.high.copy_(torch.maximum(self.high, high))
+        return x
+
+
+class FakeQuantize(nn.Module):
+    """Round values to what `bits` bits can hold, in floating point, with a gradient.
+
+    Forward: dequantize(quantize(x)). Backward: the straight-through estimator, 1 inside the range
+    and 0 where x was clamped. The range is that of x itself, or with `observer` the one seen so
+    far, which grows in training mode. Source: Bengio, Léonard & Courville (2013).
+    Invariant: values that are on the grid stay as they are.
+    """
+
+    def __init__(
+        self, bits: int = 8, symmetric: bool = True, axis: int | None = None,
+        observer: RangeObserver | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        quant_range(bits, symmetric)
+        self.bits, self.symmetric, self.axis, self.observer = bits, symmetric, axis, observer
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.observer is not None:
+            if self.training:
+                self.observer(x)
+            low, high = self.observer.low, self.observer.high
+        else:
+            low, high = _range(x.detach(), self.axis)
+        scale, zero_point = qparams_from_range(low, high, self.bits, self.symmetric)
+        return fake_quantize(x, scale, zero_point, self.bits, self.symmetric, self.axis)
+
+
+def fake_quantize(
+    x: Tensor, scale: Tensor, zero_point: Tensor, bits: int = 8, symmetric: bool = True,
+    axis: int | None = None,
+) -> Tensor:  # fmt: skip
+    """Return dequantize(quantize(x)) with the straight-through gradient, in x's dtype."""
+    qmin, qmax = quant_range(bits, symmetric)
+    scale, zero_point = _along(scale, x, axis), _along(zero_point, x, axis)
+    q = (_wide(x) * (1 / scale)).round() + zero_point
+    clamped = q.clamp(qmin, qmax)
+    straight = torch.where(q == clamped, x - x.detach(), 0.0)  # the value 0, the gradient of x
+    return ((clamped - zero_point) * scale).detach().to(x.dtype) + straight
+
+
+class QATLinear(nn.Module):
+    """A linear layer that computes with its weight fake-quantized, and trains the one behind it.
+
+    With `inputs`, what enters is fake-quantized to 8 bits too, in the range seen in training.
+    """
+
+    def __init__(self, linear: nn.Linear, bits: int, per_channel: bool, inputs: bool) -> None:
+        super().__init__()
+        self.weight, self.bias = linear.weight, linear.bias
+        self.weight_quantizer = FakeQuantize(bits, axis=0 if per_channel else None)
+        self.input_quantizer = None
+        if inputs:
+            self.input_quantizer = FakeQuantize(8, symmetric=False, observer=RangeObserver())
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.input_quantizer is not None:
+            x = self.input_quantizer(x)
+        return F.linear(x, self.weight_quantizer(self.weight), self.bias)
+
+
+def prepare_qat(
+    model: nn.Module, bits: int = 8, per_channel: bool = True, inputs: bool = False
+) -> nn.Module:
+    """Return a copy with a `QATLinear` for each linear layer: train it, then `convert` it.
+
+    Source: Jacob et al. (2018).
+    """
+    return _replace(bake(model), lambda _, linear: QATLinear(linear, bits, per_channel, inputs))
+
+
+def _observe(observer: RangeObserver) -> Callable:
+    def hook(layer: nn.Module, args: tuple[Tensor]) -> None:
+        observer(args[0])
+
+    return hook
+
+
+def calibrate(model: nn.Module, inputs: Tensor) -> dict[str, RangeObserver]:
+    """Run `model` on `inputs` and return, for each linear layer, the range of what entered it."""
+    observers, hooks = {}, []
+    for name, layer in _linears(model):
+        observers[name] = RangeObserver()
+        hooks.append(layer.register_forward_pre_hook(_observe(observers[name])))
+    was_training = model.training
+    with torch.no_grad():
+        model.eval()(inputs)
+    model.train(was_training)
+    for hook in hooks:
+        hook.remove()
+    return observers
+
+
+class QuantizedLinear(nn.Module):
+    """A linear layer whose weight is held as packed whole numbers of `bits` 2, 4 or 8.
+
+    activations "float": the weight is dequantized at each use. "dynamic": the input is quantized
+    to `input_bits` by its own range (that of the whole batch), and the product is one of whole
+    numbers. "static": the same with a fixed range, from `observer`.
+    """
+
+    def __init__(
+        self, linear: nn.Linear, bits: int = 8, per_channel: bool = True,
+        activations: str = "float", observer: RangeObserver | None = None, input_bits: int = 8,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        if activations not in ("float", "dynamic", "static"):
+            raise ValueError(f"activations={activations!r}: choose float, dynamic or static")
+        if (activations == "static") != (observer is not None):
+            raise ValueError("static quantization, and it alone, needs observer=: see calibrate()")
+        weight, axis = linear.weight.detach(), 0 if per_channel else None
+        scale, zero_point = choose_qparams(weight, bits, axis=axis)
+        self.bits, self.axis, self.shape = bits, axis, weight.shape
+        self.activations, self.input_bits = activations, input_bits
+        packed = pack_bits(quantize(weight, scale, zero_point, bits, axis=axis), bits)
+        self.register_buffer("packed", packed)
+        self.scale = nn.Parameter(scale, requires_grad=False)
+        bias = None if linear.bias is None else linear.bias.detach().clone()
+        self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
+        if observer is not None:
+            scale, zero_point = qparams_from_range(observer.low, observer.high, input_bits, False)
+            self.register_buffer("input_scale", scale)
+            self.register_buffer("input_zero_point", zero_point)
+
+    @property
+    def weight(self) -> Tensor:
+        """The weight (outputs, inputs) that the packed numbers stand for, in float32."""
+        return dequantize(self.whole(), self.scale, torch.zeros_like(self.scale), self.axis)
+
+    def whole(self) -> Tensor:
+        """Return the weight as whole numbers, int8 (outputs, inputs)."""
+        return unpack_bits(self.packed, self.bits, self.shape, signed=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.activations == "float":
+            return F.linear(x, self.weight, self.bias)
+        if self.activations == "static":
+            scale, zero_point = self.input_scale, self.input_zero_point
+        else:
+            scale, zero_point = choose_qparams(x, self.input_bits, symmetric=False)
+        q = quantize(x, scale, zero_point, self.input_bits, symmetric=False)
+        sums = (q.int() - zero_point) @ self.whole().int().T  # exact: no rounding in the sum
+        out = sums * (scale * self.scale)
+        return out if self.bias is None else out + self.bias
+
+
+def quantize_model(
+    model: nn.Module, bits: int = 8, per_channel: bool = True, activations: str = "float",
+    calibration: Tensor | None = None,
+) -> nn.Module:  # fmt: skip
+    """Return a copy with a `QuantizedLinear` for each linear layer; static needs `calibration`.
+
+    `calibration` (n, ...): inputs from the training rows, whose ranges are kept.
+    """
+    model = bake(model)
+    observers = {}
+    if activations == "static":
+        if calibration is None:
+            raise ValueError("static quantization needs calibration=, some training inputs")
+        observers = calibrate(model, calibration)
+    return _replace(
+        model,
+        lambda name, linear: QuantizedLinear(
+            linear, bits, per_channel, activations, observers.get(name)
+        ),
+    )
+
+
+def convert(model: nn.Module) -> nn.Module:
+    """Return a copy with the `QuantizedLinear` for which each `QATLinear` was trained.
+
+    Invariant: its outputs are those of `model`, but for rounding in the last bits.
+    """
+
+    def real(_, layer: QATLinear) -> nn.Module:
+        seen = None if layer.input_quantizer is None else layer.input_quantizer.observer
+        mode = "float" if seen is None else "static"
+        bits, axis = layer.weight_quantizer.bits, layer.weight_quantizer.axis
+        return QuantizedLinear(layer, bits, axis is not None, mode, seen)
+
+    return _replace(bake(model), real, QATLinear)
+
+
+# --- distillation ---------------------------------------------------------------------------------
+
+
+def distillation_loss(
+    student: Tensor, teacher: Tensor, targets: Tensor | None = None,
+    temperature: float = 4.0, alpha: float = 0.9,
+) -> Tensor:  # fmt: skip
+    """Return alpha * T² * KL(teacher || student) at temperature T + (1 - alpha) * cross entropy.
+
+    `student` and `teacher`: logits (n, classes); no gradient reaches the teacher. `targets` (n,):
+    class numbers, -100 where a row has none; None leaves the second term out, and alpha is 1. Both
+    terms are means over all n rows, so that parts of a batch add up by their rows. The arithmetic
+    is float32 or wider. T² keeps the gradient's size as T changes.
+    Raises ValueError for T <= 0, alpha outside [0, 1], or shapes that differ.
+    Source: Hinton, Vinyals & Dean (2015). Invariants: without targets it is 0 where the logits
+    agree up to a constant a row, and positive elsewhere.
+    """
+    if not temperature > 0 or not 0 <= alpha <= 1:
+        raise ValueError(
+            f"temperature={temperature}, alpha={alpha}: give a temperature above 0 and a share "
+            "alpha from 0 to 1"
+        )
+    if student.shape != teacher.shape or student.ndim != 2:
+        raise ValueError(
+            f"logits of shape {tuple(student.shape)} and {tuple(teacher.shape)}: both must be "
+            "(rows, classes), with the same classes in the same order"
+        )
+    log_q = F.log_softmax(_wide(student) / temperature, dim=1)
+    log_p = F.log_softmax(_wide(teacher.detach()) / temperature, dim=1)
+    soft = (log_p.exp() * (log_p - log_q)).sum(1).mean() * temperature**2
+    if targets is None:
+        return soft
+    hard = F.cross_entropy(_wide(student), targets, ignore_index=-100, reduction="none").mean()
+    return alpha * soft + (1 - alpha) * hard
+
+
+def hard_distillation_loss(student: Tensor, teacher: Tensor) -> Tensor:
+    """Return the cross entropy of `student` with the class that `teacher` ranks first."""
+    return F.cross_entropy(student, teacher.detach().argmax(1))
+
+
+# --- low rank -------------------------------------------------------------------------------------
+
+
+def low_rank_factors(weight: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """Return up (outputs, rank) and down (rank, inputs), whose product is nearest to `weight`.
+
+    `down` holds the top right singular vectors, found as eigenvectors of the transposed weight
+    times the weight, in float64. Raises ValueError for a rank outside 1 to min(weight.shape).
+    Source: Eckart & Young (1936). Invariant: the squared error is the sum of the squared singular
+    values left out; no product of this rank has a smaller one.
+    """
+    if weight.ndim != 2 or not 1 <= rank <= min(weight.shape):
+        raise ValueError(
+            f"rank={rank} for a weight of shape {tuple(weight.shape)}: give a matrix, and a rank "
+            "from 1 to the smaller of its sides"
+        )
+    wide = _finite(weight.detach()).double()
+    down = torch.linalg.eigh(wide.T @ wide).eigenvectors[:, -rank:].T
+    return (wide @ down.T).to(weight.dtype), down.to(weight.dtype).contiguous()
+
+
+def factorize(model: nn.Module, rank: int) -> nn.Module:
+    """Return a copy with two thin linear layers in place of each one that this makes smaller."""
+
+    def thin(_, linear: nn.Linear) -> nn.Module:
+        outputs, inputs = linear.weight.shape
+        if rank * (inputs + outputs) >= inputs * outputs:
+            return linear
+        up, down = low_rank_factors(linear.weight, rank)
+        first = skip_init(nn.Linear, inputs, rank, bias=False)
+        second = skip_init(nn.Linear, rank, outputs)
+        _shrink(first, down, None)
+        _shrink(second, up, linear.bias)
+        return nn.Sequential(first, second)
+
+    return _replace(bake(model), thin)
+
+
+# --- bytes ----------------------------------------------------------------------------------------
+
+
+def save_compact(model: nn.Module, file: BinaryIO) -> None:
+    """Write the numbers of `model` to an open binary file, tensors with many zeros sparsely.
+
+    A header in JSON, then raw bytes. A tensor of n entries with k that are not zero goes as n bits
+    and k entries where that is shorter. Nothing is lost: `load_compact` returns every number.
+    """
+    table, data = [], []
+    for name, tensor in bake(model).state_dict().items():
+        mask, size = tensor != 0, tensor.element_size()
+        short = math.ceil(tensor.numel() / 8) + int(mask.sum()) * size < tensor.numel() * size
+        parts = [pack_bits(mask, 1), tensor[mask]] if short else [tensor]
+        table.append([name, str(tensor.dtype).split(".")[1], list(tensor.shape), short])
+        data += [part.reshape(-1).view(torch.uint8).numpy().tobytes() for part in parts]
+    header = json.dumps(table, separators=(",", ":")).encode()
+    file.write(len(header).to_bytes(8, "little") + header + b"".join(data))
+
+
+def load_compact(model: nn.Module, file: BinaryIO) -> nn.Module:
+    """Read what `save_compact` wrote into a model of the same structure, and return it."""
+    table = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    state = {}
+    for name, kind, shape, short in table:
+        dtype, count = getattr(torch, kind), math.prod(shape)
+        if short:
+            mask = _read(file, math.ceil(count / 8), torch.uint8)
+            mask = unpack_bits(mask, 1, shape).bool()
+            state[name] = torch.zeros(shape, dtype=dtype)
+            state[name][mask] = _read(file, int(mask.sum()), dtype)
+        else:
+            state[name] = _read(file, count, dtype).view(shape)
+    model.load_state_dict(state)
+    return model
+
+
+def _read(file: BinaryIO, count: int, dtype: torch.dtype) -> Tensor:
+    data = bytearray(file.read(count * dtype.itemsize))
+    return torch.frombuffer(data, dtype=dtype) if count else torch.empty(0, dtype=dtype)
+
+
+def model_size(model: nn.Module) -> int:
+    """Return the bytes of the file that `save_compact` writes for `model`."""
+    file = io.BytesIO()
+    save_compact(model, file)
+    return file.getbuffer().nbytes
+
+
+# --- helpers --------------------------------------------------------------------------------------
+
+
+def _layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Yield (name, layer) of each linear and convolution layer."""
+    kinds = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+    found = [(name, layer) for name, layer in model.named_modules() if isinstance(layer, kinds)]
+    if not found:
+        raise ValueError("this model has no linear or convolution layer to compress")
+    yield from found
+
+
+def _linears(model: nn.Module) -> Iterator[tuple[str, nn.Linear]]:
+    return ((name, m) for name, m in model.named_modules() if isinstance(m, nn.Linear))
+
+
+def _replace(
+    model: nn.Module, make: Callable[[str, nn.Module], nn.Module], kind: type = nn.Linear
+) -> nn.Module:
+    """Put make(name, layer) in the place of each layer of a kind, and return the model."""
+    if isinstance(model, kind):
+        return make("", model)
+    for name, layer in [pair for pair in model.named_modules() if isinstance(pair[1], kind)]:
+        parent, _, child = name.rpartition(".")
+        setattr(model.get_submodule(parent), child, make(name, layer))
+    return model
+
+
+def _distributed() -> bool:
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
+def _how_many(amount: float | int, total: int) -> int:
+    whole = isinstance(amount, int) and not isinstance(amount, bool)
+    if not 0 <= amount <= (total if whole else 1):
+        raise ValueError(
+            f"amount={amount} of {total}: give a share from 0.0 to 1.0, or a whole number of "
+            "entries that is not more than there are"
+        )
+    return amount if whole else round(amount * total)
+
+
+def _finite(x: Tensor) -> Tensor:
+    if not x.isfinite().all():
+        raise ValueError("the tensor holds NaN or infinity: look for a run that diverged")
+    return x
+
+
+def _wide(x: Tensor) -> Tensor:
+    """Return x in float32 or wider: in 16 bits, a rounding would come before the rounding."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def _range(x: Tensor, axis: int | None) -> tuple[Tensor, Tensor]:
+    if axis is None:
+        return x.amin(), x.amax()
+    others = [dim for dim in range(x.ndim) if dim != axis % x.ndim]
+    return (x.amin(others), x.amax(others)) if others else (x, x)
+
+
+def _along(values: Tensor, x: Tensor, axis: int | None) -> Tensor:
+    """Shape `values` (one, or one for each index of `axis`) so that they broadcast against x."""
+    if axis is None:
+        return values
+    return values.reshape([-1 if dim == axis % x.ndim else 1 for dim in range(x.ndim)])
+
+
+# --- exercises ------------------------------------------------------------------------------------
+
+
+def _check_distillation(answer: Callable) -> None:
+    g = torch.Generator().manual_seed(0)
+    student, teacher = torch.randn(2, 6, 5, generator=g) * 3
+    value = answer(student.clone(), teacher.clone(), 4.0)
+    expect(isinstance(value, Tensor) and value.ndim == 0, "Return one number, as a scalar tensor.")
+    for usual, hint in (
+        (_probabilities_first, "F.kl_div takes the student's side as logarithms: log_softmax."),
+        (_hot_student_only, "Divide the teacher's logits by T as well, not the student's alone."),
+        (_hot_teacher_only, "Divide the student's logits by T as well, not the teacher's alone."),
+    ):
+        for factor in (1.0, 4.0**-2):
+            like = factor * usual(student, teacher, 4.0)
+            expect(not torch.allclose(value, like, rtol=1e-4), hint)
+    expect(
+        bool(value > 0),
+        f"Student and teacher differ, and your loss is {float(value):.3f}. Whoever lowers it "
+        "pushes the outputs apart without end. Pull them together.",
+    )
+    equal = answer(teacher.clone(), teacher.clone(), 4.0)
+    expect(
+        bool(equal.abs() < 1e-4),
+        f"Where both agree the loss must be 0, yours is {float(equal):.3f}. A cross entropy with "
+        "soft targets still holds the teacher's own entropy; the divergence does not.",
+    )
+    shifted = answer(teacher + 2.0, teacher.clone(), 4.0)
+    expect(
+        bool(shifted.abs() < 1e-3),
+        "The same number added to all logits of a row changes no probability, but changes your "
+        "loss: compare the outputs of softmax, not the logits.",
+    )
+    for temperature in (1.0, 4.0, 16.0):
+        got, wanted, swapped = (
+            _gradient(loss, student, teacher, temperature)
+            for loss in (answer, _soft_loss, _swapped)
+        )
+        where = f"At T={temperature:g}"
+        expect(
+            not torch.allclose(got * temperature**2, wanted, atol=1e-5) or temperature == 1,
+            f"{where} the gradient is {1 / temperature**2:g} of what it is to be: multiply by T "
+            "squared, or the soft term fades as T grows.",
+        )
+        expect(
+            not torch.allclose(got * temperature, wanted, atol=1e-5) or temperature == 1,
+            f"{where} the gradient is too small by the factor T: it is T squared that is needed. "
+            "One T comes from the student's softmax, one from the nearness of the two outputs.",
+        )
+        expect(
+            not torch.allclose(got * student.shape[1], wanted, atol=1e-5),
+            "The gradient is too small by the number of classes: take the mean over the rows only "
+            "(reduction='batchmean').",
+        )
+        expect(
+            not torch.allclose(got, wanted * len(student), atol=1e-5),
+            "The gradient grows with the number of rows: take the mean over the rows.",
+        )
+        expect(
+            not torch.allclose(got, swapped, atol=1e-5),
+            f"{where} this is the divergence the wrong way round: the teacher's probabilities are "
+            "the weights of the sum. F.kl_div takes the student's log-probabilities first.",
+        )
+        expect(
+            torch.allclose(got, wanted, atol=1e-5),
+            f"{where} the gradient is wrong. Both sets of logits are divided by T before softmax, "
+            "and the student's enter as logarithms.",
+        )
+
+
+def _soft_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    return distillation_loss(student, teacher, temperature=temperature)
+
+
+def _gradient(loss: Callable, student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    leaf = student.clone().requires_grad_()
+    value = loss(leaf, teacher.clone(), temperature)
+    expect(value.requires_grad, "No gradient reaches the student: do not detach its logits.")
+    return torch.autograd.grad(value, leaf)[0]
+
+
+def _solve_distillation(student, teacher, temperature):
+    log_q = F.log_softmax(student / temperature, dim=1)
+    p = F.softmax(teacher / temperature, dim=1)
+    return F.kl_div(log_q, p, reduction="batchmean") * temperature**2
+
+
+def _swapped(student, teacher, temperature):
+    return _solve_distillation(teacher, student, temperature)
+
+
+def _push_apart(student, teacher, temperature):
+    return -_solve_distillation(student, teacher, temperature)
+
+
+def _forget_t_squared(student, teacher, temperature):
+    return _solve_distillation(student, teacher, temperature) / temperature**2
+
+
+def _mean_of_all(student, teacher, temperature):
+    return _solve_distillation(student, teacher, temperature) / student.shape[1]
+
+
+def _sum_of_rows(student, teacher, temperature):
+    return _solve_distillation(student, teacher, temperature) * len(student)
+
+
+def _soft_cross_entropy(student, teacher, temperature):
+    p = F.softmax(teacher / temperature, dim=1)
+    return F.cross_entropy(student / temperature, p) * temperature**2
+
+
+def _squared_logits(student, teacher, temperature):
+    return F.mse_loss(student, teacher)
+
+
+def _probabilities_first(student, teacher, temperature):
+    q, p = F.softmax(student / temperature, dim=1), F.softmax(teacher / temperature, dim=1)
+    return F.kl_div(q, p, reduction="batchmean") * temperature**2
+
+
+def _hot_student_only(student, teacher, temperature):
+    log_q = F.log_softmax(student / temperature, dim=1)
+    return F.kl_div(log_q, F.softmax(teacher, dim=1), reduction="batchmean") * temperature**2
+
+
+def _hot_teacher_only(student, teacher, temperature):
+    p = F.softmax(teacher / temperature, dim=1)
+    return F.kl_div(F.log_softmax(student, dim=1), p, reduction="batchmean") * temperature**2
+
+
+def _one_t(student, teacher, temperature):
+    return _solve_distillation(student, teacher, temperature) / temperature
+
+
+def _check_channels(answer: Callable) -> None:
+    g = torch.Generator().manual_seed(0)
+    sizes = torch.tensor([1.0, 0.1, 0.01, 0.0])
+    weight = torch.randn(4, 64, generator=g) * sizes.unsqueeze(1)
+    for bits in (8, 4, 2):
+        given = weight.clone()
+        got = answer(given, bits)
+        expect(
+            isinstance(got, Tensor) and got.shape == weight.shape,
+            f"Return a weight of the shape that came in, {tuple(weight.shape)}.",
+        )
+        expect(torch.equal(given, weight), "You changed the weight that came in: return a new one.")
+        expect(
+            bool(got.isfinite().all()),
+            "A row of zeros became NaN: its scale is 0, so divide by something else.",
+        )
+        levels = max(len(row.unique()) for row in got)
+        expect(
+            levels <= 2**bits,
+            f"A row has {levels} different values. {bits} bits can tell {2**bits} apart: round to "
+            "whole numbers, clamp, and multiply by the scale again.",
+        )
+        for row, (before, after) in enumerate(zip(weight, got, strict=True)):
+            largest = before.abs().max()
+            error, limit = (before - after).abs().max(), largest / (2 ** (bits - 1) - 1) / 2
+            whole = _one_scale(weight, bits)
+            expect(
+                bool(error <= limit * 1.02) or not torch.allclose(got, whole, atol=1e-6),
+                f"Row {row} has values up to {largest:.3f}, and an error of {error:.3f} at {bits} "
+                "bits. One scale for all rows lets the largest row decide. The number of bits "
+                "alone does not set the error: give each row its own scale.",
+            )
+            expect(
+                bool(error <= limit * 1.02),
+                f"Row {row} has values up to {largest:.3f}, so with {bits} bits no error need be "
+                f"above {limit:.4f}; yours is {error:.4f}. A row (an output) has its own scale: "
+                "its largest absolute value over the largest whole number.",
+            )
+
+
+def _solve_channels(weight, bits):
+    top = 2 ** (bits - 1) - 1
+    scale = weight.abs().amax(dim=1, keepdim=True) / top
+    scale = torch.where(scale > 0, scale, 1.0)
+    return (weight / scale).round().clamp(-top, top) * scale
+
+
+def _one_scale(weight, bits):
+    top = 2 ** (bits - 1) - 1
+    scale = weight.abs().max() / top
+    return (weight / scale).round().clamp(-top, top) * scale
+
+
+def _scale_a_column(weight, bits):
+    return _solve_channels(weight.T, bits).T
+
+
+def _never_round(weight, bits):
+    return weight.clone()
+
+
+def _divide_by_zero(weight, bits):
+    top = 2 ** (bits - 1) - 1
+    scale = weight.abs().amax(dim=1, keepdim=True) / top
+    return (weight / scale).round() * scale
+
+
+def _return_whole_numbers(weight, bits):
+    top = 2 ** (bits - 1) - 1
+    scale = weight.abs().amax(dim=1, keepdim=True).clamp(min=1e-8) / top
+    return (weight / scale).round()
+
+
+def _check_masked_update(answer: Callable) -> None:
+    for kind, settings in (
+        (torch.optim.SGD, {"momentum": 0.9}),
+        (torch.optim.AdamW, {"weight_decay": 0.1}),
+    ):
+        results = []
+        for update in (answer, _solve_masked_update):
+            weight = nn.Parameter(torch.tensor([3.0, -0.2, 2.0, 0.1]))
+            optimizer = kind([weight], lr=0.1, **settings)
+            loss = _distance(weight)
+            for _ in range(2):  # dense training: the optimizer has a memory when pruning comes
+                optimizer.zero_grad()
+                loss().backward()
+                optimizer.step()
+            mask = torch.tensor([True, False, True, False])
+            with torch.no_grad():
+                weight.mul_(mask)
+            steps = []
+            for _ in range(3):
+                update(loss, weight, mask, optimizer)
+                steps.append(weight.detach().clone())
+            results.append(torch.stack(steps))
+        got, wanted = results
+        refilled = got[:, ~mask].abs().max()
+        expect(
+            bool(refilled == 0),
+            f"After your update with {kind.__name__} a pruned weight is {refilled:.2f}. Zeros that "
+            "were set once are refilled by the gradient, and with masked gradients by the momentum "
+            "of earlier updates: put the mask on the weight after the step.",
+        )
+        expect(
+            not torch.equal(got[0], got[1]),
+            "The weights that stay do not move: the update must still train them.",
+        )
+        expect(
+            torch.allclose(got[:, mask], wanted[:, mask], atol=1e-5),
+            "The weights that stay move otherwise than without pruning: empty the old gradients, "
+            "call loss_fn().backward(), let the optimizer step, and keep its memory.",
+        )
+
+
+def _distance(weight: Tensor) -> Callable[[], Tensor]:
+    return lambda: ((weight - 1.0) ** 2).sum()
+
+
+def _solve_masked_update(loss_fn, weight, mask, optimizer):
+    optimizer.zero_grad()
+    loss_fn().backward()
+    optimizer.step()
+    with torch.no_grad():
+        weight.mul_(mask)
+
+
+def _prune_once(loss_fn, weight, mask, optimizer):
+    optimizer.zero_grad()
+    loss_fn().backward()
+    optimizer.step()
+
+
+def _mask_the_gradient(loss_fn, weight, mask, optimizer):
+    optimizer.zero_grad()
+    loss_fn().backward()
+    weight.grad.mul_(mask)
+    optimizer.step()
+
+
+def _mask_before_the_step(loss_fn, weight, mask, optimizer):
+    optimizer.zero_grad()
+    with torch.no_grad():
+        weight.mul_(mask)
+    loss_fn().backward()
+    optimizer.step()
+
+
+def _never_step(loss_fn, weight, mask, optimizer):
+    with torch.no_grad():
+        weight.mul_(mask)
+
+
+def _keep_old_gradients(loss_fn, weight, mask, optimizer):
+    loss_fn().backward()
+    optimizer.step()
+    with torch.no_grad():
+        weight.mul_(mask)
+
+
+def _lose_the_memory(loss_fn, weight, mask, optimizer):
+    optimizer.state.clear()
+    _solve_masked_update(loss_fn, weight, mask, optimizer)
+
+
+EXERCISES = (
+    Exercise(
+        "Write your_loss(student, teacher, temperature): the soft part of the distillation loss. "
+        "Both are logits (rows, classes); return a scalar tensor that is 0 where they agree.",
+        _check_distillation,
+        _solve_distillation,
+        {
+            "push apart": Wrong(_push_apart, "Pull them together"),
+            "forget T squared": Wrong(_forget_t_squared, "multiply by T squared"),
+            "mean over classes too": Wrong(_mean_of_all, "batchmean"),
+            "sum over rows": Wrong(_sum_of_rows, "mean over the rows"),
+            "wrong way round": Wrong(_swapped, "wrong way round"),
+            "cross entropy": Wrong(_soft_cross_entropy, "entropy"),
+            "compare logits": Wrong(_squared_logits, "not the logits"),
+            "probabilities for logarithms": Wrong(_probabilities_first, "as logarithms"),
+            "teacher at T=1": Wrong(_hot_student_only, "the teacher's logits by T"),
+            "student at T=1": Wrong(_hot_teacher_only, "the student's logits by T"),
+            "T, not squared": Wrong(_one_t, "the factor T"),
+        },
+    ),
+    Exercise(
+        "Write your_quantize(weight, bits): the weight (outputs, inputs) as it reads after "
+        "symmetric quantization to `bits` bits, in floating point, with the least error you can.",
+        _check_channels,
+        _solve_channels,
+        {
+            "bits alone matter": Wrong(_one_scale, "its own scale"),
+            "a scale for each input": Wrong(_scale_a_column, "A row (an output)"),
+            "no rounding": Wrong(_never_round, "can tell"),
+            "a row of zeros": Wrong(_divide_by_zero, "NaN"),
+            "whole numbers returned": Wrong(_return_whole_numbers, "no error need be above"),
+        },
+    ),
+    Exercise(
+        "Write your_update(loss_fn, weight, mask, optimizer): one training update of a pruned "
+        "weight, after which every entry where `mask` is False is 0. `loss_fn()` returns the loss.",
+        _check_masked_update,
+        _solve_masked_update,
+        {
+            "prune once": Wrong(_prune_once, "refilled"),
+            "mask the gradient": Wrong(_mask_the_gradient, "momentum"),
+            "mask before the step": Wrong(_mask_before_the_step, "after the step"),
+            "no training": Wrong(_never_step, "do not move"),
+            "old gradients stay": Wrong(_keep_old_gradients, "empty the old gradients"),
+            "a new memory each time": Wrong(_lose_the_memory, "keep its memory"),
+        },
+    ),
+)

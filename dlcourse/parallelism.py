@@ -1,0 +1,1186 @@
+"""Parallelism: several processes train one model, by splitting its data, state, layers or time."""
+
+from __future__ import annotations
+
+import contextlib
+import heapq
+import math
+import numbers
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dlcourse.lab.exercises import Exercise, Wrong, expect
+
+Group = dist.ProcessGroup | None
+
+# --- processes, and the bytes between them --------------------------------------------------------
+
+
+@contextlib.contextmanager
+def process_group(seconds: float = 30.0) -> Iterator[tuple[int, int]]:
+    """Join the other processes of this launch for the block; yields (rank, processes).
+
+    Any message that waits longer than `seconds` > 0 raises RuntimeError instead of hanging. Rank
+    and address come from the environment, as torchrun or `lab.launching` sets it. Raises
+    RuntimeError where there is none. Invariant: the group is gone after the block.
+    """
+    if dist.is_initialized():
+        raise RuntimeError("this process is in a group already: leave that one first")
+    try:
+        dist.init_process_group("gloo", timeout=timedelta(seconds=seconds))
+    except ValueError as error:
+        raise RuntimeError("no other process to join: start them with launch(fn, 2)") from error
+    try:
+        yield dist.get_rank(), dist.get_world_size()
+        dist.barrier()  # none leaves while another may still wait for its message
+    finally:
+        dist.destroy_process_group()
+
+
+class SentBytes:
+    """Count the bytes that this process sends through this module, within the `with` block.
+
+    `total` is their number. Only what this module sends from one process to one other counts.
+    """
+
+    _open: list[SentBytes] = []
+
+    def __enter__(self) -> SentBytes:
+        self.total = 0
+        SentBytes._open.append(self)
+        return self
+
+    def __exit__(self, *_) -> None:
+        SentBytes._open.remove(self)
+
+
+def _place(group: Group) -> tuple[int, int]:
+    """Return (rank, processes) in the group; (0, 1) where there is no group at all."""
+    if not dist.is_initialized():
+        return 0, 1
+    return dist.get_rank(group), dist.get_world_size(group)
+
+
+def _isend(tensor: Tensor, to: int, group: Group, tag: int = 0):
+    for counter in SentBytes._open:
+        counter.total += tensor.nbytes
+    peer = to if group is None else dist.get_global_rank(group, to)
+    return dist.isend(tensor, peer, group=group, tag=tag)
+
+
+def _irecv(tensor: Tensor, source: int, group: Group, tag: int = 0):
+    peer = source if group is None else dist.get_global_rank(group, source)
+    return dist.irecv(tensor, peer, group=group, tag=tag)
+
+
+def _pass_on(tensor: Tensor, group: Group) -> Tensor:
+    """Send `tensor` to the next process of the ring; return what the one before has sent."""
+    rank, n = _place(group)
+    got = torch.empty_like(tensor)
+    both = [_isend(tensor, (rank + 1) % n, group), _irecv(got, (rank - 1) % n, group)]
+    for message in both:
+        message.wait()
+    return got
+
+
+def ring_reduce_scatter(flat: Tensor, group: Group = None) -> Tensor:
+    """Sum `flat` (n * c,) over the n processes; return this one's chunk (c,) of the sum.
+
+    Each process sends (n - 1) / n of the vector. Raises ValueError where n does not divide it.
+    """
+    rank, n = _place(group)
+    if flat.ndim != 1 or len(flat) % n:
+        raise ValueError(f"{tuple(flat.shape)}: give a vector of a length that {n} divides; pad it")
+    chunks = list(flat.detach().clone().tensor_split(n))
+    for step in range(n - 1):
+        chunks[(rank - step - 2) % n] += _pass_on(chunks[(rank - step - 1) % n], group)
+    return chunks[rank]
+
+
+def ring_all_gather(chunk: Tensor, group: Group = None) -> Tensor:
+    """Return all processes' chunks (c,), joined in the order of their ranks: (n * c,).
+
+    Each process sends (n - 1) / n of the result.
+    """
+    rank, n = _place(group)
+    chunks = [chunk.detach().contiguous()] * n
+    for step in range(n - 1):
+        chunks[(rank - step - 1) % n] = _pass_on(chunks[(rank - step) % n], group)
+    return torch.cat(chunks)
+
+
+def ring_all_reduce(tensor: Tensor, group: Group = None) -> Tensor:
+    """Return the sum of all processes' `tensor`, of any shape; the input stays as it is.
+
+    A reduce-scatter, then an all-gather: each process sends 2 (n - 1) / n of the tensor, padded
+    to a multiple of n. Source: Patarasu & Yuan (2009). Invariant: all processes get the same bits.
+    """
+    _, n = _place(group)
+    flat = F.pad(tensor.detach().ravel(), (0, -tensor.numel() % n))
+    whole = ring_all_gather(ring_reduce_scatter(flat, group), group)
+    return whole[: tensor.numel()].reshape(tensor.shape)
+
+
+def all_reduce_mean(tensors: Sequence[Tensor], group: Group = None) -> None:
+    """Replace each tensor by its mean over the processes, in place, in one ring for all of them.
+
+    Divides before it sums, so that float16 does not overflow on the way. Raises ValueError for
+    tensors of several dtypes.
+    """
+    if len({tensor.dtype for tensor in tensors}) > 1:
+        raise ValueError("tensors of several dtypes: call it once for each dtype")
+    _, n = _place(group)
+    if not tensors or n == 1:
+        return
+    flat = torch.cat([tensor.detach().ravel() for tensor in tensors]) / n
+    parts = ring_all_reduce(flat, group).split([tensor.numel() for tensor in tensors])
+    for tensor, part in zip(tensors, parts, strict=True):
+        tensor.detach().copy_(part.view(tensor.shape))
+
+
+# --- data parallel --------------------------------------------------------------------------------
+
+
+class DataParallelTrainer:
+    """Train replicas of `model` on different rows, with one all-reduce of the gradient an update.
+
+    All replicas start from process 0's weights and buffers. `loss_fn(outputs, targets)` is the
+    mean over the rows. Source: Li et al. (2020), without the overlap of backward and all-reduce.
+    Invariants: the update is that of one process with all the rows, however they are split (but
+    for layers that mix rows or draw, like BatchNorm and dropout); the weights of all replicas stay
+    the same to the bit; on one process it is an ordinary step.
+    """
+
+    def __init__(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, loss_fn: Callable,
+        group: Group = None,
+    ) -> None:  # fmt: skip
+        self.model, self.optimizer, self.loss_fn, self.group = model, optimizer, loss_fn, group
+        for tensor in (*model.parameters(), *model.buffers()):
+            tensor.detach().copy_(_from_first(tensor, group))
+
+    def step(self, inputs: Tensor, targets: Tensor, accumulation_steps: int = 1) -> Tensor:
+        """Make one update from this process's rows (at least one); return the mean loss of all.
+
+        The all-reduce comes once, after the last of `accumulation_steps` micro-batches.
+        """
+        share = _row_share(len(inputs), self.group)
+        self.optimizer.zero_grad()
+        total = torch.zeros((), dtype=torch.float64)
+        pieces = min(accumulation_steps, len(inputs))
+        parts = zip(inputs.tensor_split(pieces), targets.tensor_split(pieces), strict=True)
+        for x, y in parts:
+            loss = self.loss_fn(self.model(x), y) * (share * len(x) / len(inputs))
+            loss.backward()
+            total += loss.detach()
+        all_reduce_mean([p.grad for p in self.model.parameters() if p.grad is not None], self.group)
+        self.optimizer.step()
+        return _over_all(total, self.group) / _place(self.group)[1]
+
+
+def data_parallel_step(run, batch) -> Tensor:
+    """Do for `fit` what DDP does: local gradients, one all-reduce, the same update everywhere.
+
+    On one process it is `train_step` to the bit.
+    """
+    run.optimizer.zero_grad()
+    with run.accelerator.no_sync(run.model):  # DDP keeps quiet, the next line does its work
+        loss = run.gradients(batch)
+    all_reduce_mean([p.grad for p in run.model.parameters() if p.grad is not None])
+    run.optimizer.step()
+    return loss
+
+
+def _from_first(tensor: Tensor, group: Group) -> Tensor:
+    """Return process 0's values of `tensor`, on every process."""
+    rank, n = _place(group)
+    got = tensor.detach().clone()
+    if n > 1:
+        dist.broadcast(got, 0 if group is None else dist.get_global_rank(group, 0), group=group)
+    return got
+
+
+def _over_all(number: Tensor, group: Group) -> Tensor:
+    """Return the sum of one float64 number over the processes; too small to count its bytes."""
+    if dist.is_initialized():
+        dist.all_reduce(number, group=group)
+    return number
+
+
+def _row_share(rows: int, group: Group) -> float:
+    """Return this process's rows over the mean rows of a process."""
+    total = _over_all(torch.tensor(float(rows), dtype=torch.float64), group)
+    return rows * _place(group)[1] / total.item()
+
+
+# --- ZeRO: data parallel without keeping everything n times ---------------------------------------
+
+
+def shard_parameters(tensors: Sequence[Tensor], processes: int) -> list[Tensor]:
+    """Return `processes` >= 1 equal chunks of all tensors read as one vector, zeros at the end.
+
+    Invariant: joined and cut to the old length, they are the tensors again.
+    """
+    if processes < 1:
+        raise ValueError(f"processes={processes}: give at least 1")
+    flat = torch.cat([tensor.detach().ravel() for tensor in tensors])
+    flat = F.pad(flat, (0, -len(flat) % processes))
+    return list(flat.view(processes, -1).unbind(0))
+
+
+class _Unit:
+    """The parameters of one layer as one vector, of which this process updates a chunk."""
+
+    def __init__(self, layer: nn.Module, stage: int, group: Group) -> None:
+        self.params, self.stage, self.group = list(layer.parameters()), stage, group
+        rank, n = _place(group)
+        self.full = torch.cat(shard_parameters(self.params, n))
+        self.full = _from_first(self.full, group)
+        size, start = len(self.full) // n, 0
+        self.own = slice(rank * size, (rank + 1) * size) if stage else slice(None)
+        for p in self.params:
+            p.data = self.full[start : start + p.numel()].view(p.shape)
+            start += p.numel()
+            p.register_post_accumulate_grad_hook(self.ready)
+        self.shard = nn.Parameter(self.full[self.own])  # stages 0 to 2: a view of `full`
+        self.waiting = len(self.params)
+        if stage == 3:
+            self.shard = nn.Parameter(self.full[self.own].clone())
+            self.free()
+            layer.register_forward_pre_hook(lambda *_: self.gather())
+            layer.register_forward_hook(lambda *_: self.free())
+            layer.register_full_backward_pre_hook(lambda *_: self.gather())
+
+    def gather(self) -> None:
+        """Fetch the whole parameters (stage 3: before a use; stages 1, 2: after an update)."""
+        self.full.untyped_storage().resize_(self.full.nbytes)
+        self.full.copy_(ring_all_gather(self.shard.detach(), self.group))
+
+    def free(self) -> None:
+        self.full.untyped_storage().resize_(0)
+
+    def ready(self, _: Tensor) -> None:
+        """Note one more gradient of the backward pass; after the last, reduce them."""
+        self.waiting -= 1
+        if not self.waiting:
+            self.reduce()
+
+    @torch.no_grad()
+    def reduce(self) -> None:
+        """Sum the gradient over the processes and keep what this stage keeps of it."""
+        _, n = _place(self.group)
+        grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.params]
+        flat = torch.cat(shard_parameters(grads, n)) / n
+        if self.stage == 0:
+            self.shard.grad = ring_all_reduce(flat, self.group)
+        elif self.stage == 1:
+            flat[self.own] = ring_reduce_scatter(flat, self.group)
+            self.shard.grad = flat[self.own]  # a view: the whole of `flat` stays in memory
+        else:
+            self.shard.grad = ring_reduce_scatter(flat, self.group).clone()
+        for p in self.params:
+            p.grad = None
+        if self.stage == 3:
+            self.free()
+        self.waiting = len(self.params)
+
+
+class ShardedTrainer:
+    """ZeRO by hand: data parallel in which the processes share out what each would keep whole.
+
+    Stage 0 shares nothing; 1 the optimizer's state; 2 the gradients too; 3 the parameters too.
+    `optimizer` makes one from a list of parameters, and must work entry by entry (SGD, Adam). Each
+    child of `model` with parameters (of a ModuleList, each member) is a unit: gathered, reduced and
+    freed as a whole. `at_update` is `held()` at the last update. Source: Rajbhandari et al. (2020).
+    Raises ValueError for another stage, for parameters outside the children, shared by two, frozen,
+    or of several dtypes. Invariant: every stage makes the same update.
+    """
+
+    def __init__(
+        self, model: nn.Module, optimizer: Callable[[list], torch.optim.Optimizer],
+        loss_fn: Callable, stage: int, group: Group = None,
+    ) -> None:  # fmt: skip
+        if stage not in (0, 1, 2, 3):
+            raise ValueError(f"stage={stage!r}: choose 0, 1, 2 or 3")
+        if next(model.parameters(recurse=False), None) is not None:
+            raise ValueError("the model has parameters of its own: put them into a child module")
+        self.model, self.loss_fn, self.stage, self.group = model, loss_fn, stage, group
+        layers = []
+        for child in model.children():  # a ModuleList is never called: its members are
+            layers += list(child) if isinstance(child, nn.ModuleList) else [child]
+        layers = [layer for layer in layers if next(layer.parameters(), None) is not None]
+        found = list(model.parameters())
+        if len({p.dtype for p in found}) > 1 or not all(p.requires_grad for p in found):
+            raise ValueError("all parameters must be of one dtype and require a gradient")
+        if sum(len(list(layer.parameters())) for layer in layers) > len(found):
+            raise ValueError("two layers share a parameter: give each its own")
+        self.units = [_Unit(layer, stage, group) for layer in layers]
+        self.optimizer = optimizer([unit.shard for unit in self.units])
+
+    def step(self, inputs: Tensor, targets: Tensor) -> Tensor:
+        """Make one update from this process's rows; return this process's loss."""
+        loss = self.loss_fn(self.model(inputs), targets)
+        (loss * _row_share(len(inputs), self.group)).backward()
+        for unit in self.units:
+            if unit.shard.grad is None:  # a layer that this loss does not use
+                unit.reduce()
+        self.optimizer.step()
+        self.at_update = self.held()
+        self.optimizer.zero_grad()
+        if self.stage in (1, 2):
+            for unit in self.units:
+                unit.gather()
+        return loss.detach()
+
+    def held(self) -> dict[str, int]:
+        """Return the bytes that this process holds now, by kind."""
+        units = self.units
+        storages = {t.untyped_storage() for unit in units for t in (unit.full, unit.shard)}
+        grads = [unit.shard.grad for unit in units if unit.shard.grad is not None]
+        state = [t for entry in self.optimizer.state.values() for t in entry.values() if t.ndim]
+        return {
+            "parameters": sum({s._cdata: s.nbytes() for s in storages}.values()),
+            "gradients": sum(grad.untyped_storage().nbytes() for grad in grads),
+            "optimizer": sum(t.nbytes for t in state),
+        }
+
+    def weights(self) -> Tensor:
+        """Return all parameters as one vector, gathered from all processes."""
+        whole = []
+        for unit in self.units:
+            flat = unit.shard.detach()
+            flat = flat if self.stage == 0 else ring_all_gather(flat, self.group)
+            whole.append(flat[: sum(p.numel() for p in unit.params)])
+        return torch.cat(whole)
+
+
+# --- tensor parallel: a layer in pieces -----------------------------------------------------------
+
+
+class _CopyToAll(torch.autograd.Function):
+    """The same input on every process; on the way back, the sum of their gradients."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, group: Group) -> Tensor:
+        ctx.group = group
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        return ring_all_reduce(grad, ctx.group), None
+
+
+class _SumOverAll(torch.autograd.Function):
+    """The sum of the processes' outputs; on the way back, the same gradient for each."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, group: Group) -> Tensor:
+        return ring_all_reduce(x, group)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        return grad, None
+
+
+def _own_part(values: Tensor, dim: int, group: Group, name: str) -> nn.Parameter:
+    rank, n = _place(group)
+    if values.shape[dim] % n:
+        raise ValueError(
+            f"{name}={values.shape[dim]} does not split over {n} processes: choose a multiple"
+        )
+    return nn.Parameter(values.detach().chunk(n, dim)[rank].clone())
+
+
+class ColumnParallelLinear(nn.Module):
+    """This process's outputs of one or several `nn.Linear` layers of the same input.
+
+    Input (..., in), the same on all processes; output (..., out / n), of several layers side by
+    side. Forward needs no message, backward one all-reduce. Source: Shoeybi et al. (2019), who
+    write x A, so that outputs are columns. Raises ValueError where n does not divide the outputs.
+    Invariant: the outputs of all processes, joined, are the unsplit layer's.
+    """
+
+    def __init__(self, *linears: nn.Linear, group: Group = None) -> None:
+        super().__init__()
+        parts = [_own_part(layer.weight, 0, group, "out_features") for layer in linears]
+        self.group, self.weight = group, nn.Parameter(torch.cat([p.data for p in parts]))
+        self.bias = None
+        if linears[0].bias is not None:
+            parts = [_own_part(layer.bias, 0, group, "out_features") for layer in linears]
+            self.bias = nn.Parameter(torch.cat([p.data for p in parts]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(_CopyToAll.apply(x, self.group), self.weight, self.bias)
+
+
+class RowParallelLinear(nn.Module):
+    """An `nn.Linear` of which this process holds the weights of its part of the inputs.
+
+    Input (..., in / n), this process's part; output (..., out), the same on all processes. Forward
+    needs one all-reduce, backward no message. The bias is added once, after the sum. Source:
+    Shoeybi et al. (2019). Raises ValueError where n does not divide the inputs. Invariant: the
+    output is the unsplit layer's.
+    """
+
+    def __init__(self, linear: nn.Linear, group: Group = None) -> None:
+        super().__init__()
+        self.group, self.weight = group, _own_part(linear.weight, 1, group, "in_features")
+        self.bias = None if linear.bias is None else nn.Parameter(linear.bias.detach().clone())
+
+    def forward(self, x: Tensor) -> Tensor:
+        total = _SumOverAll.apply(F.linear(x, self.weight), self.group)
+        return total if self.bias is None else total + self.bias
+
+
+class ParallelAttention(nn.Module):
+    """Self-attention with heads / n heads on each process: (b, rows, width) to the same shape.
+
+    `query`, `key`, `value` and `out` are the unsplit layers. One all-reduce forward, one backward.
+    Source: Shoeybi et al. (2019). Raises ValueError where n does not divide the heads. Invariant:
+    the output is the unsplit attention's.
+    """
+
+    def __init__(
+        self, query: nn.Linear, key: nn.Linear, value: nn.Linear, out: nn.Linear, heads: int,
+        group: Group = None,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        _, n = _place(group)
+        if heads % n or query.out_features % heads:
+            raise ValueError(
+                f"heads={heads} must be a multiple of the {n} processes, and divide the width "
+                f"{query.out_features}"
+            )
+        self.heads = heads // n
+        self.qkv = ColumnParallelLinear(query, key, value, group=group)
+        self.out = RowParallelLinear(out, group)
+
+    def forward(self, x: Tensor) -> Tensor:
+        parts = self.qkv(x).chunk(3, -1)
+        q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in parts)
+        mixed = F.scaled_dot_product_attention(q, k, v)  # (b, heads / n, rows, head width)
+        return self.out(mixed.transpose(1, 2).flatten(2))
+
+
+# --- pipeline: the layers one after the other -----------------------------------------------------
+
+
+class Event(NamedTuple):
+    """One piece of work: `kind` "F" or "B" of a micro-batch on a stage, with start and end."""
+
+    stage: int
+    kind: str
+    micro_batch: int
+    start: float
+    end: float
+
+
+def pipeline_schedule(stages: int, micro_batches: int, kind: str = "1f1b") -> list[list[tuple]]:
+    """Return for each stage the order of its work: a list of ("F" or "B", micro-batch).
+
+    "gpipe": all forwards, then all backwards (Huang et al. 2019). "1f1b": a stage starts a backward
+    as soon as it can, then alternates (Narayanan et al. 2019, with a flush 2021). Raises ValueError
+    for other kinds and counts below 1. Invariants: each F and B occurs once, F before its B; under
+    1f1b stage s holds at most stages - s micro-batches.
+    """
+    if stages < 1 or micro_batches < 1:
+        raise ValueError(f"{stages} stages, {micro_batches} micro-batches: give at least 1 of each")
+    forwards = [("F", i) for i in range(micro_batches)]
+    backwards = [("B", i) for i in range(micro_batches)]
+    if kind == "gpipe":
+        return [forwards + backwards for _ in range(stages)]
+    if kind != "1f1b":
+        raise ValueError(f"kind={kind!r}: choose 'gpipe' or '1f1b'")
+    orders = []
+    for stage in range(stages):
+        ahead = min(stages - stage - 1, micro_batches)  # forwards before the first backward
+        pairs = zip(forwards[ahead:], backwards, strict=False)
+        steady = [work for pair in pairs for work in pair]
+        orders.append(forwards[:ahead] + steady + backwards[micro_batches - ahead :])
+    return orders
+
+
+def simulate_pipeline(
+    schedule: list[list[tuple]], forward: float = 1.0, backward: float = 2.0
+) -> list[Event]:
+    """Return the trace of a schedule where a stage's forward and backward take this many seconds.
+
+    A forward waits for the stage before, a backward for the stage after; messages take no time.
+    Raises ValueError for a schedule in which the stages wait for each other for ever.
+    """
+    last, done, clock = len(schedule) - 1, {}, [0.0] * len(schedule)
+    queues, trace = [list(order) for order in schedule], []
+    while any(queues):
+        before = len(trace)
+        for stage, queue in enumerate(queues):
+            while queue:
+                kind, i = queue[0]
+                source = (stage - 1, "F", i) if kind == "F" else (stage + 1, "B", i)
+                if kind == "B" and stage == last:
+                    source = (stage, "F", i)
+                if source not in done and not (kind == "F" and stage == 0):
+                    break
+                start = max(clock[stage], done.get(source, 0.0))
+                clock[stage] = done[stage, kind, i] = start + (forward, backward)[kind == "B"]
+                trace.append(Event(stage, kind, i, start, clock[stage]))
+                queue.pop(0)
+        if len(trace) == before:
+            raise ValueError("deadlock: every stage waits for a message that none will send")
+    return trace
+
+
+def bubble_fraction(stages: int, micro_batches: int) -> float:
+    """Return the idle share of a pipeline with equal stages, (p - 1) / (m + p - 1).
+
+    The same for GPipe and 1F1B. Source: Huang et al. (2019).
+    """
+    return (stages - 1) / (micro_batches + stages - 1)
+
+
+def idle_fraction(trace: Sequence[Event]) -> float:
+    """Return the share of all stages' time, from first start to last end, without work."""
+    busy = sum(event.end - event.start for event in trace)
+    span = max(event.end for event in trace) - min(event.start for event in trace)
+    return 1 - busy / (span * len({event.stage for event in trace}))
+
+
+def most_in_flight(order: Sequence[tuple]) -> int:
+    """Return the most micro-batches of which a stage holds the activations at one time."""
+    held = most = 0
+    for kind, _ in order:
+        held += 1 if kind == "F" else -1
+        most = max(most, held)
+    return most
+
+
+def run_pipeline(
+    stage: nn.Module, schedule: list[list[tuple]], inputs: Sequence[Tensor],
+    targets: Sequence[Tensor], loss_fn: Callable, like: Tensor, group: Group = None,
+) -> tuple[float, list[Event]]:  # fmt: skip
+    """Run one batch through the processes, one a stage; return (mean loss or 0, own trace).
+
+    `inputs` and `targets` hold micro-batches of one size; `like` has the shape and dtype of what
+    one stage hands to the next. Gradients add up in `.grad`. The loss is the last stage's. Sends do
+    not block, so that no two stages wait for each other. Invariant: the gradients are those of the
+    whole model on the whole batch.
+    """
+    rank, n = _place(group)
+    saved, sent, trace, total = {}, [], [], 0.0
+    if len(schedule) != n:
+        raise ValueError(f"{len(schedule)} stages on {n} processes: make a schedule for {n}")
+    first, last = rank == 0, rank == n - 1
+
+    def receive(source: int, tag: int) -> Tensor:
+        got = torch.empty_like(like)
+        _irecv(got, source, group, tag).wait()
+        return got
+
+    for kind, i in schedule[rank]:
+        if kind == "F":
+            x = inputs[i] if first else receive(rank - 1, 2 * i).requires_grad_()
+            start = time.monotonic()
+            y = stage(x)
+            if last:
+                y = loss_fn(y, targets[i]) / len(inputs)
+                total += y.item()
+            saved[i] = x, y
+        else:
+            x, y = saved.pop(i)
+            grad = None if last else receive(rank + 1, 2 * i + 1)
+            start = time.monotonic()
+            y.backward(grad)
+        trace.append(Event(rank, kind, i, start, time.monotonic()))
+        if kind == "F" and not last:
+            sent.append(_isend(y.detach(), rank + 1, group, 2 * i))
+        if kind == "B" and not first:
+            sent.append(_isend(x.grad, rank - 1, group, 2 * i + 1))
+    for message in sent:
+        message.wait()
+    return total, trace
+
+
+# --- asynchronous: nobody waits -------------------------------------------------------------------
+
+
+def push_times(
+    seconds: Sequence[float], pushes: int, jitter: float = 0.0, seed: int = 0
+) -> list[tuple[float, int]]:
+    """Return (time, worker) of the first `pushes` gradients to reach a server, in order.
+
+    Worker k needs `seconds[k]` > 0 for a gradient, times a lognormal factor of spread `jitter`.
+    Workers never wait. Raises ValueError for no worker, or a time of 0 or less. Invariant: in the
+    long run each pushes in proportion to its speed.
+    """
+    if not seconds or min(seconds) <= 0:
+        raise ValueError(f"seconds={list(seconds)}: give each worker a time above 0")
+    draw = torch.Generator().manual_seed(seed)
+
+    def takes(worker: int) -> float:
+        return seconds[worker] * math.exp(jitter * torch.randn((), generator=draw).item())
+
+    queue, order = [(takes(worker), worker) for worker in range(len(seconds))], []
+    heapq.heapify(queue)
+    while len(order) < pushes:
+        now, worker = heapq.heappop(queue)
+        order.append((now, worker))
+        heapq.heappush(queue, (now + takes(worker), worker))
+    return order
+
+
+def staleness(order: Sequence[int]) -> list[int]:
+    """Return for each push how many others came since that worker last read the weights.
+
+    `order` holds the worker of each push. All read at the start. Invariant: with n workers in turn
+    it is n - 1 from the second round on.
+    """
+    read: dict[int, int] = {}
+    found = []
+    for now, worker in enumerate(order):
+        found.append(now - read.get(worker, 0))
+        read[worker] = now + 1
+    return found
+
+
+def async_sgd(
+    weights: Tensor, gradient: Callable[[Tensor, int], Tensor], order: Sequence[int], lr
+) -> Tensor:
+    """Return the weights after a server has applied the pushes of `order`, one after the other.
+
+    `gradient(weights, k)` is the gradient of push k at the weights that its worker read after its
+    own last push. Source: Dean et al. (2012). Invariant: one worker alone is plain SGD.
+    """
+    read = {worker: weights for worker in set(order)}
+    for k, worker in enumerate(order):
+        weights = weights - lr * gradient(read[worker], k)
+        read[worker] = weights
+    return weights
+
+
+def parameter_server(
+    weights: Tensor, gradient: Callable[[Tensor], Tensor], pushes: int, lr: float,
+    group: Group = None,
+) -> tuple[Tensor, list[int]]:  # fmt: skip
+    """Run process 0 as server and the others as workers; the server returns (weights, order).
+
+    A worker computes `gradient(weights)`, sends it, and gets the newest weights back, until the
+    server has applied `pushes` >= 1 of them in the order of arrival. Workers return their last
+    weights and []. Raises ValueError for fewer than two processes.
+    """
+    rank, n = _place(group)
+    if n < 2 or pushes < 1:
+        raise ValueError(f"{n} processes, {pushes} pushes: a server needs a worker and a push")
+    weights, order = weights.detach().clone(), []
+    if rank:
+        reply = torch.cat([weights, weights.new_zeros(1)])
+        while not reply[-1]:  # the last entry says whether this was the end
+            _isend(gradient(reply[:-1]), 0, group).wait()
+            _irecv(reply, 0, group).wait()
+        return reply[:-1], order
+    grad, waiting = torch.empty_like(weights), n - 1
+    while waiting:
+        worker = dist.recv(grad, group=group)  # from whoever comes first
+        over = len(order) >= pushes
+        if not over:
+            weights -= lr * grad
+            order.append(worker)
+        waiting -= over
+        reply = torch.cat([weights, weights.new_full((1,), float(over))])
+        _isend(reply, worker if group is None else dist.get_group_rank(group, worker), group).wait()
+    return weights, order
+
+
+# --- what it would take on other machines ---------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class GPT:
+    """The sizes of a transformer language model; `sequence` and `vocabulary` in tokens."""
+
+    layers: int
+    hidden: int
+    heads: int
+    sequence: int = 2048
+    vocabulary: int = 51200
+
+    @property
+    def parameters(self) -> float:
+        """The number of parameters. Source: Narayanan et al. (2021), equation 2."""
+        h = self.hidden
+        return self.layers * (12 * h * h + 13 * h) + (self.vocabulary + self.sequence) * h
+
+    def flops(self, batch: int) -> float:
+        """Return the operations of an update on `batch` sequences, each layer's forward run twice.
+
+        Source: Narayanan et al. (2021), equation 3.
+        """
+        s, h, ends = self.sequence, self.hidden, self.vocabulary / (16 * self.layers * self.hidden)
+        return 96 * batch * s * self.layers * h * h * (1 + s / (6 * h) + ends)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How `devices` share out a model: in `tensor` pieces of each layer times `pipeline` stages.
+
+    The rest of the devices are data parallel, at ZeRO stage `zero`. `batch` is in sequences, over
+    all devices. Raises ValueError where the numbers do not divide each other.
+    """
+
+    devices: int
+    batch: int
+    tensor: int = 1
+    pipeline: int = 1
+    zero: int = 0
+    micro_batch: int = 1
+
+    def __post_init__(self) -> None:
+        model = self.tensor * self.pipeline
+        if self.devices % model or self.batch % (self.devices // model * self.micro_batch):
+            raise ValueError(
+                f"{self}: devices must be a multiple of tensor x pipeline, and batch of the "
+                "replicas x micro_batch"
+            )
+
+    @property
+    def replicas(self) -> int:
+        """The number of copies of the model."""
+        return self.devices // (self.tensor * self.pipeline)
+
+    @property
+    def micro_batches(self) -> int:
+        """The number of micro-batches that each copy works through in an update."""
+        return self.batch // (self.replicas * self.micro_batch)
+
+
+@dataclass(frozen=True)
+class Machine:
+    """A cluster: speeds a device in FLOP/s and bytes/s, as on the data sheet.
+
+    `fast` joins the devices of one node, `slow` the nodes. `efficiency` is the share of `flops`
+    that the kernels reach, `reached` the share of the links' speed. The defaults are an 80 GB A100,
+    with the two shares read off one published run each.
+    """
+
+    flops: float = 312e12
+    memory: float = 80e9
+    fast: float = 300e9
+    slow: float = 25e9
+    node: int = 8
+    efficiency: float = 0.5
+    reached: float = 0.62
+
+
+def state_bytes(parameters: float, devices: int, stage: int) -> float:
+    """Return the bytes a device for parameters, gradients and Adam's state in mixed precision.
+
+    Per parameter 2 (16-bit weight) + 2 (16-bit gradient) + 12 (32-bit weight, mean, variance);
+    ZeRO divides the last by `devices` at stage 1, the second too at 2, all at 3. Raises ValueError
+    for another stage. Source: Rajbhandari et al. (2020). Invariant: stage 0 does not depend on
+    `devices`.
+    """
+    if stage not in (0, 1, 2, 3):
+        raise ValueError(f"stage={stage!r}: choose 0, 1, 2 or 3")
+    kept = [1 if stage < least else devices for least in (3, 2, 1)]
+    return sum(bytes_ * parameters / share for bytes_, share in zip((2, 2, 12), kept, strict=True))
+
+
+def memory_per_device(model: GPT, layout: Layout) -> float:
+    """Return the bytes a device: its state, the inputs of its layers, and one layer at work.
+
+    Only each layer's input is kept, of every micro-batch in flight; the rest is computed again on
+    the way back. Source: Korthikanti et al. (2022) for a layer's activations.
+    """
+    t, h, s = layout.tensor, model.hidden, model.sequence
+    tokens = s * layout.micro_batch * h
+    kept = 2 * tokens * model.layers / layout.pipeline
+    kept *= min(layout.pipeline, layout.micro_batches)
+    working = tokens * (10 + 24 / t + 5 * model.heads * s / (h * t))
+    own = model.parameters / (t * layout.pipeline)
+    return state_bytes(own, layout.replicas, layout.zero) + kept + working
+
+
+def step_time(model: GPT, layout: Layout, machine: Machine = Machine()) -> dict[str, float]:  # noqa: B008
+    """Return the seconds of one update: "compute", "tensor", "bubble", "data", and their "total".
+
+    Tensor: six all-reduces of a layer's output a micro-batch, two of them for the second forward
+    pass. Data: a ring all-reduce of 16-bit gradients after the last backward pass; at ZeRO stage 3,
+    half as much again for each micro-batch, hidden behind the computing as far as that lasts. The
+    messages between pipeline stages are left out.
+    """
+    t, p, d, m = layout.tensor, layout.pipeline, layout.replicas, layout.micro_batches
+    compute = model.flops(layout.batch) / layout.devices / (machine.flops * machine.efficiency)
+    output = 2 * layout.micro_batch * model.sequence * model.hidden
+    link = machine.reached * (machine.fast if t <= machine.node else machine.slow)
+    tensor = 6 * model.layers / p * m * output * 2 * (t - 1) / t / link
+    link = machine.reached * (machine.fast if layout.devices <= machine.node else machine.slow)
+    data = 2 * (d - 1) / d * 2 * model.parameters / (t * p) / link
+    if layout.zero == 3:
+        data = max(0.0, 1.5 * m * data - compute)
+    bubble = (p - 1) / m * (compute + tensor)
+    parts = {"compute": compute, "tensor": tensor, "bubble": bubble, "data": data}
+    return parts | {"total": sum(parts.values())}
+
+
+# --- exercises ------------------------------------------------------------------------------------
+
+
+class _Threads:
+    """Run a function as n processes would, with an all-reduce that counts its calls."""
+
+    def __init__(self, n: int) -> None:
+        self.n, self.calls, self.slots, self.errors = n, [0] * n, [None] * n, []
+        self.barrier = threading.Barrier(n, timeout=5.0)
+
+    def all_reduce(self, rank: int) -> Callable[[Tensor], Tensor]:
+        def reduce(tensor: Tensor) -> Tensor:
+            self.calls[rank] += 1
+            self.slots[rank] = tensor.clone()
+            self.barrier.wait()
+            total = torch.stack(self.slots).sum(0)
+            self.barrier.wait()
+            return total
+
+        return reduce
+
+    def run(self, fn: Callable[[int], Tensor]) -> list:
+        results = [None] * self.n
+
+        def work(rank: int) -> None:
+            try:
+                results[rank] = fn(rank)
+            except Exception as error:
+                self.errors.append(error)
+            if self.errors or not self.calls[rank]:
+                self.barrier.abort()  # the others need not wait
+
+        threads = [threading.Thread(target=work, args=(rank,)) for rank in range(self.n)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        own = [e for e in self.errors if not isinstance(e, threading.BrokenBarrierError)]
+        if own:
+            raise own[0]
+        expect(
+            not self.errors and len(set(self.calls)) == 1,
+            "The processes did not all call all_reduce equally often. In a real run the others "
+            "would wait for ever.",
+        )
+        return results
+
+
+def _check_mlp(answer: Callable) -> None:
+    draw = torch.Generator().manual_seed(0)
+    for n in (2, 3):
+        sizes = (5, 4), (12, 4), (12,), (3, 12), (3,)
+        x, up, up_bias, down, bias = (
+            torch.randn(size, generator=draw, dtype=torch.float64) for size in sizes
+        )
+        want = (x @ up.T + up_bias).relu() @ down.T + bias
+        parts = list(zip(up.chunk(n), up_bias.chunk(n), down.chunk(n, 1), strict=True))
+        together = _Threads(n)
+
+        def on(rank: int, n=n, x=x, parts=parts, bias=bias, together=together) -> Tensor:
+            return answer(x.clone(), *parts[rank], bias.clone(), rank, together.all_reduce(rank))
+
+        found = together.run(on)
+        calls = max(together.calls)
+        expect(all(isinstance(y, Tensor) for y in found), "Return the output of the two layers.")
+        right = all(y.shape == want.shape and torch.allclose(y, want) for y in found)
+        expect(
+            calls > 0,
+            "There is no all_reduce: each process has the sum over its own hidden units only.",
+        )
+        expect(
+            calls == 1,
+            f"You call all_reduce {calls} times. The activation works unit by unit, so the hidden "
+            "units can stay where they are: one, after the second layer, is enough.",
+        )
+        shapes = [tuple(y.shape) for y in found]
+        wanted = tuple(want.shape)
+        expect(shapes == [wanted] * n, f"The shapes are {shapes}, not {wanted} on each process.")
+        alone = [(x @ u.T + b).relu() @ d.T + bias for u, b, d in parts]
+        expect(
+            not all(torch.allclose(y, one) for y, one in zip(found, alone, strict=True)),
+            "You drop what all_reduce returns. It leaves its argument as it was: use the sum that "
+            "it gives back.",
+        )
+        expect(
+            not all(torch.allclose(y, want + (n - 1) * bias) for y in found),
+            f"The output contains the second bias {n} times: every process added it before the "
+            "sum. Add it once, after the all_reduce.",
+        )
+        expect(
+            not all(torch.allclose(y, want - bias) for y in found),
+            "The second bias is missing: add it once, after the all_reduce.",
+        )
+        expect(
+            right,
+            "The output is not that of the whole network: apply the first weight and bias, relu, "
+            "the second weight, then sum.",
+        )
+
+
+def _solve_mlp(x, up, up_bias, down, bias, rank, all_reduce):
+    hidden = (x @ up.T + up_bias).relu()  # our hidden units
+    return all_reduce(hidden @ down.T) + bias
+
+
+def _mlp_bias_per_rank(x, up, up_bias, down, bias, rank, all_reduce):
+    return all_reduce((x @ up.T + up_bias).relu() @ down.T + bias)
+
+
+def _mlp_without_reduce(x, up, up_bias, down, bias, rank, all_reduce):
+    return (x @ up.T + up_bias).relu() @ down.T + bias
+
+
+def _mlp_reduce_twice(x, up, up_bias, down, bias, rank, all_reduce):
+    return all_reduce(all_reduce(x @ up.T + up_bias).relu() @ down.T) + bias
+
+
+def _mlp_one_rank_reduces(x, up, up_bias, down, bias, rank, all_reduce):
+    y = (x @ up.T + up_bias).relu() @ down.T
+    return (all_reduce(y) if rank == 0 else y) + bias
+
+
+def _mlp_without_bias(x, up, up_bias, down, bias, rank, all_reduce):
+    return all_reduce((x @ up.T + up_bias).relu() @ down.T)
+
+
+def _mlp_drops_the_sum(x, up, up_bias, down, bias, rank, all_reduce):
+    y = (x @ up.T + up_bias).relu() @ down.T
+    all_reduce(y)
+    return y + bias
+
+
+def _mlp_reduce_before_relu(x, up, up_bias, down, bias, rank, all_reduce):
+    return all_reduce((x @ up.T + up_bias) @ down.T).relu() + bias
+
+
+def _check_memory(answer: Callable) -> None:
+    near = lambda a, b: math.isclose(a, b, rel_tol=1e-4)  # noqa: E731
+    for parameters, n in ((7_500_000_000, 64), (3_000_000, 5), (1_300_000_000, 8)):
+        got = [answer(parameters, n, stage) for stage in range(4)]
+        expect(all(isinstance(b, numbers.Real) for b in got), "Return a number of bytes.")
+        want = [state_bytes(parameters, n, stage) for stage in range(4)]
+        expect(
+            not near(got[0], want[0] / n),
+            "At stage 0 you divide by the devices. Plain data parallelism splits the data, not the "
+            "model: each device keeps all of it.",
+        )
+        expect(
+            not near(got[0], 12 * parameters) and not near(got[0], 4 * parameters),
+            "Adam in mixed precision keeps three 32-bit numbers a parameter: the mean, the "
+            "variance, and a 32-bit copy of the weight. That is 12 bytes beside the 2 + 2.",
+        )
+        expect(
+            near(got[0], want[0]),
+            f"At stage 0 a parameter takes 2 + 2 + 12 = 16 bytes, not {got[0] / parameters:g}.",
+        )
+        expect(
+            not near(got[1], want[2]) and not near(got[1], want[3]),
+            "Stage 1 shares out only the optimizer's state. Gradients follow at stage 2, "
+            "parameters at stage 3.",
+        )
+        for stage in (1, 2, 3):
+            expect(
+                near(got[stage], want[stage]),
+                f"Stage {stage} with {n} devices: {got[stage] / parameters:.4g} bytes a parameter, "
+                f"wanted {want[stage] / parameters:.4g}. What is divided, and what is kept whole?",
+            )
+
+
+def _solve_memory(parameters, devices, stage):
+    optimizer = 12 / devices if stage >= 1 else 12
+    gradient = 2 / devices if stage >= 2 else 2
+    weight = 2 / devices if stage >= 3 else 2
+    return parameters * (weight + gradient + optimizer)
+
+
+def _memory_data_parallel_splits(parameters, devices, stage):
+    return 16 * parameters / devices
+
+
+def _memory_without_master(parameters, devices, stage):
+    optimizer = 8 / devices if stage >= 1 else 8
+    gradient = 2 / devices if stage >= 2 else 2
+    return parameters * ((2 / devices if stage >= 3 else 2) + gradient + optimizer)
+
+
+def _memory_stage_one_is_all(parameters, devices, stage):
+    return 16 * parameters / (devices if stage else 1)
+
+
+def _memory_parameters_first(parameters, devices, stage):
+    weight = 2 / devices if stage >= 1 else 2
+    gradient = 2 / devices if stage >= 2 else 2
+    return parameters * (weight + gradient + (12 / devices if stage >= 3 else 12))
+
+
+def _check_ring(answer: Callable) -> None:
+    for n in (3, 2, 4, 6):
+        held = [[{(rank, c)} for c in range(n)] for rank in range(n)]
+        full = [{(rank, c) for rank in range(n)} for c in range(n)]
+        for step in range(2 * n - 2):
+            sends = [answer(rank, step, n) for rank in range(n)]
+            expect(
+                all(isinstance(c, numbers.Integral) and 0 <= c < n for c in sends),
+                f"Return a whole number from 0 to n - 1; step {step} of n={n} gave {sends}.",
+            )
+            moving = [set(held[rank][c]) for rank, c in enumerate(sends)]
+            for rank, c in enumerate(sends):
+                to = held[(rank + 1) % n]
+                double = to[c] & moving[rank]
+                expect(
+                    step >= n - 1 or not double,
+                    f"n={n}, step {step}: process {rank} sends chunk {c}, of which process "
+                    f"{(rank + 1) % n} already holds a part, and that part would count twice. Send "
+                    "on the chunk that has just come in.",
+                )
+                to[c] = to[c] | moving[rank] if step < n - 1 else moving[rank]
+            if step == n - 2:
+                done = sum(held[rank][c] == full[c] for rank in range(n) for c in range(n))
+                expect(
+                    done >= n,
+                    f"n={n}: after {n - 1} steps only {done} chunks are complete. Send on the "
+                    "chunk that has just come in, with your own part added.",
+                )
+        wrong = sum(held[rank][c] != full[c] for rank in range(n) for c in range(n))
+        expect(
+            not wrong,
+            f"n={n}: at the end {wrong} chunks are not the full sum. In the second half the "
+            "complete chunks go round: start with the one that you completed.",
+        )
+
+
+def _solve_ring(rank, step, n):
+    return (rank - step) % n
+
+
+def _ring_own_chunk(rank, step, n):
+    return rank
+
+
+def _ring_wrong_way(rank, step, n):
+    return (rank + step) % n
+
+
+def _ring_starts_again(rank, step, n):
+    return (rank - step % (n - 1)) % n
+
+
+def _check_order(answer: Callable) -> None:
+    for p, m in ((2, 4), (4, 8), (3, 7), (4, 2), (1, 3)):
+        orders = [[tuple(work) for work in answer(stage, p, m)] for stage in range(p)]
+        for stage, order in enumerate(orders):
+            expect(
+                sorted(order) == sorted((kind, i) for kind in "FB" for i in range(m)),
+                f"Stage {stage} of {p}, {m} micro-batches: each ('F', i) and ('B', i) must occur "
+                "exactly once.",
+            )
+        try:
+            trace = simulate_pipeline(orders)
+        except ValueError as error:
+            expect(False, f"{p} stages, {m} micro-batches: {error}. Is a B before its F?")
+        idle = idle_fraction(trace)
+        expect(
+            idle < bubble_fraction(p, m) + 1e-9,
+            f"{p} stages, {m} micro-batches: {idle:.2f} of the time is idle, and "
+            f"{bubble_fraction(p, m):.2f} would do. The early stages need some forwards ahead, so "
+            "that the later ones have work.",
+        )
+        for stage, order in enumerate(orders):
+            held = most_in_flight(order)
+            expect(
+                held <= max(1, p - stage),
+                f"Stage {stage} of {p} holds {held} micro-batches, and {p - stage} would do: after "
+                "its first backward, let one forward and one backward alternate.",
+            )
+
+
+def _solve_order(stage, stages, micro_batches):
+    ahead = min(stages - stage - 1, micro_batches)
+    order = [("F", i) for i in range(ahead)]
+    for i in range(micro_batches):
+        if ahead + i < micro_batches:
+            order.append(("F", ahead + i))
+        order.append(("B", i))
+    return order
+
+
+def _order_gpipe(stage, stages, micro_batches):
+    return [("F", i) for i in range(micro_batches)] + [("B", i) for i in range(micro_batches)]
+
+
+def _order_without_warmup(stage, stages, micro_batches):
+    return [(kind, i) for i in range(micro_batches) for kind in "FB"]
+
+
+def _order_same_for_all(stage, stages, micro_batches):
+    return _solve_order(0, stages, micro_batches)
+
+
+EXERCISES = (
+    Exercise(
+        "Write your_mlp(x, up, up_bias, down, bias, rank, all_reduce): relu(x up^T + up_bias) "
+        "down^T + bias, with this process's rows of `up` and `up_bias`, its columns of `down`, and "
+        "the whole second `bias`. all_reduce(tensor) returns the sum over the processes.",
+        _check_mlp,
+        _solve_mlp,
+        {
+            "bias per rank": Wrong(_mlp_bias_per_rank, "every process added it"),
+            "no all-reduce": Wrong(_mlp_without_reduce, "no all_reduce"),
+            "all-reduce after each layer": Wrong(_mlp_reduce_twice, "is enough"),
+            "only rank 0 reduces": Wrong(_mlp_one_rank_reduces, "wait for ever"),
+            "no second bias": Wrong(_mlp_without_bias, "second bias is missing"),
+            "drops the sum": Wrong(_mlp_drops_the_sum, "drop what all_reduce returns"),
+            "relu after the sum": Wrong(_mlp_reduce_before_relu, "not that of the whole network"),
+        },
+    ),
+    Exercise(
+        "Write your_memory(parameters, devices, stage): the bytes that a device keeps for weights, "
+        "gradients and Adam's state in mixed precision, under ZeRO stage 0 (plain data parallel), "
+        "1, 2 or 3.",
+        _check_memory,
+        _solve_memory,
+        {
+            "data parallelism splits the model": Wrong(
+                _memory_data_parallel_splits, "splits the data, not the model"
+            ),
+            "no 32-bit weights": Wrong(_memory_without_master, "32-bit copy"),
+            "stage 1 shares everything": Wrong(_memory_stage_one_is_all, "only the optimizer"),
+            "parameters first": Wrong(_memory_parameters_first, "What is divided"),
+        },
+    ),
+    Exercise(
+        "Write your_chunk(rank, step, n): the chunk, 0 to n - 1, that a process sends to process "
+        "rank + 1 at a step of a ring all-reduce. In steps 0 to n - 2 the receiver adds it, in "
+        "steps n - 1 to 2 n - 3 it replaces its own.",
+        _check_ring,
+        _solve_ring,
+        {
+            "always its own chunk": Wrong(_ring_own_chunk, "chunk that has just come in"),
+            "the wrong way round": Wrong(_ring_wrong_way, "chunk that has just come in"),
+            "second half starts again": Wrong(_ring_starts_again, "the one that you completed"),
+        },
+    ),
+    Exercise(
+        "Write your_order(stage, stages, micro_batches): the list of ('F', i) and ('B', i) of a "
+        "stage under 1F1B.",
+        _check_order,
+        _solve_order,
+        {
+            "all forwards first": Wrong(_order_gpipe, "would do: after its first backward"),
+            "no forwards ahead": Wrong(_order_without_warmup, "forwards ahead"),
+            "the same for all stages": Wrong(_order_same_for_all, "forwards ahead"),
+        },
+    ),
+)

@@ -1,0 +1,579 @@
+"""Batch normalisation: equal to torch forward, backward and in its buffers; edges; processes."""
+
+import copy
+import math
+import warnings
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.optim.swa_utils import update_bn
+from torch.utils.data import DataLoader, TensorDataset
+
+from dlcourse import batch_normalization as bn
+from dlcourse.lab.launching import launch
+from dlcourse.lab.training import use_one_thread
+from dlcourse.lab.trials import run_trials
+
+use_one_thread()
+PAIRS = {1: (bn.BatchNorm1d, nn.BatchNorm1d), 2: (bn.BatchNorm2d, nn.BatchNorm2d)}
+SHAPES = {1: [(7, 3), (2, 5), (4, 3, 6), (1, 2, 3)], 2: [(4, 3, 5, 2), (1, 2, 3, 3), (6, 1, 1, 1)]}
+
+
+def normal(*shape, seed=0, dtype=torch.float64):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+def randomize(ours, theirs, seed=0):
+    """Give both layers the same random parameters."""
+    with torch.no_grad():
+        pairs = zip(ours.parameters(), theirs.parameters(), strict=True)
+        for number, (a, b) in enumerate(pairs):
+            a.copy_(normal(*a.shape, seed=seed + number))
+            b.copy_(a)
+    return ours, theirs
+
+
+def assert_same(ours, theirs, x, tol, scale=1.0):
+    """Compare outputs, gradients (of the input and of each parameter) and buffers."""
+    inputs = [x.clone().requires_grad_(), x.clone().requires_grad_()]
+    outputs = [layer(value) for layer, value in zip((ours, theirs), inputs, strict=True)]
+    assert outputs[0].dtype == outputs[1].dtype
+    assert torch.allclose(*outputs, rtol=tol, atol=tol)
+    upstream = normal(*x.shape, seed=99).to(x.dtype)
+    grads = [
+        torch.autograd.grad(y, [value, *layer.parameters()], upstream)
+        for y, value, layer in zip(outputs, inputs, (ours, theirs), strict=True)
+    ]
+    for a, b in zip(*grads, strict=True):
+        assert torch.allclose(a, b, rtol=tol, atol=tol * scale)
+    assert [n for n, _ in ours.named_buffers()] == [n for n, _ in theirs.named_buffers()]
+    for a, b in zip(ours.buffers(), theirs.buffers(), strict=True):
+        assert a.dtype == b.dtype and torch.allclose(a, b, rtol=tol, atol=tol)
+
+
+# --- equal to torch -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("track", [True, False])
+@pytest.mark.parametrize("affine", [True, False])
+@pytest.mark.parametrize("momentum", [0.1, 0.0, 1.0, None])
+@pytest.mark.parametrize("kind", [1, 2])
+def test_batch_norm_equals_torch(kind, momentum, affine, track, dtype):
+    tol = 1e-10 if dtype == torch.float64 else 2e-5
+    for seed, shape in enumerate(SHAPES[kind]):
+        if math.prod(shape) // shape[1] < 2:
+            continue
+        settings = {"momentum": momentum, "affine": affine, "track_running_stats": track}
+        layers = [c(shape[1], eps=1e-3, **settings).to(dtype) for c in PAIRS[kind]]
+        ours, theirs = randomize(*layers, seed=seed)
+        for step in range(3):
+            x = (normal(*shape, seed=10 * seed + step) * 10 ** (step - 1) + step).to(dtype)
+            assert_same(ours, theirs, x, tol)
+        ours.eval(), theirs.eval()
+        assert_same(ours, theirs, x, tol)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_norms_of_one_example_equal_torch(dtype):
+    tol = 1e-10 if dtype == torch.float64 else 2e-5
+    cases = [
+        (bn.LayerNorm, nn.LayerNorm, (6,), {}, (4, 6)),
+        (bn.LayerNorm, nn.LayerNorm, (6,), {"bias": False}, (2, 3, 6)),
+        (bn.LayerNorm, nn.LayerNorm, ((3, 6),), {"eps": 1e-3}, (2, 3, 6)),
+        (bn.LayerNorm, nn.LayerNorm, (6,), {"elementwise_affine": False}, (6,)),
+        (bn.RMSNorm, nn.RMSNorm, (6,), {}, (4, 6)),
+        (bn.RMSNorm, nn.RMSNorm, ((3, 6),), {"eps": 1e-3}, (2, 3, 6)),
+        (bn.RMSNorm, nn.RMSNorm, (6,), {"elementwise_affine": False}, (1, 6)),
+        (bn.GroupNorm, nn.GroupNorm, (2, 6), {}, (4, 6)),
+        (bn.GroupNorm, nn.GroupNorm, (1, 6), {"eps": 1e-3}, (1, 6, 5)),
+        (bn.GroupNorm, nn.GroupNorm, (3, 6), {"affine": False}, (2, 6, 3, 4)),
+        (bn.GroupNorm, nn.GroupNorm, (6, 6), {}, (2, 6, 3, 4)),
+    ]
+    for seed, (own, other, args, settings, shape) in enumerate(cases):
+        ours, theirs = randomize(*(c(*args, **settings).to(dtype) for c in (own, other)), seed=seed)
+        for size in (1e-2, 1.0, 1e3):
+            x = (size * (normal(*shape, seed=seed) + 0.5)).to(dtype)
+            assert_same(ours, theirs, x, tol, scale=1 / size + 1)
+        before = ours.train()(x)
+        assert torch.equal(ours.eval()(x), before)
+
+
+@pytest.mark.parametrize("kind", [1, 2])
+def test_non_contiguous_constant_and_extreme_inputs(kind):
+    shape = SHAPES[kind][0]
+    ours, theirs = (c(shape[1]).double() for c in PAIRS[kind])
+    x = normal(*shape, seed=1)
+    strided = x.transpose(0, -1).contiguous().transpose(0, -1)
+    assert not strided.is_contiguous() or x.ndim < 2
+    for value in (strided, torch.full_like(x, 3.0), x * 1e-150, x * 1e100, x.clone().fill_(0)):
+        assert_same(ours, theirs, value, 1e-9, scale=1e6)
+    if kind == 2:
+        assert_same(ours, theirs, x.to(memory_format=torch.channels_last), 1e-9)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_values_that_are_not_finite_spoil_their_channel_only(bad):
+    ours, theirs = bn.BatchNorm1d(3).double(), nn.BatchNorm1d(3).double()
+    x = normal(5, 3)
+    x[2, 1] = bad
+    a, b = ours(x), theirs(x)
+    assert torch.allclose(a, b, equal_nan=True) and a[:, 1].isnan().all()
+    assert a[:, [0, 2]].isfinite().all() and ours.running_var[[0, 2]].isfinite().all()
+    for mine, other in ((bn.LayerNorm(3), nn.LayerNorm(3)), (bn.RMSNorm(3), nn.RMSNorm(3))):
+        a, b = mine.double()(x), other.double()(x)
+        assert torch.allclose(a, b, equal_nan=True) and a[[0, 1, 3, 4]].isfinite().all()
+
+
+def test_state_moves_between_ours_and_torchs():
+    for kind, (own, other) in PAIRS.items():
+        ours, theirs = randomize(own(3), other(3), seed=5)
+        ours(normal(*SHAPES[kind][0], dtype=torch.float32))
+        theirs.load_state_dict(ours.state_dict())
+        twin = own(3)
+        twin.load_state_dict(theirs.state_dict())
+        for layer in (theirs, twin):
+            for name, value in layer.state_dict().items():
+                assert torch.equal(value, ours.state_dict()[name])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_keeps_its_dtype_and_computes_in_float32(dtype):
+    x = (normal(64, 8, seed=3, dtype=torch.float32) * 2 + 300).to(dtype)  # squares beyond float16
+    exact = F.batch_norm(x.double(), None, None, training=True)
+    norm = bn.BatchNorm1d(8, affine=False)
+    got = norm(x)
+    assert got.dtype == dtype and norm.running_var.dtype == torch.float32
+    assert (got.double() - exact).abs().max() < 0.02
+    wide = nn.BatchNorm1d(8, affine=False)
+    wide(x.float())
+    assert torch.allclose(norm.running_var, wide.running_var, rtol=1e-4)
+    y = bn.RMSNorm(8)(x)
+    assert y.dtype == dtype and torch.allclose(y, F.rms_norm(x, (8,)), atol=0.02)
+    y = bn.LayerNorm(8, elementwise_affine=False)(x)
+    assert (y.double() - F.layer_norm(x.double(), (8,))).abs().max() < 0.02
+
+
+def test_under_autocast_it_equals_torch():
+    x = normal(16, 6, dtype=torch.float32)
+    ours = nn.Sequential(nn.Linear(6, 4), bn.BatchNorm1d(4))
+    theirs = nn.Sequential(copy.deepcopy(ours[0]), nn.BatchNorm1d(4))
+    outputs = []
+    for model in (ours, theirs):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            outputs.append(model(x))
+        outputs[-1].float().square().sum().backward()
+    assert outputs[0].dtype == outputs[1].dtype == torch.bfloat16
+    assert torch.allclose(*outputs, atol=0.05)
+    assert torch.allclose(ours[1].running_var, theirs[1].running_var, rtol=1e-3)
+
+
+# --- the backward pass ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("center", [True, False])
+def test_gradcheck(center):
+    for shape, dims in (((6, 5), (-2,)), ((4, 5), (-1,)), ((2, 3, 2, 2), (-4, -2, -1))):
+        x = normal(*shape, seed=2).requires_grad_()
+        assert torch.autograd.gradcheck(
+            lambda x, dims=dims: bn.Standardize.apply(x, dims, 1e-3, center, None)[0], x
+        )
+
+
+def test_gradient_is_orthogonal_to_what_standardising_removes():
+    x = normal(8, 3, seed=4).requires_grad_()
+    y, mean, var = bn.Standardize.apply(x, (-2,), 0.0, True, None)
+    (grad,) = torch.autograd.grad(y, x, normal(8, 3, seed=5))
+    assert grad.sum(0).abs().max() < 1e-12 and (grad * y).sum(0).abs().max() < 1e-12
+    assert not mean.requires_grad and not var.requires_grad
+    assert torch.allclose(var[0], x.var(0, correction=0))
+
+
+def test_second_derivatives_are_refused():
+    x = normal(4, 2).requires_grad_()
+    y = bn.Standardize.apply(x, (-2,), 1e-5, True, None)[0]
+    (grad,) = torch.autograd.grad(y.pow(3).sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        grad.sum().backward()
+
+
+def test_output_does_not_change_with_the_scale_of_the_input():
+    norm, x = bn.BatchNorm1d(3, eps=0.0).double(), normal(9, 3)
+    assert torch.allclose(norm(x), norm(50 * x + 7), atol=1e-12)
+
+
+# --- modes and errors -----------------------------------------------------------------------------
+
+
+def test_evaluation_looks_at_one_row():
+    norm = bn.BatchNorm1d(4).double()
+    norm(normal(16, 4, seed=1))
+    norm.eval()
+    before = copy.deepcopy(norm.state_dict())
+    x, mates = normal(1, 4, seed=2), 100 * normal(5, 4, seed=3)
+    alone, together = norm(x), norm(torch.cat([x, mates]))[:1]
+    assert (alone - together).abs().max() < 1e-12
+    assert all(torch.equal(value, before[name]) for name, value in norm.state_dict().items())
+    assert norm(torch.zeros(0, 4).double()).shape == (0, 4)
+
+
+def test_one_value_a_channel_raises_as_torch_does():
+    for own, other, shape in (
+        (bn.BatchNorm1d, nn.BatchNorm1d, (1, 3)),
+        (bn.BatchNorm1d, nn.BatchNorm1d, (1, 3, 1)),
+        (bn.BatchNorm2d, nn.BatchNorm2d, (1, 3, 1, 1)),
+    ):
+        x = torch.zeros(shape)
+        for layer, words in ((own(3), "more than 1 value per channel"), (other(3), "more than 1")):
+            with pytest.raises(ValueError, match=words):
+                layer(x)
+            layer.eval()(x)
+        with pytest.raises(ValueError, match="more than 1 value"):
+            own(3, track_running_stats=False).eval()(x)
+    with pytest.raises(ValueError, match="has 0"):  # torch returns nothing and lets var decay
+        bn.BatchNorm1d(3)(torch.zeros(0, 3))
+
+
+def test_a_batch_that_raises_leaves_the_buffers():
+    norm = bn.BatchNorm1d(3)
+    with pytest.raises(ValueError):
+        norm(torch.zeros(1, 3))
+    assert norm.num_batches_tracked == 0 and torch.equal(norm.running_var, torch.ones(3))
+
+
+def test_inputs_that_do_not_fit():
+    for layer, shape, words in (
+        (bn.BatchNorm1d(3), (4, 5), "num_features=5"),
+        (bn.BatchNorm1d(3), (4, 3, 2, 2), "2 or 3 dimensions"),
+        (bn.BatchNorm2d(3), (4, 3), "4 dimensions"),
+        (bn.BatchNorm1d(3), (3,), "2 or 3 dimensions"),
+        (bn.LayerNorm(3), (4, 5), r"normalized_shape=\(5,\)"),
+        (bn.LayerNorm((2, 3)), (3,), "must end in"),
+        (bn.RMSNorm(3), (4, 5), "must end in"),
+        (bn.GroupNorm(2, 4), (4, 6), "num_channels"),
+        (bn.GroupNorm(2, 4), (4,), "num_channels"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            layer(torch.zeros(shape))
+    for groups in (0, 3, -1):
+        with pytest.raises(ValueError, match="does not divide"):
+            bn.GroupNorm(groups, 4)
+    with pytest.raises(TypeError, match="floating-point"):
+        bn.BatchNorm1d(2)(torch.ones(3, 2, dtype=torch.long))
+
+
+def test_resetting_and_repr():
+    norm = bn.BatchNorm1d(2)
+    norm(normal(4, 2, dtype=torch.float32))
+    norm.reset_running_stats()
+    for a, b in zip(norm.buffers(), nn.BatchNorm1d(2).buffers(), strict=True):
+        assert torch.equal(a, b)
+    bn.BatchNorm1d(2, track_running_stats=False).reset_running_stats()
+    assert "momentum=0.1" in repr(norm)
+
+
+# --- many replicas at once ------------------------------------------------------------------------
+
+
+def small(seed, norm=bn.BatchNorm1d):
+    g = torch.Generator().manual_seed(seed)
+    model = nn.Sequential(
+        nn.Flatten(), nn.Linear(6, 8, bias=False), norm(8), nn.ReLU(), nn.Linear(8, 3)
+    )
+    with torch.no_grad():
+        for layer in (model[1], model[4]):
+            layer.weight.copy_(torch.randn(layer.weight.shape, generator=g) / 2)
+    nn.init.zeros_(model[4].bias)
+    return model
+
+
+def test_stacked_replicas_keep_their_own_statistics():
+    x = normal(96, 6, dtype=torch.float32) * 3 + 1
+    data = (x, (x[:, 0] > 1).long() + (x[:, 1] > 1).long())
+    settings = {"seeds": [0, 1, 2], "lr": [0.05, 0.5], "steps": 20, "batch_size": 16}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # CannotStack among them
+        stacked = run_trials(small, data, test=data, **settings)
+    loop = run_trials(small, data, test=data, stack=False, **settings)
+    theirs = run_trials(
+        lambda seed: small(seed, nn.BatchNorm1d), data, test=data, stack=False, **settings
+    )
+    assert stacked.stacked and not loop.stacked
+    for other in (loop, theirs):
+        assert abs(stacked.train_loss - other.train_loss).max() < 1e-4
+        assert abs(stacked.test["loss"] - other.test["loss"]).max() < 1e-4
+
+
+@pytest.mark.parametrize("kind", ["layer", "rms", "group", "images", "signals"])
+def test_every_norm_stacks(kind):
+    def build(seed):
+        g = torch.Generator().manual_seed(seed)
+        layers = {
+            "layer": lambda: [nn.Flatten(), bn.LayerNorm(8)],
+            "rms": lambda: [nn.Flatten(), bn.RMSNorm(8)],
+            "group": lambda: [bn.GroupNorm(1, 2), nn.Flatten()],
+            "images": lambda: [bn.BatchNorm2d(2), nn.Flatten()],
+            "signals": lambda: [nn.Flatten(2), bn.BatchNorm1d(2, momentum=None), nn.Flatten()],
+        }[kind]()
+        model = nn.Sequential(*layers, nn.Linear(8, 3))
+        with torch.no_grad():
+            model[-1].weight.copy_(torch.randn(3, 8, generator=g))
+        nn.init.zeros_(model[-1].bias)
+        return model
+
+    x = normal(32, 2, 2, 2, dtype=torch.float32) + 1
+    data, settings = (x, torch.arange(32) % 3), {"seeds": [0, 1], "lr": [0.03, 0.1], "steps": 6}
+    runs = [run_trials(build, data, test=data, stack=s, batch_size=8, **settings) for s in (1, 0)]
+    assert runs[0].stacked and not runs[1].stacked
+    assert abs(runs[0].train_loss - runs[1].train_loss).max() < 1e-4
+    assert abs(runs[0].test["loss"] - runs[1].test["loss"]).max() < 1e-4
+
+
+# --- after training -------------------------------------------------------------------------------
+
+
+def random_norm(kind, channels, seed, **settings):
+    norm = kind(channels, eps=1e-2, **settings).double()
+    with torch.no_grad():
+        for number, value in enumerate(norm.parameters()):
+            value.copy_(normal(*value.shape, seed=seed + number))
+    norm.running_mean.copy_(normal(channels, seed=seed + 7))
+    norm.running_var.copy_(normal(channels, seed=seed + 8).square() + 0.01)
+    return norm.eval()
+
+
+@pytest.mark.parametrize("affine", [True, False])
+@pytest.mark.parametrize("bias", [True, False])
+def test_folding_equals_the_pair_and_torch(bias, affine):
+    torch.manual_seed(0)
+    for seed in range(5):
+        for own, other, layer, shape in (
+            (bn.BatchNorm1d, nn.BatchNorm1d, nn.Linear(4, 6, bias=bias), (5, 4)),
+            (bn.BatchNorm1d, nn.BatchNorm1d, nn.Conv1d(4, 6, 3, bias=bias), (5, 4, 7)),
+            (bn.BatchNorm2d, nn.BatchNorm2d, nn.Conv2d(4, 6, 3, 2, 1, bias=bias, groups=2),
+             (2, 4, 6, 6)),
+        ):  # fmt: skip
+            layer, x = layer.double(), normal(*shape, seed=seed)
+            ours = random_norm(own, 6, seed, affine=affine)
+            theirs = random_norm(other, 6, seed, affine=affine)
+            folded = bn.fold_batch_norm(layer, ours)
+            assert (folded(x) - ours(layer(x))).abs().max() < 1e-12
+            assert (folded(x) - bn.fold_batch_norm(layer, theirs)(x)).abs().max() < 1e-12
+            fuse = torch.nn.utils.fusion.fuse_linear_bn_eval
+            if layer.weight.ndim > 2:
+                fuse = torch.nn.utils.fusion.fuse_conv_bn_eval
+            if affine or layer.weight.ndim > 2:  # torch 2.15 stops for a Linear without affine
+                assert torch.allclose(folded.weight, fuse(layer.eval(), theirs).weight)
+                assert torch.allclose(folded.bias, fuse(layer.eval(), theirs).bias)
+            assert (layer.bias is None) != bias and type(folded) is type(layer)
+    layer.weight.requires_grad_(False)
+    assert not any(p.requires_grad for p in bn.fold_batch_norm(layer, ours).parameters())
+
+
+def test_what_cannot_be_folded():
+    norm = bn.BatchNorm1d(4)
+    with pytest.raises(ValueError, match="eval"):
+        bn.fold_batch_norm(nn.Linear(3, 4), norm)
+    norm.eval()
+    with pytest.raises(ValueError, match="5 outputs, the norm 4"):
+        bn.fold_batch_norm(nn.Linear(3, 5), norm)
+    with pytest.raises(TypeError, match="Linear, Conv1d"):
+        bn.fold_batch_norm(nn.ReLU(), norm)
+    with pytest.raises(TypeError, match="LayerNorm"):
+        bn.fold_batch_norm(nn.Linear(3, 4), bn.LayerNorm(4))
+    with pytest.raises(ValueError, match="no running statistics"):
+        bn.fold_batch_norm(nn.Linear(3, 4), bn.BatchNorm1d(4, track_running_stats=False).eval())
+
+
+def test_recalibration_equals_update_bn_of_torch():
+    x = normal(40, 6, dtype=torch.float32) * 2 + 1
+    ours, theirs = small(3), small(3, nn.BatchNorm1d)
+    ours[2].running_mean += 5
+    before = [p.detach().clone() for p in ours.parameters()]
+    assert bn.recalibrate_bn(ours, x.split(8)) == 5
+    update_bn(DataLoader(TensorDataset(x), batch_size=8), theirs)
+    for a, b in zip(ours.buffers(), theirs.buffers(), strict=True):
+        assert torch.allclose(a, b, rtol=1e-5)
+    assert all(torch.equal(a, b) for a, b in zip(before, ours.parameters(), strict=True))
+    pairs = small(3)
+    bn.recalibrate_bn(pairs, ((part, None) for part in x.split(8)))
+    assert torch.equal(pairs[2].running_var, ours[2].running_var)
+
+
+def test_recalibration_keeps_modes_momenta_and_dropout_off():
+    model = nn.Sequential(nn.Dropout(0.5), bn.BatchNorm1d(6, momentum=0.3), bn.BatchNorm1d(6))
+    model.train()
+    model[2].eval()
+    x = normal(64, 6, dtype=torch.float32)
+    bn.recalibrate_bn(model, [x])
+    assert torch.allclose(model[1].running_mean, x.mean(0), atol=1e-6)
+    assert torch.allclose(model[1].running_var, x.var(0), atol=1e-5)
+    assert [m.training for m in model] == [True, True, False] and model[1].momentum == 0.3
+    model[1].running_mean.fill_(2)
+    with pytest.raises(ValueError, match="no batches"):
+        bn.recalibrate_bn(model, [])
+    assert (model[1].running_mean == 2).all() and model.training
+    with pytest.raises(ValueError, match="no batch norm"):
+        bn.recalibrate_bn(nn.Linear(2, 2), [x])
+    with pytest.raises(ValueError, match="more than 1 value"):
+        bn.recalibrate_bn(model, [x[:1]])
+    assert model[1].momentum == 0.3 and model[1].training and not model[2].training
+
+
+def test_which_modules_count_as_batch_norm():
+    for module in (bn.BatchNorm1d(2), bn.BatchNorm2d(2), bn.SyncBatchNorm(2), nn.BatchNorm3d(2)):
+        assert bn.is_batch_norm(module)
+    for module in (bn.LayerNorm(2), bn.GroupNorm(1, 2), bn.RMSNorm(2), nn.InstanceNorm1d(2)):
+        assert not bn.is_batch_norm(module)
+
+
+# --- several processes ----------------------------------------------------------------------------
+
+
+def test_without_processes_it_is_batch_norm():
+    x = normal(6, 3, 2, 2)
+    a, b = bn.SyncBatchNorm(3).double(), bn.BatchNorm2d(3).double()
+    assert torch.equal(a(x), b(x)) and torch.equal(a.running_var, b.running_var)
+    assert a(normal(4, 3)).shape == (4, 3)
+
+
+def test_conversion_shares_weights_and_reaches_every_layer():
+    model = nn.Sequential(nn.BatchNorm1d(3), nn.Sequential(bn.BatchNorm2d(2)), nn.ReLU()).eval()
+    weight, buffer = model[0].weight, model[0].running_mean
+    new = bn.SyncBatchNorm.convert_sync_batchnorm(model)
+    assert type(new[0]) is type(new[1][0]) is bn.SyncBatchNorm and not new[0].training
+    assert new[0].weight is weight and new[0].running_mean is buffer
+    assert bn.SyncBatchNorm.convert_sync_batchnorm(new)[0] is new[0]
+    assert type(bn.SyncBatchNorm.convert_sync_batchnorm(nn.BatchNorm1d(2))) is bn.SyncBatchNorm
+    plain = nn.BatchNorm1d(2, affine=False, track_running_stats=False)
+    assert bn.SyncBatchNorm.convert_sync_batchnorm(plain).running_mean is None
+
+
+def on_one_rank(sizes):
+    import torch
+    import torch.distributed as dist
+
+    from dlcourse import batch_normalization as bn
+
+    dist.init_process_group("gloo")
+    rank = dist.get_rank()
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(sum(sizes), 3, generator=g, dtype=torch.float64) * 2 + 1
+    upstream = torch.randn(sum(sizes), 3, generator=g, dtype=torch.float64)
+    mine = x.split(sizes)[rank].clone().requires_grad_()
+    norm = bn.SyncBatchNorm(3).double()
+    with torch.no_grad():
+        norm.weight.copy_(torch.tensor([2.0, 0.5, -1.0]))
+    y = norm(mine)
+    y.backward(upstream.split(sizes)[rank])
+    weight = norm.weight.grad
+    dist.all_reduce(weight)
+    try:
+        torch.nn.SyncBatchNorm(3)(mine.detach().float())
+        refusal = "none"
+    except ValueError as error:
+        refusal = str(error)
+    dist.barrier()
+    return {
+        "y": y.tolist(),
+        "grad": mine.grad.tolist(),
+        "weight": weight.tolist(),
+        "buffers": [b.tolist() for b in norm.buffers()],
+        "refusal": refusal,
+    }
+
+
+@pytest.mark.parametrize("sizes", [[4, 4], [5, 1], [6, 0]])
+def test_two_processes_give_what_the_whole_batch_gives(sizes):
+    results = launch(on_one_rank, processes=2, args=[sizes])
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(sum(sizes), 3, generator=g, dtype=torch.float64) * 2 + 1
+    upstream = torch.randn(sum(sizes), 3, generator=g, dtype=torch.float64)
+    norm = nn.BatchNorm1d(3).double()
+    with torch.no_grad():
+        norm.weight.copy_(torch.tensor([2.0, 0.5, -1.0]))
+    y = norm(x.requires_grad_())
+    y.backward(upstream)
+
+    def joined(name):
+        return torch.tensor(sum((result[name] for result in results), []), dtype=torch.float64)
+
+    assert torch.allclose(joined("y"), y, atol=1e-12)
+    assert torch.allclose(joined("grad"), x.grad, atol=1e-12)
+    for result in results:
+        assert torch.allclose(torch.tensor(result["weight"]).double(), norm.weight.grad, atol=1e-6)
+        for a, b in zip(result["buffers"], norm.buffers(), strict=True):
+            assert torch.allclose(torch.tensor(a, dtype=torch.float64), b.double(), atol=1e-12)
+        assert "GPU" in result["refusal"]  # torch's own does not run here
+
+
+# --- exercises ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("exercise", bn.EXERCISES, ids=lambda e: e.question[:16])
+def test_exercises(exercise, capsys):
+    assert exercise.hint_for(exercise.solve) is None
+    assert "Not started" in exercise.hint_for(...)
+    for name, wrong in exercise.wrong.items():
+        hint = exercise.hint_for(wrong.answer)
+        assert hint is not None and wrong.hint in hint, (name, hint)
+    assert exercise.check(exercise.solve)
+    exercise.solution()
+    assert "def _solve" in capsys.readouterr().out
+    assert not exercise.check(lambda *arguments: None)
+
+
+def test_other_answers_that_are_right():
+    layer, fold, gradient = bn.EXERCISES
+
+    def with_torch(x, weight, bias, mean, var, training, momentum, eps):
+        return F.batch_norm(x, mean, var, weight, bias, training, momentum, eps)
+
+    def through_autograd(x, grad, eps):
+        x = x.requires_grad_()
+        y = (x - x.mean(0)) / (x.var(0, correction=0) + eps).sqrt()
+        return torch.autograd.grad(y, x, grad)[0]
+
+    def own_fold(linear, bn_layer):
+        return bn.fold_batch_norm(linear, bn_layer)
+
+    assert layer.hint_for(with_torch) is None
+    assert gradient.hint_for(through_autograd) is None
+    assert fold.hint_for(own_fold) is None
+
+
+def test_lazy_or_clever_answers_that_are_wrong():
+    layer, fold, gradient = bn.EXERCISES
+
+    def no_running(x, weight, bias, mean, var, training, momentum, eps):
+        if training:
+            mean, var = x.mean(0), x.var(0, correction=0)
+        return (x - mean) / (var + eps).sqrt() * weight + bias
+
+    def graph_in_buffers(x, weight, bias, mean, var, training, momentum, eps):
+        batch_mean, batch_var = (x.mean(0), x.var(0, correction=0)) if training else (mean, var)
+        if training:
+            mean.lerp_(batch_mean, momentum), var.lerp_(x.var(0), momentum)
+        return (x - batch_mean) / (batch_var + eps).sqrt() * weight + bias
+
+    def in_place(linear, norm):
+        folded = bn.fold_batch_norm(linear, norm)
+        with torch.no_grad():
+            linear.weight.copy_(folded.weight), linear.bias.copy_(folded.bias)
+        return linear
+
+    def needs_a_bias(linear, norm):
+        scale = (norm.running_var + norm.eps).rsqrt() * norm.weight
+        folded = copy.deepcopy(linear)
+        with torch.no_grad():
+            folded.weight.mul_(scale[:, None])
+            folded.bias.sub_(norm.running_mean).mul_(scale).add_(norm.bias)
+        return folded
+
+    assert "must have changed" in layer.hint_for(no_running)
+    assert "part of the graph" in layer.hint_for(graph_in_buffers)
+    assert "new layer" in fold.hint_for(in_place)
+    assert "NoneType" in fold.hint_for(needs_a_bias)
+    assert "Return a tensor" in gradient.hint_for(lambda x, grad, eps: 0)

@@ -1,0 +1,642 @@
+"""Initialization: equal to torch.nn.init, moments, edge cases; measuring changes nothing."""
+
+import copy
+import math
+import random
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.nn import init
+from torch.nn.utils import parametrizations
+
+from dlcourse import initialization as di
+from dlcourse.lab.models import MLP, ResidualCNN, RowRNN, RowTransformer, SmallCNN
+from dlcourse.lab.training import use_one_thread
+
+use_one_thread()
+X = torch.randn(40, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+Y = torch.arange(40) % 10
+NAMES = ["linear", "sigmoid", "tanh", "relu", "selu", "conv1d", "conv2d", "conv_transpose3d"]
+
+
+def seeded(seed):
+    return torch.Generator().manual_seed(seed)
+
+
+def random_shape(seed, least=1):
+    g = seeded(seed)
+    ndim = int(torch.randint(2, 6, (), generator=g))
+    return torch.randint(least, 6, (ndim,), generator=g).tolist()
+
+
+def cross_entropy(outputs):
+    return F.cross_entropy(outputs, Y)
+
+
+# --- one weight -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(25))
+def test_fans_equal_torch(seed):
+    weight = torch.empty(random_shape(seed, least=0))
+    assert di.calculate_fan(weight) == init._calculate_fan_in_and_fan_out(weight)
+
+
+def test_fans_of_layers():
+    assert di.calculate_fan(nn.Linear(3, 5).weight) == (3, 5)
+    assert di.calculate_fan(nn.Linear(3, 5).weight.T) == (5, 3)
+    assert di.calculate_fan(nn.Conv2d(3, 5, (2, 7)).weight) == (3 * 14, 5 * 14)
+    assert di.calculate_fan(nn.Conv2d(4, 8, 3, groups=2).weight) == (2 * 9, 8 * 9)
+    assert di.calculate_fan(nn.ConvTranspose2d(3, 5, 2).weight) == (5 * 4, 3 * 4)
+    for shape in ((), (3,)):
+        with pytest.raises(ValueError, match="zeros"):
+            di.calculate_fan(torch.empty(shape))
+
+
+def test_gains_equal_torch():
+    for name in NAMES:
+        assert di.calculate_gain(name) == init.calculate_gain(name)
+    for slope in (None, 0, 0.0, 0.2, 1, -3.0, math.sqrt(5)):
+        assert di.calculate_gain("leaky_relu", slope) == init.calculate_gain("leaky_relu", slope)
+    for slope in (True, "much"):
+        with pytest.raises(ValueError, match="slope"):
+            di.calculate_gain("leaky_relu", slope)
+    with pytest.raises(ValueError, match="F.gelu"):
+        di.calculate_gain("gelu")
+
+
+def test_gains_of_functions():
+    assert di.calculate_gain(F.relu) == pytest.approx(math.sqrt(2), abs=1e-9)
+    assert di.calculate_gain(lambda z: z) == pytest.approx(1, abs=1e-9)
+    leaky = di.calculate_gain(lambda z: F.leaky_relu(z, 0.3))
+    assert leaky == pytest.approx(di.calculate_gain("leaky_relu", 0.3), abs=1e-9)
+    z = torch.randn(4_000_000, generator=seeded(0), dtype=torch.float64)
+    for f in (F.gelu, torch.tanh, F.silu, torch.sigmoid, torch.sin):
+        assert di.calculate_gain(f) == pytest.approx(f(z).square().mean().item() ** -0.5, rel=2e-3)
+    for dead in (torch.zeros_like, lambda z: z / 0):
+        with pytest.raises(ValueError, match="no weight can mend"):
+            di.calculate_gain(dead)
+
+
+PAIRS = [
+    (di.xavier_uniform_, init.xavier_uniform_, {}),
+    (di.xavier_uniform_, init.xavier_uniform_, {"gain": 5 / 3}),
+    (di.xavier_normal_, init.xavier_normal_, {}),
+    (di.xavier_normal_, init.xavier_normal_, {"gain": 0.0}),
+    (di.kaiming_uniform_, init.kaiming_uniform_, {}),
+    (di.kaiming_uniform_, init.kaiming_uniform_, {"a": math.sqrt(5)}),
+    (di.kaiming_uniform_, init.kaiming_uniform_, {"mode": "fan_out", "nonlinearity": "tanh"}),
+    (di.kaiming_normal_, init.kaiming_normal_, {"nonlinearity": "relu"}),
+    (di.kaiming_normal_, init.kaiming_normal_, {"a": 0.1, "mode": "fan_out"}),
+]
+
+
+@pytest.mark.parametrize(("ours", "theirs", "settings"), PAIRS)
+def test_same_generator_same_bits(ours, theirs, settings):
+    for seed in range(40):
+        dtype = (torch.float32, torch.float64, torch.float16, torch.bfloat16)[seed % 4]
+        a = torch.empty(random_shape(seed), dtype=dtype)
+        b = torch.empty_like(a)
+        if seed % 3 == 0:  # not contiguous
+            a, b = (torch.empty(*a.shape[::-1], dtype=dtype).permute(*range(a.ndim)[::-1]),) * 2
+            b = a.clone(memory_format=torch.preserve_format)
+        assert ours(a, generator=seeded(seed), **settings) is a
+        theirs(b, generator=seeded(seed), **settings)
+        assert torch.equal(a, b)
+    torch.manual_seed(3)
+    first = ours(torch.empty(4, 5), **settings)
+    torch.manual_seed(3)
+    assert torch.equal(first, theirs(torch.empty(4, 5), **settings))
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_orthogonal_equals_torch_and_is_orthogonal(seed):
+    dtype = (torch.float32, torch.float64)[seed % 2]
+    tensor = torch.empty(random_shape(seed), dtype=dtype)
+    other = torch.empty_like(tensor)
+    if seed % 3 == 0:
+        tensor = torch.empty(*tensor.shape[::-1], dtype=dtype).permute(*range(tensor.ndim)[::-1])
+    assert di.orthogonal_(tensor, 1.7, seeded(seed)) is tensor
+    tolerance = 1e-5 if dtype == torch.float32 else 1e-12
+    init.orthogonal_(other, 1.7, seeded(seed))
+    assert torch.allclose(tensor, other, atol=tolerance)
+    flat = tensor.reshape(len(tensor), -1)
+    gram = flat @ flat.T if flat.shape[0] <= flat.shape[1] else flat.T @ flat
+    assert torch.allclose(gram, 1.7**2 * torch.eye(len(gram), dtype=dtype), atol=tolerance)
+
+
+def test_orthogonal_is_uniform_and_takes_16_bits():
+    draws = torch.stack(
+        [di.orthogonal_(torch.empty(3, 3), generator=seeded(s)) for s in range(900)]
+    )
+    assert draws.mean(0).abs().max() < 0.09  # each entry: mean 0, variance 1/3
+    assert (draws.square().mean(0) - 1 / 3).abs().max() < 0.05
+    for dtype in (torch.float16, torch.bfloat16):
+        weight = di.orthogonal_(torch.empty(6, 4, dtype=dtype), generator=seeded(0)).float()
+        assert torch.allclose(weight.T @ weight, torch.eye(4), atol=0.03)
+
+
+def test_moments():
+    g, shape = seeded(0), (300, 20, 5)  # fan_in 100, fan_out 1500
+    for rule, variance in (
+        (di.xavier_uniform_, 2 / 1600),
+        (di.xavier_normal_, 2 / 1600),
+        (di.kaiming_uniform_, 2 / 100),
+        (di.kaiming_normal_, 2 / 100),
+    ):
+        weight = rule(torch.empty(shape), generator=g)
+        assert weight.var() == pytest.approx(variance, rel=0.05)
+        assert abs(weight.mean()) < 4 * math.sqrt(variance / weight.numel())
+        if "uniform" in rule.__name__:
+            assert weight.abs().max() <= math.sqrt(3 * variance) * 1.0001
+    weight = di.kaiming_normal_(torch.empty(shape), nonlinearity=F.gelu, generator=g)
+    assert weight.std() == pytest.approx(di.calculate_gain(F.gelu) / 10, rel=0.03)
+    weight = di.kaiming_normal_(torch.empty(shape), mode="fan_out", generator=g)
+    assert weight.var() == pytest.approx(2 / 1500, rel=0.05)
+
+
+def test_torch_default_is_kaiming_uniform_with_a_root_of_five():
+    for layer in (nn.Linear(7, 9), nn.Conv2d(3, 4, 3)):
+        torch.manual_seed(5)
+        layer.reset_parameters()
+        torch.manual_seed(5)
+        ours = di.kaiming_uniform_(torch.empty_like(layer.weight), a=math.sqrt(5))
+        assert torch.equal(layer.weight, ours)
+        fan_in = di.calculate_fan(layer.weight)[0]
+        assert layer.weight.abs().max() <= 1 / math.sqrt(fan_in)
+
+
+RULES = [
+    di.xavier_uniform_, di.xavier_normal_, di.kaiming_uniform_, di.kaiming_normal_, di.orthogonal_,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_edges_and_bad_input(rule):
+    for shape in ((0, 3), (3, 0), (0, 0), (2, 0, 4)):
+        assert rule(torch.empty(shape)).shape == torch.Size(shape)
+    for shape in ((), (4,)):
+        with pytest.raises(ValueError, match="no fan"):
+            rule(torch.empty(shape))
+    weight = nn.Parameter(torch.empty(3, 2))
+    assert rule(weight, generator=seeded(0)) is weight
+    assert weight.requires_grad and weight.is_leaf and weight.grad_fn is None
+    assert rule(torch.empty(3, 2, device="meta")).device.type == "meta"
+    if "kaiming" in rule.__name__:
+        with pytest.raises(ValueError, match="fan_in"):
+            rule(torch.empty(2, 2), mode="fan_avg")
+        with pytest.raises(ValueError, match="no gain"):
+            rule(torch.empty(2, 2), nonlinearity="swish")
+    else:
+        for gain in (-1.0, math.nan, math.inf):
+            with pytest.raises(ValueError, match="gain"):
+                rule(torch.empty(2, 2), gain=gain)
+
+
+# --- a whole model --------------------------------------------------------------------------------
+
+
+def test_initialize_fills_layers_and_nothing_else():
+    model = nn.Sequential(
+        nn.Embedding(5, 4), nn.Linear(4, 6), nn.LayerNorm(6), nn.Linear(6, 2, bias=False)
+    )
+    before = copy.deepcopy(model.state_dict())
+    assert di.initialize_(model, di.xavier_normal_, seeded(1), gain=2.0) is model
+    g = seeded(1)
+    for name in ("1.weight", "3.weight"):
+        expected = init.xavier_normal_(torch.empty_like(before[name]), 2.0, g)
+        assert torch.equal(model.state_dict()[name], expected)
+    assert (model[1].bias == 0).all()
+    for name in ("0.weight", "2.weight", "2.bias"):
+        assert torch.equal(model.state_dict()[name], before[name])
+
+
+def test_initialize_is_fixed_by_its_generator_and_draws_shared_weights_once():
+    a, b = (di.initialize_(SmallCNN(1, 10), di.orthogonal_, seeded(2)) for _ in range(2))
+    assert all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters(), strict=True))
+    tied = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4))
+    tied[1].weight = tied[0].weight
+    di.initialize_(tied, di.kaiming_normal_, seeded(3))
+    g = seeded(3)
+    for layer in (tied[0], tied[2]):
+        assert torch.equal(layer.weight, init.kaiming_normal_(torch.empty(4, 4), generator=g))
+
+
+def test_initialize_refuses_what_it_cannot_fill():
+    with pytest.raises(ValueError, match="no linear"):
+        di.initialize_(nn.LayerNorm(3), di.xavier_normal_)
+    model = nn.Sequential(parametrizations.weight_norm(nn.Linear(3, 3)))
+    with pytest.raises(ValueError, match="before you parametrize"):
+        di.initialize_(model, di.xavier_normal_)
+
+
+def outputs_of_layers(model, batch):
+    stats = di.activation_stats(model, batch)
+    return {name: s for name, s in stats.items() if s.kind in ("Linear", "Conv2d")}
+
+
+@pytest.mark.parametrize("std", [1.0, 0.3])
+@pytest.mark.parametrize(
+    "model",
+    [
+        MLP(64, 10, depth=6),
+        MLP(64, 10, depth=6, activation="tanh"),
+        SmallCNN(1, 10),
+        ResidualCNN(1, 10, norm="batch"),
+        RowTransformer(8, 8, 10),
+    ],
+    ids=lambda model: type(model).__name__,
+)
+def test_lsuv_gives_every_layer_the_spread_asked_for(model, std):
+    model = copy.deepcopy(model)
+    assert di.lsuv_(model, X, std, seeded(0)) is model
+    for name, layer in outputs_of_layers(model, X).items():
+        assert layer.std == pytest.approx(std, rel=1e-3), name
+
+
+def test_lsuv_keeps_the_directions_of_an_orthogonal_start():
+    model = di.lsuv_(MLP(64, 10, depth=3), X, generator=seeded(4))
+    plain = di.initialize_(MLP(64, 10, depth=3), di.orthogonal_, seeded(4))
+    for a, b in zip(model.parameters(), plain.parameters(), strict=True):
+        if a.ndim == 2:
+            assert torch.allclose(a / a.norm(), b / b.norm(), atol=1e-6)
+
+
+def test_lsuv_scales_a_layer_that_runs_often_once_and_leaves_the_rest():
+    torch.manual_seed(1)
+    state = torch.get_rng_state()
+    model = di.lsuv_(RowRNN(8, 10), X, generator=seeded(0))
+    assert torch.equal(torch.get_rng_state(), state)
+    driven = model.input(X[:, 0])  # the first state is zero: the second run sets the scale
+    second = model.recurrent(torch.tanh(driven[:, 0]))
+    assert second.detach().std(correction=0) == pytest.approx(1, rel=1e-5)
+
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer, self.norm = nn.Linear(64, 64), nn.BatchNorm1d(64)
+
+        def forward(self, x):
+            return self.layer(self.norm(self.layer(x.flatten(1))))
+
+    model = di.lsuv_(Twice(), X, generator=seeded(0))
+    assert model.layer(X.flatten(1)).detach().std(correction=0) == pytest.approx(1, rel=1e-5)
+    assert (model.norm.running_mean == 0).all() and model.norm.num_batches_tracked == 0
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+def test_lsuv_refuses():
+    for batch in (X[:1] * 0, X * math.nan, X[:0]):
+        with pytest.raises(ValueError, match="standard deviation"):
+            di.lsuv_(MLP(64, 10), batch)
+    for std in (0.0, -1.0, math.nan, math.inf):
+        with pytest.raises(ValueError, match="above 0"):
+            di.lsuv_(MLP(64, 10), X, std)
+
+
+# --- prediction -----------------------------------------------------------------------------------
+
+
+def test_prediction_for_relu_is_a_power():
+    for scale in (0.5, 1.0, 2.0, 3.0):
+        forward, backward = di.predict_variance(F.relu, 12, scale, start=0.7)
+        steps = torch.arange(12, dtype=torch.float64)
+        assert torch.allclose(forward, 0.7 * scale * (scale / 2) ** steps, rtol=1e-6)
+        assert torch.allclose(backward, ((scale / 2) ** steps).flip(0), rtol=1e-6)
+
+
+def test_prediction_for_no_activation_and_for_one_layer():
+    forward, backward = di.predict_variance(lambda z: z, 5, 1.5)
+    assert torch.allclose(forward, 1.5 ** torch.arange(1, 6, dtype=torch.float64), rtol=1e-6)
+    assert torch.allclose(backward, 1.5 ** torch.arange(4, -1, -1, dtype=torch.float64), rtol=1e-6)
+    forward, backward = di.predict_variance(torch.tanh, 1, 2.0, 3.0)
+    assert forward.tolist() == [6.0] and backward.tolist() == [1.0]
+    for bad in ((0, 1.0), (3, -1.0), (3, math.nan), (3, 1.0, math.inf)):
+        with pytest.raises(ValueError, match="finite weight_scale"):
+            di.predict_variance(F.relu, *bad)
+
+
+@pytest.mark.parametrize("scale", [1.0, 2.0])
+@pytest.mark.parametrize("activation", [torch.tanh, F.gelu, F.silu])
+def test_prediction_is_what_wide_networks_do(activation, scale):
+    forward, backward = di.predict_variance(activation, 6, scale)
+    measured, gradients = [], []
+    for seed in range(6):
+        g, n = seeded(seed), 512
+        x = torch.randn(64, n, generator=g)
+        weights = [torch.randn(n, n, generator=g) * (scale / n) ** 0.5 for _ in range(6)]
+        z, kept = x, []
+        for number, weight in enumerate(weights):
+            z = (activation(z) if number else z).requires_grad_() @ weight
+            kept.append(z)
+            z.retain_grad()
+        (z * torch.randn(z.shape, generator=g)).sum().backward()
+        measured.append([z.var().item() for z in kept])
+        gradients.append([(z.grad.var() / kept[-1].grad.var()).item() for z in kept])
+    assert np.allclose(np.mean(measured, 0), forward, rtol=0.06)
+    assert np.allclose(np.mean(gradients, 0), backward, rtol=0.12)
+
+
+# --- activation_stats -----------------------------------------------------------------------------
+
+
+class Zoo(nn.Module):
+    """Batch norm, dropout, a layer used twice, in-place and functional activations, buffers."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4)
+        self.relu, self.drop = nn.ReLU(inplace=True), nn.Dropout(0.5)
+        self.twice = nn.Linear(36, 36)
+        self.tanh, self.head = nn.Tanh(), nn.Linear(36, 10)
+        self.register_buffer("seen", torch.zeros(()))
+        self.register_buffer("none", None)
+
+    def forward(self, x):
+        self.seen = self.seen + 1
+        x = self.relu(self.norm(self.conv(x))).mean(1).flatten(1)
+        x = F.leaky_relu(self.twice(x), inplace=True)
+        x = self.drop(self.tanh(self.twice(x)))
+        return self.head(x)
+
+
+def everything(model):
+    """Return all that a measurement must not change."""
+    hooks = [
+        len(hooks)
+        for module in model.modules()
+        for hooks in (
+            module._forward_hooks, module._forward_pre_hooks, module._backward_hooks,
+            module._backward_pre_hooks,
+        )
+    ]  # fmt: skip
+    return {
+        "state": [(name, value.clone()) for name, value in model.state_dict().items()],
+        "buffers": [(name, id(value)) for name, value in model.named_buffers()],
+        "grads": [None if p.grad is None else p.grad.clone() for p in model.parameters()],
+        "needs": [p.requires_grad for p in model.parameters()],
+        "modes": [module.training for module in model.modules()],
+        "hooks": hooks,
+        "torch": torch.get_rng_state(),
+        "numpy": np.random.get_state()[1].tolist(),
+        "python": random.getstate(),
+        "grad_mode": torch.is_grad_enabled(),
+    }
+
+
+def same(a, b):
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
+    return a == b
+
+
+@pytest.mark.parametrize("fails", [False, True])
+@pytest.mark.parametrize("loss", [None, cross_entropy])
+@pytest.mark.parametrize("training", [True, False])
+def test_measuring_leaves_all_as_it_was(training, loss, fails):
+    torch.manual_seed(0)
+    model = Zoo().train(training)
+    model.norm.eval()
+    model.norm.train(training)
+    F.cross_entropy(model(X), Y).backward()
+    model.conv.weight.requires_grad_(False)
+    before = everything(model)
+    if fails:
+        with pytest.raises(RuntimeError):
+            di.activation_stats(model, torch.randn(3, 2, 8, 8), loss)
+        before["torch"] = torch.get_rng_state()  # randn above
+    else:
+        di.activation_stats(model, X, loss)
+    after = everything(model)
+    for name in before:
+        assert same(before[name], after[name]), name
+
+
+def test_a_user_hook_and_the_batch_stay_too():
+    model, calls = nn.Sequential(nn.Identity(), nn.Linear(64, 3)), []
+    model[1].register_forward_hook(lambda *_: calls.append(1))
+    batch = X.flatten(1).clone().requires_grad_()
+    di.activation_stats(model, batch, lambda out: out.sum())
+    assert len(model[1]._forward_hooks) == 1 and calls == [1]
+    assert batch.grad is None and not batch._backward_hooks
+    model(batch).sum().backward()
+    assert batch.grad is not None
+
+
+def test_numbers_are_those_of_a_run_by_hand():
+    torch.manual_seed(0)
+    model = Zoo().eval()
+    stats = di.activation_stats(model, X, cross_entropy)
+    assert list(stats) == [
+        "conv", "norm", "relu", "twice", "twice.leaky_relu", "tanh", "drop", "head",
+    ]  # fmt: skip
+    conv = model.conv(X)
+    relu = model.norm(conv).relu()
+    first = model.twice(relu.mean(1).flatten(1))
+    leaky = F.leaky_relu(first)
+    second = model.twice(leaky)
+    tanh = second.tanh()
+    head = model.head(tanh)
+    for value in (conv, relu, first, second, tanh, head):
+        value.retain_grad()
+    F.cross_entropy(head, Y).backward()
+    both = torch.cat([first, second]).detach().double()
+    assert stats["twice"].calls == 2 and stats["conv"].calls == 1
+    assert stats["twice"].mean == pytest.approx(both.mean().item(), abs=1e-7)
+    assert stats["twice"].std == pytest.approx(both.std(correction=0).item(), rel=1e-6)
+    grads = torch.cat([first.grad, second.grad])
+    assert stats["twice"].grad_std == pytest.approx(grads.std(correction=0).item(), rel=1e-5)
+    for name, value in (("conv", conv), ("relu", relu), ("tanh", tanh), ("head", head)):
+        assert stats[name].std == pytest.approx(value.std(correction=0).item(), rel=1e-5)
+        assert stats[name].grad_std == pytest.approx(value.grad.std(correction=0).item(), rel=1e-5)
+    expected = head.detach().var(0, correction=0).mean().sqrt()
+    assert stats["head"].signal == pytest.approx(expected.item(), rel=1e-5)
+    expected = torch.stack([first, second]).detach().var(1, correction=0).mean().sqrt()
+    assert stats["twice"].signal == pytest.approx(expected.item(), rel=1e-5)
+    assert stats["relu"].zeros == pytest.approx((relu == 0).float().mean().item())
+    assert 0.2 < stats["relu"].zeros < 0.8 and stats["conv"].zeros == 0
+    assert math.isnan(stats["relu"].saturated) and stats["tanh"].saturated == 0
+    assert stats["norm"].kind == "BatchNorm2d" and stats["twice.leaky_relu"].kind == "leaky_relu"
+
+
+def test_saturation_counts_flat_ends():
+    z = torch.linspace(-6, 6, 4001, dtype=torch.float64)
+    slope = 1 - z.tanh().square()
+    for module, at, flat in (
+        (nn.Tanh(), z, slope < 0.02),
+        (nn.Sigmoid(), 2 * z, slope < 0.02),
+    ):
+        stats = di.activation_stats(module, at)[type(module).__name__]
+        assert stats.saturated == pytest.approx(flat.double().mean().item(), abs=1e-3)
+
+    class Functions(nn.Module):
+        def forward(self, x):
+            return torch.sigmoid(x), x.tanh(), F.tanh(x), x.clone().tanh_(), x.clone().relu_()
+
+    stats = di.activation_stats(Functions(), z)
+    assert stats["input.tanh"].calls == 3
+    assert stats["input.tanh"].saturated == pytest.approx((slope < 0.02).double().mean().item())
+    assert stats["input.relu"].zeros == pytest.approx(0.5, abs=1e-3)
+
+
+def test_every_kind_of_model():
+    rnn = di.activation_stats(RowRNN(8, 10), X, cross_entropy)
+    assert isinstance(rnn["recurrent"], di.LayerStats)
+    assert rnn["recurrent"].calls == rnn["recurrent.tanh"].calls == 8
+    assert rnn["recurrent"].zeros == pytest.approx(1 / 8)  # it starts from a state of zeros
+    transformer = di.activation_stats(RowTransformer(8, 8, 10), X, cross_entropy)
+    assert "blocks.1.attention.query" in transformer and "blocks.0.up.gelu" in transformer
+    assert all(s.grad_std > 0 for s in transformer.values())
+    assert {"conv1.relu", "head"} <= set(di.activation_stats(SmallCNN(1, 10), X))
+    whole = di.activation_stats(ResidualCNN(1, 10, norm="batch"), X, containers=True)
+    assert {"blocks.0", "blocks.0.conv2", "ResidualCNN"} <= set(whole)
+    assert "blocks.0" not in di.activation_stats(ResidualCNN(1, 10), X)
+    lstm = di.activation_stats(nn.LSTM(8, 5, batch_first=True), X[:, 0])
+    assert lstm["LSTM"].kind == "LSTM"
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    assert {"self_attn", "linear1", "norm2"} <= set(di.activation_stats(layer, X[:, 0]))
+    assert "self_attn" in di.activation_stats(layer.eval(), X[:, 0])
+
+    class Many(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed, self.head = nn.Embedding(5, 4), nn.Linear(4, 2)
+
+        def forward(self, tokens, scale):
+            return {"ids": tokens, "logits": self.head(self.embed(tokens)) * scale}
+
+    tokens = torch.arange(5)
+    by_name = di.activation_stats(Many(), {"tokens": tokens, "scale": 2.0})
+    by_place = di.activation_stats(Many(), (tokens, 2.0), lambda out: out["logits"].sum())
+    assert set(by_name) == set(by_place) == {"embed", "head"}
+    assert by_place["head"].grad_std == 0 and by_place["embed"].grad_std > 0
+
+
+def test_numbers_far_from_one():
+    tiny = nn.Sequential(nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False)).double()
+    with torch.no_grad():
+        for layer in tiny:
+            layer.weight.copy_(torch.eye(4) * 1e-30)
+    stats = di.activation_stats(tiny, torch.randn(50, 4, dtype=torch.float64))
+    assert stats["0"].std == pytest.approx(1e-30, rel=0.3)
+    assert stats["1"].std == pytest.approx(1e-60, rel=0.3)
+    half = nn.Linear(4, 4).half()
+    stats = di.activation_stats(half, torch.full((2, 4), 6e4, dtype=torch.float16))
+    assert math.isfinite(stats["Linear"].mean) or not math.isfinite(stats["Linear"].std)
+    broken = di.activation_stats(nn.Identity(), torch.tensor([1.0, math.nan]))
+    assert math.isnan(broken["Identity"].mean)
+    empty = di.activation_stats(nn.Linear(4, 4), torch.empty(0, 4))["Linear"]
+    assert math.isnan(empty.std) and len(empty.values) == 0
+
+
+def test_signal_is_what_depends_on_the_rows():
+    layer = nn.Linear(64, 8)
+    with torch.no_grad():
+        layer.weight.zero_()
+    stats = di.activation_stats(layer, X.flatten(1))["Linear"]
+    assert stats.signal == 0 and stats.std > 0.01
+    assert math.isnan(di.activation_stats(layer, X[0].ravel())["Linear"].signal)
+
+
+def test_no_gradient_is_nan():
+    frozen = MLP(64, 10).requires_grad_(False)
+    assert all(
+        math.isnan(s.grad_std) for s in di.activation_stats(frozen, X, cross_entropy).values()
+    )
+    with torch.no_grad():  # asked for, so measured
+        assert di.activation_stats(MLP(64, 10), X, cross_entropy)["head"].grad_std > 0
+    assert all(math.isnan(s.grad_std) for s in di.activation_stats(MLP(64, 10), X).values())
+
+
+def test_kept_values_are_few_and_fair():
+    model = nn.Sequential(nn.Linear(64, 512))
+    with torch.no_grad():
+        model[0].weight.zero_()
+        model[0].bias.copy_(torch.arange(512.0))  # each unit has its own value
+    stats = di.activation_stats(model, X.flatten(1))["0"]
+    assert len(stats.values) == di.SAMPLE and len(stats.values.unique()) > 300
+    assert stats.values.mean() == pytest.approx(stats.mean, rel=0.1)
+    assert len(di.activation_stats(RowRNN(8, 10), X)["recurrent"].values) <= di.SAMPLE
+
+
+def test_stats_refuse():
+    class Nothing(nn.Module):
+        def forward(self, x):
+            return (x > 0).long()
+
+    with pytest.raises(ValueError, match="no layer"):
+        di.activation_stats(Nothing(), X)
+    for loss in (lambda out: out, lambda out: 1.0):
+        with pytest.raises(ValueError, match="take the mean"):
+            di.activation_stats(MLP(64, 10), X, loss)
+
+
+# --- exercises ------------------------------------------------------------------------------------
+
+
+def accepts(number, answer):
+    return di.EXERCISES[number].hint_for(answer) is None
+
+
+def test_variance_exercise_takes_other_right_answers():
+    assert accepts(0, lambda n, s, k: 2 * torch.tensor(n * s * s / 2) ** k)
+    assert accepts(0, lambda n, s, k: di.predict_variance(F.relu, k, n * s * s)[0][-1])
+
+    def narrow(n, s, layers):  # many narrow networks instead of the formula
+        z = torch.ones(4000, n, dtype=torch.float64)
+        for number in range(layers):
+            z = z if number == 0 else z.relu()
+            size = (z.square().sum(1, keepdim=True) * s * s).sqrt()
+            z = size * torch.randn(4000, n, dtype=torch.float64, generator=seeded(number))
+        return z.square().mean()
+
+    hint = di.EXERCISES[0].hint_for(narrow)
+    assert hint is None or "wide networks show" in hint
+    for lazy in (lambda n, s, k: 1.0, lambda n, s, k: 2.0, lambda n, s, k: n * s * s):
+        assert not accepts(0, lazy)
+    assert "Return the number" in di.EXERCISES[0].hint_for(lambda n, s, k: print(end=""))
+
+
+def test_init_exercise_takes_other_right_answers():
+    def zero_head(model):
+        nn.init.zeros_(model[-1].weight)
+        nn.init.zeros_(model[-1].bias)
+
+    def orthogonal(model):
+        di.initialize_(model, di.orthogonal_, gain=math.sqrt(2))
+        zero_head(model)
+
+    def lsuv(model):
+        di.lsuv_(model, torch.randn(200, 64))
+        zero_head(model)
+
+    def backwards(model):
+        di.initialize_(model, di.kaiming_uniform_, mode="fan_out")
+        nn.init.normal_(model[-1].weight, std=1e-6)
+
+    for answer in (orthogonal, lsuv, backwards):
+        for seed in range(4):
+            torch.manual_seed(seed)
+            assert di.EXERCISES[1].hint_for(answer) is None
+    for seed in range(8):
+        torch.manual_seed(seed)
+        assert accepts(1, di.EXERCISES[1].solve)
+
+    def frozen(model):
+        di.EXERCISES[1].solve(model)
+        model[:-1].requires_grad_(False)
+
+    assert "trainable" in di.EXERCISES[1].hint_for(frozen)
+    assert not accepts(1, lambda model: model)
+
+
+def test_gain_exercise_takes_other_right_answers():
+    assert accepts(2, di.calculate_gain)
+    assert accepts(2, lambda f: torch.tensor(di.calculate_gain(f)))
+    assert not accepts(2, lambda f: 1.0)
+    assert not accepts(2, lambda f: init.calculate_gain("tanh"))

@@ -1,0 +1,800 @@
+"""Model compression: equal to torch, numpy and brute force; edge cases, invariants, exercises."""
+
+import copy
+import io
+import itertools
+import math
+import warnings
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.nn.utils import prune
+
+from dlcourse import model_compression as mc
+from dlcourse.lab.launching import launch
+from dlcourse.lab.models import MLP, SmallCNN
+from dlcourse.lab.training import evaluate, fit, train_step, use_one_thread
+
+use_one_thread()
+X = torch.randn(60, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+Y = torch.arange(60) % 3
+BITS = (2, 3, 4, 5, 6, 7, 8)
+
+
+def generator(seed):
+    return torch.Generator().manual_seed(seed)
+
+
+def random_weight(seed, dtype=torch.float32, ndim=None):
+    g = generator(seed)
+    ndim = int(torch.randint(1, 5, (), generator=g)) if ndim is None else ndim
+    shape = torch.randint(1, 7, (ndim,), generator=g).tolist()
+    size = 10.0 ** float(torch.rand((), generator=g) * 6 - 3)
+    return torch.randn(shape, generator=g, dtype=dtype) * size
+
+
+def mlp(seed=1, width=8):
+    return MLP(16, 3, width=width, seed=seed)
+
+
+# --- pruning --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("seed", range(25))
+def test_magnitude_mask_equals_torch(seed, dtype):
+    weight = random_weight(seed, dtype)
+    for amount in (0.0, 0.1, 0.5, 0.77, 1.0, 0, 1, weight.numel()):
+        layer = nn.Module()
+        layer.weight = nn.Parameter(weight.clone())
+        prune.l1_unstructured(layer, "weight", amount=amount)
+        expected = layer.weight_mask.bool()
+        assert torch.equal(mc.magnitude_mask(weight, amount), expected)
+
+
+@pytest.mark.parametrize("seed", range(25))
+def test_global_prune_equals_torch(seed):
+    ours, theirs = (nn.Sequential(nn.Linear(5, 7), nn.ReLU(), nn.Linear(7, 3)) for _ in range(2))
+    for layer, size in ((ours[0], 1.0), (ours[2], 0.3)):
+        nn.init.normal_(layer.weight, std=size, generator=generator(seed))
+    theirs.load_state_dict(ours.state_dict())
+    for amount in (0.0, 0.3, 0.9, 7):
+        twin = copy.deepcopy(theirs)
+        pairs = [(twin[0], "weight"), (twin[2], "weight")]
+        prune.global_unstructured(pairs, pruning_method=prune.L1Unstructured, amount=amount)
+        masks = mc.global_prune(ours, amount)
+        assert torch.equal(masks["0"], twin[0].weight_mask.bool())
+        assert torch.equal(masks["2"], twin[2].weight_mask.bool())
+        local = mc.magnitude_prune(ours, 0.5)
+        assert torch.equal(local["2"], mc.magnitude_mask(ours[2].weight, 0.5))
+
+
+def test_magnitude_mask_of_odd_tensors():
+    assert mc.magnitude_mask(torch.zeros(0), 0.5).shape == (0,)
+    assert mc.magnitude_mask(torch.tensor(3.0), 1).shape == ()
+    assert mc.magnitude_mask(torch.ones(4), 2).tolist() == [False, False, True, True]
+    strided = torch.randn(6, 8, generator=generator(0))[::2].T
+    assert torch.equal(mc.magnitude_mask(strided, 5), mc.magnitude_mask(strided.contiguous(), 5))
+    extreme = torch.tensor([1e-38, -1e38, 0.0, 1e-45])
+    assert mc.magnitude_mask(extreme, 3).tolist() == [False, True, False, False]
+
+
+def test_masks_nest_and_drop_the_smallest():
+    for seed in range(20):
+        weight, before = random_weight(seed), None
+        for amount in (0.1, 0.3, 0.6, 0.95):
+            mask = mc.magnitude_mask(weight, amount)
+            assert int((~mask).sum()) == round(amount * weight.numel())
+            if 0 < mask.sum() < mask.numel():
+                assert weight[~mask].abs().max() <= weight[mask].abs().min()
+            assert before is None or not (mask & ~before).any()
+            before = mask
+
+
+@pytest.mark.parametrize("bad", [-0.1, 1.5, -1, 99, math.nan])
+def test_amounts_that_cannot_be_meant(bad):
+    with pytest.raises(ValueError, match="share from 0.0 to 1.0"):
+        mc.magnitude_mask(torch.ones(5), bad)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_values_that_are_not_finite_are_refused(bad):
+    x = torch.tensor([[1.0, bad, 2.0, 3.0]])
+    for call in (
+        lambda: mc.magnitude_mask(x, 1),
+        lambda: mc.n_m_mask(x),
+        lambda: mc.choose_qparams(x),
+        lambda: mc.low_rank_factors(x, 1),
+    ):
+        with pytest.raises(ValueError, match="NaN or infinity"):
+            call()
+
+
+@pytest.mark.parametrize(("n", "m"), [(0, 2), (1, 2), (2, 4), (1, 4), (3, 4), (3, 6), (4, 4)])
+def test_n_m_keeps_the_best_of_all_masks(n, m):
+    for seed in range(10):
+        weight = torch.randn(3, 2 * m, generator=generator(seed))
+        mask = mc.n_m_mask(weight, n, m)
+        assert mask.shape == weight.shape
+        for row, kept in zip(weight.reshape(-1, m), mask.reshape(-1, m), strict=True):
+            choices = itertools.combinations(range(m), n)
+            best = max(choices, key=lambda c, row=row: sum(row[i].abs().item() for i in c))
+            assert kept.nonzero()[:, 0].tolist() == sorted(best)
+
+
+def test_n_m_needs_groups_that_fit():
+    for weight, n, m in (
+        (torch.ones(2, 6), 2, 4),
+        (torch.ones(2, 4), 5, 4),
+        (torch.ones(()), 1, 1),
+    ):
+        with pytest.raises(ValueError, match="divides the last dimension"):
+            mc.n_m_mask(weight, n, m)
+    model = nn.Sequential(nn.Linear(8, 6), nn.Linear(6, 2))
+    assert set(mc.prune_n_m(model)) == {"0"}  # 4 does not divide 6
+
+
+def test_random_masks_are_of_the_right_size_and_repeat():
+    model = mlp()
+    masks, again = mc.random_prune(model, 0.75, seed=3), mc.random_prune(model, 0.75, seed=3)
+    assert all(torch.equal(masks[name], again[name]) for name in masks)
+    assert all(int((~m).sum()) == round(0.75 * m.numel()) for m in masks.values())
+    assert not torch.equal(masks["head"], mc.random_prune(model, 0.75, seed=4)["head"])
+
+
+def test_saliency_is_the_first_order_change_of_the_loss():
+    model = mlp().double()
+    with pytest.raises(ValueError, match="backward"):
+        mc.saliency_prune(model, 0.5)
+    x = X.double()
+    F.cross_entropy(model(x), Y).backward()
+    layer, before = model.head, F.cross_entropy(model(x), Y).item()
+    change = torch.zeros_like(layer.weight)
+    for i, j in itertools.product(*map(range, layer.weight.shape)):
+        twin = copy.deepcopy(model)
+        twin.head.weight.data[i, j] *= 1 - 1e-5
+        change[i, j] = abs(F.cross_entropy(twin(x), Y).item() - before)
+    mask = mc.saliency_prune(model, 0.5)["head"]
+    assert change[~mask].max() <= change[mask].min() * 1.01
+
+
+@pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW])
+def test_no_optimizer_refills_masked_weights(kind):
+    model = mlp()
+    settings = {"momentum": 0.9} if kind is torch.optim.SGD else {}
+    fit(model, (X, Y), kind(model.parameters(), lr=0.05, **settings), steps=5)
+    masks = mc.global_prune(model, 0.7)
+    mc.apply_masks(model, masks)
+    optimizer = kind(model.parameters(), lr=0.05, weight_decay=0.1, **settings)
+    before = model.head.weight.detach().clone()
+    fit(model, (X, Y), optimizer, steps=5)
+    assert mc.sparsity(model) == pytest.approx(0.7, abs=0.01)
+    assert all((model.get_submodule(name).weight[~mask] == 0).all() for name, mask in masks.items())
+    assert not torch.equal(before, model.head.weight)
+    assert torch.equal(mc.bake(model)(X), model(X))
+    assert mc.bake(model).state_dict().keys() == mlp().state_dict().keys()
+
+
+def test_masked_weights_train_as_torchs_own_do():
+    ours, theirs = mlp(), mlp()
+    masks = mc.magnitude_prune(ours, 0.6)
+    mc.apply_masks(ours, masks)
+    for name, mask in masks.items():
+        prune.custom_from_mask(theirs.get_submodule(name), "weight", mask)
+    for model in (ours, theirs):
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.3, momentum=0.9)
+        fit(model, (X, Y), optimizer, steps=20)
+    assert torch.equal(ours(X), theirs(X))
+
+
+def test_masks_that_do_not_fit():
+    with pytest.raises(ValueError, match="this very model"):
+        mc.apply_masks(mlp(), {"head": torch.ones(2, 2, dtype=torch.bool)})
+    with pytest.raises(KeyError):
+        mc.apply_masks(mlp(), {"nothing": torch.ones(2, 2, dtype=torch.bool)})
+    with pytest.raises(ValueError, match="no linear or convolution"):
+        mc.global_prune(nn.ReLU(), 0.5)
+
+
+def test_gradual_sparsity():
+    s = mc.gradual_sparsity(0.9, 100, start=20)
+    values = [s(t) for t in range(200)]
+    assert values[20] == 0 and values[120] == 0.9 == values[-1]
+    assert all(a <= b for a, b in itertools.pairwise(values))
+    assert s(70) == pytest.approx(0.9 * (1 - 0.5**3))
+    for bad in ((1.1, 10), (0.5, 0), (-0.1, 5)):
+        with pytest.raises(ValueError, match="a share and at least one step"):
+            mc.gradual_sparsity(*bad)
+
+
+def trained(step, **settings):
+    model = mlp()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.3, momentum=0.9)
+    history = fit(model, (X, Y), optimizer, steps=30, batch_size=20, step=step, **settings)
+    return model, history
+
+
+def test_the_pruning_step_switched_off_is_train_step_to_the_bit():
+    plain, history = trained(train_step)
+    off, same = trained(mc.pruning_step(lambda t: 0.0))
+    assert history.loss == same.loss
+    assert all(torch.equal(a, b) for a, b in zip(plain.parameters(), off.parameters(), strict=True))
+
+
+def test_the_pruning_step_prunes_and_keeps_its_zeros():
+    step = mc.pruning_step(mc.gradual_sparsity(0.8, 20), every=5)
+    model, _ = trained(step)
+    assert mc.sparsity(model) == pytest.approx(0.8, abs=0.01)
+    parts, _ = trained(mc.pruning_step(mc.gradual_sparsity(0.8, 20), every=5), accumulation_steps=4)
+    assert torch.allclose(model.head.weight, parts.head.weight, atol=1e-4)
+
+
+def pruned_run():
+    import torch
+    from torch.nn.parallel import DistributedDataParallel
+
+    from dlcourse import model_compression as mc
+    from dlcourse.lab.models import MLP
+    from dlcourse.lab.training import fit
+
+    x = torch.randn(61, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    model = MLP(16, 3, width=8, seed=1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.3, momentum=0.9)
+    step = mc.pruning_step(mc.gradual_sparsity(0.8, 10), every=4)
+    fit(model, (x, torch.arange(61) % 3), optimizer, epochs=5, batch_size=21, step=step)
+    weights = [p.detach().ravel().tolist() for p in model.parameters()]
+
+    rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    mine = x[:60].tensor_split(world)[rank]
+    seen, fresh = mc.RangeObserver(), MLP(16, 3, width=8, seed=2)
+    seen(mine)
+    fresh(mine).square().mean().backward()
+    masks = {n: m.tolist() for n, m in mc.saliency_prune(fresh, 0.5).items()}
+    if world > 1:  # DDP sends the first process's buffers around
+        quantizer = mc.FakeQuantize(8, symmetric=False, observer=mc.RangeObserver())
+        wrapped = DistributedDataParallel(torch.nn.Sequential(quantizer, torch.nn.Linear(1, 1)))
+        for value in (100.0 if rank else 1.0, 2.0):
+            wrapped(torch.full((3, 1), value)).sum().backward()
+        assert quantizer.observer.high == 100.0
+    return weights, mc.sparsity(model), [seen.low.item(), seen.high.item(), masks]
+
+
+def test_two_processes_prune_and_observe_as_one_does():
+    ((weights, share, ranges),) = launch(pruned_run, processes=1)
+    both = launch(pruned_run, processes=2)
+    assert both[0] == both[1]
+    assert share == both[0][1] == pytest.approx(0.8, abs=0.01)
+    assert ranges == both[0][2]
+    for a, b in zip(weights, both[0][0], strict=True):
+        assert np.allclose(a, b, atol=1e-4)
+
+
+# --- pruning whole units --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("amount", [0.0, 0.25, 0.9, 1.0, 3])
+def test_fewer_units_compute_what_masked_units_would(amount):
+    for make in (mlp, lambda seed: SmallCNN(1, 3, width=4, seed=seed)):
+        for seed in range(4):
+            model = make(seed)
+            for p in model.parameters():
+                if p.ndim == 1:
+                    nn.init.normal_(p, generator=generator(seed))
+            small, masked = mc.prune_units(model, amount), copy.deepcopy(model)
+            for _, layer in list(mc._layers(masked))[:-1]:
+                gone = ~mc.unit_mask(layer.weight, amount)
+                layer.weight.data[gone] = 0
+                layer.bias.data[gone] = 0
+            images = torch.randn(9, 1, 8, 8, generator=generator(seed)) if make is not mlp else X
+            assert torch.allclose(small(images), masked(images), atol=1e-5)
+            sizes = [sum(p.numel() for p in m.parameters()) for m in (small, model)]
+            assert sizes[0] < sizes[1] or amount == 0.0
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_units_go_by_the_norm_as_in_torch(seed):
+    weight = torch.randn(9, 5, generator=generator(seed))
+    layer = nn.Linear(5, 9)
+    layer.weight.data = weight.clone()
+    prune.ln_structured(layer, "weight", amount=4, n=2, dim=0)
+    assert torch.equal(mc.unit_mask(weight, 4), layer.weight_mask[:, 0].bool())
+
+
+def test_units_of_what_is_no_chain():
+    with pytest.raises(ValueError, match="chain"):
+        mc.prune_units(nn.Sequential(nn.Linear(4, 5), nn.Linear(6, 2)), 0.5)
+    with pytest.raises(ValueError, match="fold norm"):
+        mc.prune_units(nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.Linear(5, 2)), 0.5)
+
+
+def test_one_unit_stays_and_the_model_trains_on():
+    small = mc.prune_units(mlp(), 1.0)
+    assert small.layers[0].out_features == small.head.in_features == 1
+    fit(small, (X, Y), torch.optim.SGD(small.parameters(), lr=0.1), steps=2)
+
+
+# --- quantization ---------------------------------------------------------------------------------
+
+
+def test_ranges():
+    assert mc.quant_range(8, True) == (-127, 127) and mc.quant_range(8, False) == (0, 255)
+    assert mc.quant_range(2, True) == (-1, 1) and mc.quant_range(2, False) == (0, 3)
+    for bad in (1, 9, 0, 4.5):
+        with pytest.raises(ValueError, match="from 2 to 8"):
+            mc.quant_range(bad, True)
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("bits", BITS)
+def test_qparams_equal_torchs_observers(bits, symmetric):
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.ao.quantization is deprecated")
+        from torch.ao.quantization import MinMaxObserver, PerChannelMinMaxObserver
+    qmin, qmax = mc.quant_range(bits, symmetric)
+    kind = "symmetric" if symmetric else "affine"
+    common = {"dtype": torch.qint8 if symmetric else torch.quint8, "quant_min": qmin,
+              "quant_max": qmax, "eps": torch.finfo(torch.float32).tiny}  # fmt: skip
+    for seed in range(12):
+        x = random_weight(seed, ndim=2) + seed % 3 - 1
+        whole = MinMaxObserver(qscheme=getattr(torch, f"per_tensor_{kind}"), **common)
+        rows = PerChannelMinMaxObserver(0, qscheme=getattr(torch, f"per_channel_{kind}"), **common)
+        for observer, axis in ((whole, None), (rows, 0)):
+            observer(x)
+            scale, zero_point = mc.choose_qparams(x, bits, symmetric, axis)
+            expected = observer.calculate_qparams()
+            assert torch.allclose(scale, expected[0].view(scale.shape), rtol=1e-6)
+            assert (zero_point - expected[1].view(scale.shape)).abs().max() <= 0
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("seed", range(6))
+def test_fake_quantize_equals_torch_to_the_bit(seed, bits, symmetric):
+    qmin, qmax = mc.quant_range(bits, symmetric)
+    for dtype, layout in itertools.product((torch.float32, torch.float64), ("plain", "transposed")):
+        x = random_weight(seed, dtype, ndim=2) + (seed % 3 - 1)
+        x = x.T if layout == "transposed" else x
+        factor = (0.5, 1.0, 2.0)[seed % 3]  # a scale that clips, one that fits, one that wastes
+        for axis in (None, 0, 1, -1):
+            scale, zero_point = mc.choose_qparams(x, bits, symmetric, axis)
+            scale = scale * factor
+            ours, theirs = (x.clone().requires_grad_() for _ in range(2))
+            got = mc.fake_quantize(ours, scale, zero_point, bits, symmetric, axis)
+            if axis is None:
+                want = torch.fake_quantize_per_tensor_affine(
+                    theirs, float(scale), int(zero_point), qmin, qmax
+                )
+            else:
+                want = torch.fake_quantize_per_channel_affine(
+                    theirs, scale, zero_point, axis % 2, qmin, qmax
+                )
+            if dtype == torch.float32 or axis is not None:
+                assert torch.equal(got, want)
+            else:  # torch multiplies in float32 here and returns float64
+                assert torch.allclose(got, want, rtol=1e-6, atol=1e-12)
+            upstream = torch.randn(x.shape, generator=generator(seed), dtype=dtype)
+            got.backward(upstream)
+            want.backward(upstream)
+            assert torch.equal(ours.grad, theirs.grad)
+            if dtype == torch.float32:
+                q = mc.quantize(x, scale, zero_point, bits, symmetric, axis)
+                assert torch.equal(mc.dequantize(q, scale, zero_point, axis), want)
+
+
+def test_round_trip_keeps_zero_and_stays_within_half_a_step():
+    for seed, bits, symmetric in itertools.product(range(6), (2, 4, 8), (True, False)):
+        x = random_weight(seed, ndim=2)
+        x[0, 0] = 0.0
+        scale, zero_point = mc.choose_qparams(x, bits, symmetric)
+        q = mc.quantize(x, scale, zero_point, bits, symmetric)
+        back = mc.dequantize(q, scale, zero_point)
+        slack = 0.5 if symmetric else 1.0  # the zero point is rounded, so an end may lie outside
+        assert ((x - back).abs() <= slack * scale * (1 + 1e-5)).all() and back[0, 0] == 0
+        assert q.dtype == (torch.int8 if symmetric else torch.uint8)
+        assert torch.allclose(mc.FakeQuantize(bits, symmetric)(back), back, rtol=1e-5)
+
+
+def test_quantizing_16_bit_values_computes_in_32():
+    for dtype, symmetric in itertools.product((torch.float16, torch.bfloat16), (True, False)):
+        x = (torch.randn(40, generator=generator(3)) + 1).to(dtype)
+        scale, zero_point = mc.choose_qparams(x, 8, symmetric)
+        q = mc.quantize(x, scale, zero_point, 8, symmetric)
+        assert torch.equal(q, mc.quantize(x.float(), scale, zero_point, 8, symmetric))
+        assert mc.fake_quantize(x, scale, zero_point, 8, symmetric).dtype == dtype
+
+
+def test_a_scale_for_each_channel_is_never_worse_in_the_worst_case():
+    for seed in range(30):
+        x = torch.randn(6, 9, generator=generator(seed)) * torch.logspace(-2, 0, 6).unsqueeze(1)
+        for bits in (2, 4, 8):
+            bound = []
+            for axis in (None, 0):
+                scale, _ = mc.choose_qparams(x, bits, axis=axis)
+                error = (mc.FakeQuantize(bits, axis=axis)(x) - x).square().sum()
+                bound.append((scale.max(), error))
+            assert (mc.choose_qparams(x, bits, axis=0)[0] <= bound[0][0]).all()
+            assert bound[1][1] <= bound[0][1]
+
+
+def test_quantizing_odd_tensors():
+    for shape in ((), (1,), (0, 3)):
+        x = torch.zeros(shape)
+        if not x.numel():
+            with pytest.raises(ValueError, match="at least one value"):
+                mc.choose_qparams(x)
+            continue
+        scale, zero_point = mc.choose_qparams(x)
+        assert scale == 1 and mc.quantize(x, scale, zero_point).abs().sum() == 0
+    big = torch.tensor([3e38, -1e-30, 1.0])
+    scale, zero_point = mc.choose_qparams(big)
+    assert mc.dequantize(mc.quantize(big, scale, zero_point), scale, zero_point).isfinite().all()
+    x = torch.tensor([math.nan, math.inf, -math.inf, 0.3])
+    q = mc.quantize(x[1:], torch.tensor(0.1), torch.tensor(0))
+    assert q.tolist() == [127, -127, 3]
+    half = torch.tensor([0.5, 1.5, 2.5, -0.5])  # ties go to the even neighbour
+    assert mc.quantize(half, torch.tensor(1.0), torch.tensor(0)).tolist() == [0, 2, 2, 0]
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+def test_packing_returns_every_number(bits):
+    for seed, count in itertools.product(range(5), (0, 1, 2, 3, 7, 8, 9, 33)):
+        values = torch.randint(0, 2**bits, (count,), generator=generator(seed)).to(torch.uint8)
+        packed = mc.pack_bits(values, bits)
+        assert packed.dtype == torch.uint8 and len(packed) == math.ceil(count * bits / 8)
+        assert torch.equal(mc.unpack_bits(packed, bits, (count,)), values)
+        if bits > 1:
+            signed = (
+                values.to(torch.int8) - 2 ** (bits - 1) if bits < 8 else values.view(torch.int8)
+            )
+            again = mc.unpack_bits(mc.pack_bits(signed, bits), bits, (count,), signed=True)
+            assert torch.equal(again, signed) and again.dtype == torch.int8
+        wide = np.unpackbits(values.numpy()[:, None], axis=1, bitorder="little")[:, :bits]
+        assert packed.tolist() == np.packbits(wide.ravel(), bitorder="little").tolist()
+
+
+def test_packing_keeps_shapes_and_refuses_what_does_not_fit():
+    values = torch.randint(-7, 8, (3, 5), generator=generator(0))
+    packed = mc.pack_bits(values.T, 4)
+    assert torch.equal(mc.unpack_bits(packed, 4, (5, 3), signed=True), values.T)
+    for bad, bits in ((torch.tensor([16]), 4), (torch.tensor([-9]), 4), (torch.tensor([2]), 1)):
+        with pytest.raises(ValueError, match="do not fit"):
+            mc.pack_bits(bad, bits)
+    for call in (mc.pack_bits, lambda v, b: mc.unpack_bits(v, b, (1,))):
+        with pytest.raises(ValueError, match="fill bytes"):
+            call(torch.zeros(1, dtype=torch.uint8), 3)
+
+
+def torch_dynamic(model, per_channel):
+    """Return torch's dynamically quantized copy, with our weight range -127 to 127."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.ao.quantization is deprecated")
+        warnings.filterwarnings("ignore", message=".*quantized tensor creation functions")
+        from torch.ao import quantization as tq
+
+        kind = tq.PerChannelMinMaxObserver if per_channel else tq.MinMaxObserver
+        scheme = torch.per_channel_symmetric if per_channel else torch.per_tensor_symmetric
+        weight = kind.with_args(dtype=torch.qint8, qscheme=scheme, quant_min=-127, quant_max=127)
+        activation = tq.default_dynamic_quant_observer
+        config = {nn.Linear: tq.QConfig(activation=activation, weight=weight)}
+        return tq.quantize_dynamic(model, config, dtype=torch.qint8)
+
+
+@pytest.mark.parametrize("per_channel", [False, True])
+def test_quantized_linear_equals_torchs_dynamic_one(per_channel):
+    for seed in range(20):
+        linear = nn.Linear(24, 11, bias=seed % 2 == 0)
+        nn.init.normal_(linear.weight, generator=generator(seed))
+        x = torch.randn(13, 24, generator=generator(100 + seed)) + seed % 3
+        theirs = torch_dynamic(nn.Sequential(linear), per_channel)
+        ours = mc.QuantizedLinear(linear, 8, per_channel, "dynamic", input_bits=7)
+        assert torch.equal(theirs[0].weight().int_repr(), ours.whole())
+        assert torch.allclose(ours.weight, theirs[0].weight().dequantize(), rtol=1e-6)
+        # torch takes 7 bits for the input here; its zero point may differ from ours by one
+        step = float(mc.choose_qparams(x, 7, symmetric=False)[0])
+        assert (ours(x) - theirs(x)).abs().max() <= 2 * step * ours.weight.abs().max()
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+@pytest.mark.parametrize("per_channel", [False, True])
+def test_quantized_linear_computes_with_the_rounded_weight(bits, per_channel):
+    linear = nn.Linear(9, 5)
+    x = torch.randn(7, 9, generator=generator(0))
+    layer = mc.QuantizedLinear(linear, bits, per_channel)
+    rounded = mc.FakeQuantize(bits, axis=0 if per_channel else None)(linear.weight)
+    assert torch.allclose(layer.weight, rounded, atol=1e-7)
+    assert torch.allclose(layer(x), F.linear(x, rounded, linear.bias), atol=1e-6)
+    assert layer.packed.numel() == math.ceil(45 * bits / 8)
+    for activations in ("dynamic", "static"):
+        seen = mc.RangeObserver()
+        seen(x)
+        observer = seen if activations == "static" else None
+        layer = mc.QuantizedLinear(linear, bits, per_channel, activations, observer)
+        coarse = mc.FakeQuantize(8, symmetric=False)(x)
+        assert torch.allclose(layer(x), F.linear(coarse, rounded, linear.bias), atol=1e-5)
+
+
+def test_quantized_linear_settings():
+    linear = nn.Linear(2, 2)
+    with pytest.raises(ValueError, match="float, dynamic or static"):
+        mc.QuantizedLinear(linear, activations="int8")
+    with pytest.raises(ValueError, match="calibrate"):
+        mc.QuantizedLinear(linear, activations="static")
+    with pytest.raises(ValueError, match="training inputs"):
+        mc.quantize_model(mlp(), activations="static")
+
+
+def test_quantize_model_replaces_each_linear_and_leaves_the_original():
+    model = mlp()
+    before = copy.deepcopy(model.state_dict())
+    for settings in ({}, {"activations": "dynamic"}, {"activations": "static", "calibration": X}):
+        small = mc.quantize_model(model, **settings)
+        assert sum(isinstance(m, mc.QuantizedLinear) for m in small.modules()) == 3
+        assert (small(X) - model(X)).abs().max() < 0.1
+        assert evaluate(small, (X, Y))["count"] == 60
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    assert isinstance(mc.quantize_model(nn.Linear(3, 2)), mc.QuantizedLinear)
+
+
+def test_calibration_sees_what_enters_each_layer():
+    model = mlp()
+    seen = mc.calibrate(model, X)
+    assert set(seen) == {"layers.0", "layers.1", "head"}
+    assert seen["layers.0"].low == X.min() and seen["layers.0"].high == X.max()
+    assert seen["head"].low >= 0  # after ReLU
+    assert not any(m._forward_pre_hooks for m in model.modules())
+
+
+@pytest.mark.parametrize("inputs", [False, True])
+def test_convert_computes_what_was_trained(inputs):
+    for bits in (2, 4, 8):
+        model = mc.prepare_qat(mlp(), bits, per_channel=bits != 4, inputs=inputs)
+        assert isinstance(model.head, mc.QATLinear)
+        fit(model, (X, Y), torch.optim.SGD(model.parameters(), lr=0.1), steps=10)
+        model.eval()
+        small = mc.convert(model).eval()
+        assert torch.allclose(small(X), model(X), atol=1e-4)
+        assert small.head.activations == ("static" if inputs else "float")
+
+
+def test_observers_grow_in_training_only():
+    quantizer = mc.FakeQuantize(8, symmetric=False, observer=mc.RangeObserver())
+    quantizer(torch.tensor([-1.0, 2.0]))
+    quantizer.eval()
+    assert quantizer(torch.tensor([9.0])) == pytest.approx(2.0, abs=0.01)
+    assert quantizer.observer.high == 2.0
+    quantizer.train()(torch.tensor([9.0]))
+    assert quantizer.observer.high == 9.0 and quantizer.observer.low == -1.0
+
+
+# --- distillation ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("seed", range(10))
+def test_distillation_equals_kl_div(seed, dtype):
+    g = generator(seed)
+    student, teacher = torch.randn(2, 7, 4, generator=g, dtype=dtype) * 10 ** (seed % 4 - 1)
+    targets = torch.randint(0, 4, (7,), generator=g)
+    for t in (0.5, 1.0, 4.0, 20.0):
+        ours, theirs = (student.clone().requires_grad_() for _ in range(2))
+        got = mc.distillation_loss(ours, teacher, targets, t, alpha=0.7)
+        log_q, log_p = (F.log_softmax(z / t, dim=1) for z in (theirs, teacher))
+        soft = F.kl_div(log_q, log_p, reduction="batchmean", log_target=True)
+        want = 0.7 * t**2 * soft + 0.3 * F.cross_entropy(theirs, targets)
+        tight = 1e-4 if dtype == torch.float32 else 1e-10
+        assert torch.allclose(got, want, rtol=tight, atol=tight)
+        got.backward()
+        want.backward()
+        assert torch.allclose(ours.grad, theirs.grad, rtol=tight, atol=tight)
+
+
+def test_distillation_gradient_is_right_and_none_reaches_the_teacher():
+    g = generator(0)
+    student = torch.randn(3, 4, generator=g, dtype=torch.float64, requires_grad=True)
+    teacher = torch.randn(3, 4, generator=g, dtype=torch.float64, requires_grad=True)
+    targets = torch.tensor([0, -100, 2])
+    assert torch.autograd.gradcheck(
+        lambda s: mc.distillation_loss(s, teacher.detach(), targets, 3.0, 0.4), (student,)
+    )
+    mc.distillation_loss(student, teacher).backward()
+    assert teacher.grad is None and student.grad is not None
+
+
+def test_distillation_is_zero_at_equality_and_positive_elsewhere():
+    for seed in range(30):
+        student, teacher = torch.randn(2, 5, 6, generator=generator(seed), dtype=torch.float64)
+        assert mc.distillation_loss(student, teacher) > 0
+        assert mc.distillation_loss(teacher + 3.0, teacher).abs() < 1e-12
+    extreme = torch.tensor([[1e4, -1e4, 0.0]])
+    assert mc.distillation_loss(extreme, -extreme).isfinite()
+
+
+def test_rows_without_a_target_and_parts_of_a_batch():
+    student, teacher = torch.randn(2, 10, 4, generator=generator(0), dtype=torch.float64)
+    targets = torch.tensor([0, -100, 1, 2, -100, -100, -100, -100, 3, -100])
+    whole = mc.distillation_loss(student, teacher, targets)
+    pieces = zip(*(t.split([3, 5, 2]) for t in (student, teacher, targets)), strict=True)
+    total = sum(mc.distillation_loss(*piece) * len(piece[0]) / 10 for piece in pieces)
+    assert torch.allclose(whole, total, atol=1e-12)
+    nobody = torch.full((10,), -100)
+    assert mc.distillation_loss(student, teacher, nobody, alpha=0.0) == 0
+
+
+def test_distillation_in_16_bits_computes_in_32():
+    student, teacher = torch.randn(2, 8, 10, generator=generator(1))
+    for dtype in (torch.float16, torch.bfloat16):
+        low = [z.to(dtype) for z in (student, teacher)]
+        wide = mc.distillation_loss(*(z.float() for z in low))
+        assert mc.distillation_loss(*low) == wide and wide.dtype == torch.float32
+
+
+def test_distillation_settings():
+    logits = torch.zeros(2, 3)
+    for settings in ({"temperature": 0.0}, {"alpha": 1.5}, {"temperature": math.nan}):
+        with pytest.raises(ValueError, match="temperature above 0"):
+            mc.distillation_loss(logits, logits, **settings)
+    with pytest.raises(ValueError, match="same classes"):
+        mc.distillation_loss(logits, torch.zeros(2, 4))
+
+
+def test_hard_distillation_takes_the_teachers_first_class():
+    student, teacher = torch.randn(2, 9, 4, generator=generator(2))
+    expected = F.cross_entropy(student, teacher.argmax(1))
+    assert torch.equal(mc.hard_distillation_loss(student, teacher), expected)
+
+
+# --- low rank -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_low_rank_factors_equal_the_svd(seed):
+    g = generator(seed)
+    shape = torch.randint(2, 12, (2,), generator=g).tolist()
+    weight = torch.randn(shape, generator=g, dtype=torch.float64)
+    u, s, vh = torch.linalg.svd(weight, full_matrices=False)
+    for rank in range(1, min(shape) + 1):
+        up, down = mc.low_rank_factors(weight, rank)
+        assert up.shape == (shape[0], rank) and down.shape == (rank, shape[1])
+        expected = u[:, :rank] * s[:rank] @ vh[:rank]
+        assert torch.allclose(up @ down, expected, atol=1e-8)
+        error = (weight - up @ down).square().sum()
+        assert torch.allclose(error, s[rank:].square().sum(), atol=1e-8)
+
+
+def test_factorize_only_where_it_saves():
+    model = MLP(16, 3, width=32, seed=0)
+    small = mc.factorize(model, 4)
+    assert isinstance(small.layers[1], nn.Sequential) and isinstance(small.head, nn.Linear)
+    assert mc.model_size(small) < mc.model_size(model)
+    full = mc.factorize(model, 3)
+    up, down = mc.low_rank_factors(model.layers[1].weight, 3)
+    x = torch.randn(5, 32, generator=generator(0))
+    expected = F.linear(x, up @ down, model.layers[1].bias)
+    assert torch.allclose(full.layers[1](x), expected, atol=1e-5)
+    for bad in (0, 4):
+        with pytest.raises(ValueError, match="smaller of its sides"):
+            mc.low_rank_factors(torch.ones(3, 5), bad)
+
+
+# --- bytes ----------------------------------------------------------------------------------------
+
+
+def variants():
+    model = mlp(width=32)
+    yield "dense", model
+    yield "pruned", mc.bake(mc.apply_masks(copy.deepcopy(model), mc.global_prune(model, 0.9)))
+    yield "all gone", mc.bake(mc.apply_masks(copy.deepcopy(model), mc.global_prune(model, 1.0)))
+    yield "int8", mc.quantize_model(model, 8)
+    yield "int2", mc.quantize_model(model, 2, per_channel=False)
+    yield "static", mc.quantize_model(model, 8, activations="static", calibration=X)
+    yield "double", copy.deepcopy(model).double()
+    yield "bfloat16", copy.deepcopy(model).bfloat16()
+    yield "cnn", SmallCNN(1, 3, width=4)
+
+
+@pytest.mark.parametrize(("name", "model"), list(variants()), ids=lambda v: v if v is str else "")
+def test_what_is_saved_is_read_back(name, model):
+    file = io.BytesIO()
+    mc.save_compact(model, file)
+    assert file.tell() == mc.model_size(model)
+    file.seek(0)
+    other = copy.deepcopy(model)
+    for tensor in other.state_dict().values():
+        tensor.zero_()
+    mc.load_compact(other, file)
+    for key, value in model.state_dict().items():
+        assert torch.equal(other.state_dict()[key], value) and not (name == "x")
+
+
+def test_sizes_are_as_counted():
+    model = mlp(width=32)
+    for p in model.parameters():
+        p.data += p.ndim == 1  # a bias of zeros would be stored in fewer bytes
+    weights = 16 * 32 + 32 * 32 + 32 * 3
+    floats = 4 * (weights + 67)
+    assert floats < mc.model_size(model) < floats + 600
+    pruned = mc.apply_masks(copy.deepcopy(model), mc.magnitude_prune(model, 0.75))
+    expected = weights // 8 + weights // 4 * 4 + 4 * 67  # a bit each, the rest, the biases
+    assert expected < mc.model_size(pruned) < expected + 800
+    for bits in (8, 4):
+        small = mc.model_size(mc.quantize_model(model, bits))
+        assert weights * bits // 8 < small < weights * bits // 8 + 67 * 8 + 900
+
+
+def test_a_file_on_disk(tmp_path):
+    model = mlp()
+    with open(tmp_path / "model", "wb") as file:
+        mc.save_compact(model, file)
+    assert (tmp_path / "model").stat().st_size == mc.model_size(model)
+
+
+# --- exercises ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", range(len(mc.EXERCISES)))
+def test_exercises_accept_the_solution_and_name_each_mistake(number):
+    exercise = mc.EXERCISES[number]
+    assert exercise.hint_for(exercise.solve) is None
+    assert exercise.hint_for(...).startswith("Not started")
+    for name, wrong in exercise.wrong.items():
+        hint = exercise.hint_for(wrong.answer)
+        assert hint and wrong.hint in hint, f"{name}: {hint}"
+
+
+def test_exercises_accept_other_right_answers():
+    first, second, third = mc.EXERCISES
+
+    def by_hand(student, teacher, temperature):
+        q, p = (z.div(temperature).softmax(1) for z in (student, teacher))
+        return temperature**2 * (p * (p.log() - q.log())).sum(1).mean()
+
+    assert first.hint_for(by_hand) is None
+    assert first.hint_for(lambda s, t, T: mc.distillation_loss(s, t, temperature=T)) is None
+
+    def affine(weight, bits):  # more levels than asked for, and no larger error
+        scale, zero_point = mc.choose_qparams(weight, bits, False, axis=0)
+        return mc.dequantize(mc.quantize(weight, scale, zero_point, bits, False, 0), scale,
+                             zero_point, 0)  # fmt: skip
+
+    assert second.hint_for(lambda w, b: mc.FakeQuantize(b, axis=0)(w)) is None
+    assert second.hint_for(affine) is None
+
+    def masks_twice(loss_fn, weight, mask, optimizer):
+        optimizer.zero_grad()
+        loss_fn().backward()
+        weight.grad *= mask
+        optimizer.step()
+        weight.data *= mask
+
+    assert third.hint_for(masks_twice) is None
+
+
+def test_exercises_reject_lazy_answers():
+    first, second, third = mc.EXERCISES
+    lazy = (
+        (first, [
+            lambda s, t, T: s.sum() * 0,
+            lambda s, t, T: mc.distillation_loss(s, t, temperature=T).abs() ** 0.5,
+            lambda s, t, T: mc.distillation_loss(s, t, temperature=1.0),
+            lambda s, t, T: 1.0,
+            lambda s, t, T: mc.distillation_loss(s.detach(), t, temperature=T),
+        ]),
+        (second, [
+            lambda w, b: torch.zeros_like(w),
+            lambda w, b: w.round(),
+            lambda w, b: mc.FakeQuantize(8, axis=0)(w),
+            lambda w, b: w.sign() * w.abs().amax(1, keepdim=True),
+            lambda w, b: mc.FakeQuantize(b, axis=0)(w[:1]),
+        ]),
+        (third, [
+            lambda f, w, m, o: w.data.zero_(),
+            lambda f, w, m, o: None,
+            lambda f, w, m, o: w.data.mul_(m).sub_(0.1 * m),
+        ]),
+    )  # fmt: skip
+    for exercise, answers in lazy:
+        for answer in answers:
+            assert exercise.hint_for(answer) is not None

@@ -1,0 +1,687 @@
+"""Regularization: equal to torch and scikit-learn, edge cases, invariants, and the exercises."""
+
+import copy
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from scipy.optimize import minimize_scalar
+from sklearn.calibration import calibration_curve
+from sklearn.linear_model import ElasticNet
+from torch import nn
+
+from dlcourse import regularization as rg
+from dlcourse.lab.launching import launch
+from dlcourse.lab.models import MLP
+from dlcourse.lab.training import fit, use_one_thread
+
+use_one_thread()
+DTYPES = [torch.float32, torch.float64]
+
+
+def generator(seed):
+    return torch.Generator().manual_seed(seed)
+
+
+def random_tensors(seed, dtype=torch.float32):
+    """Return tensors of random shapes: scalars, empty and non-contiguous ones among them."""
+    g, found = generator(seed), []
+    for _ in range(4):
+        ndim = int(torch.randint(0, 4, (), generator=g))
+        shape = torch.randint(0, 5, (ndim,), generator=g).tolist()
+        value = torch.randn(shape, generator=g, dtype=dtype) * 10.0 ** (seed % 5 - 2)
+        found.append(value.transpose(0, 1) if ndim > 1 else value)
+    return found
+
+
+# --- penalties ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("seed", range(10))
+def test_penalties_are_sums_over_all_weights(seed, dtype):
+    weights = random_tensors(seed, dtype)
+    flat = torch.cat([w.ravel() for w in weights]).double()
+    l1, l2 = flat.abs().sum(), flat.square().sum() / 2
+    assert torch.allclose(rg.l1_penalty(weights).double(), l1, rtol=1e-5)
+    assert torch.allclose(rg.l2_penalty(iter(weights)).double(), l2, rtol=1e-5)
+    for alpha, ratio in ((0.3, 0.2), (2.0, 1.0), (1.0, 0.0), (0.0, 0.5)):
+        expected = alpha * (ratio * l1 + (1 - ratio) * l2)
+        got = rg.elastic_net_penalty((w for w in weights), alpha, ratio)
+        assert torch.allclose(got.double(), expected, rtol=1e-5)
+    scaled = [-3 * w for w in weights]
+    assert torch.allclose(rg.l1_penalty(scaled), 3 * rg.l1_penalty(weights), rtol=1e-5)
+    assert torch.allclose(rg.l2_penalty(scaled), 9 * rg.l2_penalty(weights), rtol=1e-5)
+
+
+def test_penalties_of_nothing_of_one_tensor_and_of_bad_values():
+    for penalty in (rg.l1_penalty, rg.l2_penalty, rg.elastic_net_penalty):
+        assert penalty([]) == 0 and penalty([]).shape == ()
+        assert penalty(torch.tensor(-2.0)) == penalty([torch.tensor(-2.0)])
+        assert penalty(torch.tensor([1.0, math.nan])).isnan()
+        assert penalty(torch.tensor([1.0, -math.inf])) == math.inf
+
+
+def test_gradients_of_the_penalties():
+    w = torch.tensor([2.0, -0.5, 0.0], requires_grad=True)
+    assert torch.equal(torch.autograd.grad(rg.l1_penalty(w), w)[0], torch.tensor([1.0, -1.0, 0.0]))
+    assert torch.equal(torch.autograd.grad(rg.l2_penalty(w), w)[0], w.detach())
+
+
+@pytest.mark.parametrize("settings", [{"alpha": -1}, {"l1_ratio": 1.1}, {"alpha": math.nan}])
+def test_elastic_net_penalty_refuses(settings):
+    with pytest.raises(ValueError, match="give"):
+        rg.elastic_net_penalty([torch.ones(2)], **settings)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("seed", range(10))
+def test_soft_threshold_equals_torch(seed, dtype):
+    threshold = torch.rand((), generator=generator(seed)).item()
+    for x in random_tensors(seed, dtype):
+        ours = rg.soft_threshold(x, threshold)
+        assert torch.equal(ours, F.softshrink(x, threshold))
+        assert (ours.abs() <= x.abs()).all() and (ours * x >= 0).all()
+        assert (ours[x.abs() <= threshold] == 0).all()
+        assert torch.equal(rg.soft_threshold(x, torch.tensor(threshold, dtype=dtype)), ours)
+    assert torch.equal(rg.soft_threshold(x, 0.0), x)
+
+
+def test_soft_threshold_minimises_what_it_says():
+    grid = np.linspace(-4, 4, 80_001)
+    for x, t in itertools.product((-2.3, -0.4, 0.0, 0.7, 3.1), (0.0, 0.5, 1.7)):
+        best = grid[((grid - x) ** 2 / 2 + t * np.abs(grid)).argmin()]
+        assert rg.soft_threshold(torch.tensor(x), t).item() == pytest.approx(best, abs=2e-4)
+
+
+def test_soft_threshold_at_the_edges():
+    x = torch.tensor([math.inf, -math.inf, math.nan, 1e-40, -0.0])
+    got = rg.soft_threshold(x, 0.1)
+    assert got[0] == math.inf and got[1] == -math.inf and got[2].isnan()
+    assert (got[3:] == 0).all()
+    each = rg.soft_threshold(torch.ones(2, 3), torch.tensor([[0.5], [2.0]]))
+    assert torch.equal(each, torch.tensor([[0.5] * 3, [0.0] * 3]))
+    for bad in (-0.1, math.nan, math.inf):
+        with pytest.raises(ValueError, match="at least 0"):
+            rg.soft_threshold(x, bad)
+
+
+# --- optimizers -----------------------------------------------------------------------------------
+
+
+def trained(optimizer, seed, dtype=torch.float32, steps=20, **settings):
+    """Return the weights after updates with random gradients, some missing, some zero or huge."""
+    weights = [nn.Parameter(w.clone()) for w in random_tensors(seed, dtype)]
+    optimizer, g = optimizer(weights, **settings), generator(seed + 1)
+    for _ in range(steps):
+        for number, w in enumerate(weights):
+            size = 10.0 ** float(torch.randint(-4, 4, (), generator=g))
+            grad = torch.randn(w.shape, generator=g, dtype=dtype) * size
+            w.grad = None if number == seed % 7 else grad * (number != 1)
+        optimizer.step()
+    return weights
+
+
+def equal(left, right):
+    return all(torch.equal(a, b) for a, b in zip(left, right, strict=True))
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+@pytest.mark.parametrize("seed", range(8))
+def test_proximal_sgd_without_strengths_is_torch_to_the_bit(seed, momentum):
+    settings = {"lr": 0.03, "momentum": momentum}
+    for dtype in DTYPES:
+        ours = trained(rg.ProximalSGD, seed, dtype, **settings)
+        assert equal(ours, trained(torch.optim.SGD, seed, dtype, foreach=False, **settings))
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_adamw_equals_torch_to_the_bit(seed):
+    draw = np.random.default_rng(seed)
+    settings = {
+        "lr": float(draw.uniform(1e-4, 1)),
+        "betas": (float(draw.uniform(0, 0.99)), float(draw.uniform(0, 0.999))),
+        "eps": 10.0 ** float(draw.integers(-12, -3)),
+        "weight_decay": float(draw.choice([0, 0.01, 1.0])),
+    }
+    for dtype in DTYPES:
+        ours = trained(rg.AdamW, seed, dtype, **settings)
+        assert equal(ours, trained(torch.optim.AdamW, seed, dtype, foreach=False, **settings))
+    assert equal(trained(rg.AdamW, seed), trained(torch.optim.AdamW, seed))
+
+
+def test_adamw_shares_its_state_with_torch():
+    halves = []
+    for first, second in ((rg.AdamW, torch.optim.AdamW), (torch.optim.AdamW, rg.AdamW)):
+        w = nn.Parameter(torch.ones(5))
+        optimizer, g = first([w], lr=0.1), generator(0)
+        for kind in (None, second):
+            if kind is not None:
+                state = copy.deepcopy(optimizer.state_dict())
+                optimizer = kind([w], lr=0.1)
+                optimizer.load_state_dict(state)
+            for _ in range(5):
+                w.grad = torch.randn(5, generator=g)
+                optimizer.step()
+        halves.append(w.detach())
+    assert torch.equal(*halves)
+
+
+def test_without_a_gradient_adamw_decays_geometrically_and_l2_in_adam_does_not():
+    ends = {}
+    for kind in (rg.AdamW, torch.optim.Adam):
+        w = nn.Parameter(torch.tensor([1.0, -3.0], dtype=torch.float64))
+        optimizer = kind([w], lr=0.01, weight_decay=0.1)
+        for _ in range(100):
+            w.grad = torch.zeros_like(w)
+            optimizer.step()
+        ends[kind] = w.detach()
+    assert torch.allclose(ends[rg.AdamW], 0.999**100 * torch.tensor([1.0, -3.0]).double())
+    assert ends[torch.optim.Adam][0] < 0.3  # about the rate at each step, whatever the weight
+
+
+@pytest.mark.parametrize("ratio", [0.05, 0.5, 1.0])
+@pytest.mark.parametrize("seed", range(5))
+def test_proximal_sgd_ends_where_scikit_learn_does(seed, ratio):
+    draw = np.random.default_rng(seed)
+    rows, features = (60, 10) if seed % 2 else (15, 30)  # more rows than features, and fewer
+    x = draw.standard_normal((rows, features)) * draw.uniform(0.5, 1.5, features)
+    y = x[:, 0] - 2 * x[:, 1] + draw.standard_normal(rows)
+    alpha = float(draw.choice([0.1, 0.5]))
+    theirs = ElasticNet(
+        alpha=alpha, l1_ratio=ratio, fit_intercept=False, tol=1e-12, max_iter=100_000
+    )
+    theirs.fit(x, y)
+    w, x, y = nn.Parameter(torch.zeros(features).double()), torch.tensor(x), torch.tensor(y)
+    rate = 1 / torch.linalg.eigvalsh(x.T @ x / rows)[-1].item()
+    settings = {"l1": alpha * ratio, "l2": alpha * (1 - ratio)}
+    optimizer = rg.ProximalSGD([w], lr=rate, **settings)
+    for _ in range(3000):
+        w.grad = x.T @ (x @ w.detach() - y) / rows
+        optimizer.step()
+    expected = torch.tensor(theirs.coef_)
+    assert (w - expected).abs().max() < 1e-6
+    assert torch.equal(w == 0, expected == 0)
+    objective = (x @ w - y).square().mean() / 2 + rg.elastic_net_penalty(w, alpha, ratio)
+    moved = w + 0.01 * torch.randn(features, generator=generator(seed), dtype=torch.float64)
+    assert objective < (x @ moved - y).square().mean() / 2 + rg.elastic_net_penalty(
+        moved, alpha, ratio
+    )
+
+
+def test_strengths_of_proximal_sgd_go_by_group():
+    a, b = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2))
+    optimizer = rg.ProximalSGD([{"params": a, "l1": 1.0}, {"params": b, "l2": 1.0}], lr=0.1)
+    a.grad, b.grad = torch.zeros(2), torch.zeros(2)
+    optimizer.step()
+    assert torch.allclose(a, torch.tensor(0.9)) and torch.allclose(b, torch.tensor(1 / 1.1))
+
+
+@pytest.mark.parametrize("kind", [rg.ProximalSGD, rg.AdamW])
+def test_optimizers_take_a_closure_and_skip_missing_gradients(kind):
+    w, idle = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2))
+    optimizer = kind([w, idle], lr=0.1)
+
+    def closure():
+        optimizer.zero_grad()
+        loss = w.square().sum()
+        loss.backward()
+        return loss
+
+    assert optimizer.step(closure) == 2 and (w < 1).all() and (idle == 1).all()
+    assert optimizer.step() is None
+
+
+@pytest.mark.parametrize(
+    "kind, settings",
+    [
+        (rg.ProximalSGD, {"lr": 0}),
+        (rg.ProximalSGD, {"lr": 0.1, "l1": -1}),
+        (rg.ProximalSGD, {"lr": 0.1, "l2": math.nan}),
+        (rg.ProximalSGD, {"lr": 0.1, "momentum": -0.9}),
+        (rg.AdamW, {"lr": -1.0}),
+        (rg.AdamW, {"weight_decay": -0.1}),
+        (rg.AdamW, {"betas": (0.9, 1.0)}),
+        (rg.AdamW, {"eps": -1e-8}),
+    ],
+)
+def test_optimizers_refuse(kind, settings):
+    with pytest.raises(ValueError, match="give"):
+        kind([nn.Parameter(torch.ones(2))], **settings)
+
+
+# --- groups ---------------------------------------------------------------------------------------
+
+
+class Tied(nn.Module):
+    """A model with shared weights, several norms, and a parameter of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Embedding(5, 4)
+        self.head = nn.Linear(4, 5)
+        self.head.weight = self.embed.weight
+        self.norms = nn.ModuleList(
+            [nn.LayerNorm((3, 4)), nn.BatchNorm1d(4), nn.GroupNorm(2, 4), nn.RMSNorm(4)]
+        )
+        self.position = nn.Parameter(torch.zeros(3, 4))
+        self.scale = nn.Parameter(torch.ones(()))
+
+
+def test_each_parameter_is_in_exactly_one_group():
+    model = Tied()
+    decayed, spared = rg.param_groups(model, 0.1)
+    together = [id(w) for group in (decayed, spared) for w in group["params"]]
+    assert sorted(together) == sorted(id(w) for w in model.parameters())
+    assert {id(w) for w in decayed["params"]} == {id(model.embed.weight), id(model.position)}
+    assert decayed["weight_decay"] == 0.1 and spared["weight_decay"] == 0
+    (first, second) = rg.param_groups(model, 0.1, skip="position")
+    assert [id(w) for w in first["params"]] == [id(model.embed.weight)]
+    assert id(model.position) in {id(w) for w in second["params"]}
+    assert len(rg.param_groups(nn.Linear(2, 2, bias=False), 0.1)) == 1
+    assert rg.param_groups(nn.ReLU(), 0.1) == []
+
+
+def test_groups_refuse():
+    with pytest.raises(ValueError, match="is in no name"):
+        rg.param_groups(MLP(4, 2, width=3), 0.1, skip=["embedding"])
+    with pytest.raises(ValueError, match="at least 0"):
+        rg.param_groups(MLP(4, 2, width=3), -0.1)
+
+
+def test_spared_parameters_do_not_move_without_a_gradient():
+    model = nn.Sequential(nn.Linear(3, 3), nn.LayerNorm(3))
+    before = copy.deepcopy(model.state_dict())
+    optimizer = rg.AdamW(rg.param_groups(model, 0.5), lr=0.1)
+    for w in model.parameters():
+        w.grad = torch.zeros_like(w)
+    optimizer.step()
+    for name, w in model.named_parameters():
+        assert torch.equal(w, before[name] * (0.95 if name == "0.weight" else 1))
+
+
+# --- dropout --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("p", [0.0, 0.1, 0.5, 0.9, 1.0])
+def test_dropout_equals_torch_to_the_bit(p):
+    for seed, dtype in itertools.product(range(5), DTYPES):
+        for x in random_tensors(seed, dtype):
+            outputs, grads = [], []
+            for module in (rg.Dropout(p), nn.Dropout(p)):
+                torch.manual_seed(seed)
+                leaf = x.clone().requires_grad_()
+                outputs.append(module(leaf))
+                grads.append(torch.autograd.grad(outputs[-1].sum(), leaf)[0])
+            assert torch.equal(*outputs) and torch.equal(*grads)
+
+
+def test_dropout_is_the_identity_in_eval_mode_and_right_on_average():
+    x, module = torch.randn(10, 10), rg.Dropout(0.3)
+    assert module.eval()(x) is x and "p=0.3" in repr(module)
+    torch.manual_seed(0)
+    got = module.train()(torch.ones(100_000))
+    assert got.mean().item() == pytest.approx(1, abs=0.01)
+    assert (got == 0).float().mean().item() == pytest.approx(0.3, abs=0.01)
+    assert torch.allclose(got[got != 0], torch.tensor(1 / 0.7))
+
+
+def test_dropout_draws_anew_for_each_replica():
+    torch.manual_seed(0)
+    got = torch.vmap(rg.Dropout(0.5), randomness="different")(torch.ones(2, 1000))
+    assert 0.4 < (got[0] == got[1]).float().mean() < 0.6
+
+
+@pytest.mark.parametrize("p", [-0.1, 1.1, math.nan])
+def test_dropout_refuses(p):
+    with pytest.raises(ValueError, match="from 0 to 1"):
+        rg.Dropout(p)
+
+
+# --- cross entropy --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 1.0])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_cross_entropy_equals_torch(dtype, smoothing, reduction):
+    settings = {"label_smoothing": smoothing, "reduction": reduction}
+    for seed in range(10):
+        g = generator(seed)
+        z = torch.randn(6, 4, generator=g, dtype=dtype) * 10.0 ** (seed % 6 - 1)
+        y = torch.randint(0, 4, (6,), generator=g)
+        y[: seed % 3] = -100
+        results = []
+        for loss_fn in (rg.cross_entropy, F.cross_entropy):
+            leaf = z.T.contiguous().T.clone().requires_grad_()
+            loss = loss_fn(leaf, y, **settings)
+            results.append((loss, torch.autograd.grad(loss.sum(), leaf)[0]))
+        tolerance = {"rtol": 1e-5 if dtype == torch.float32 else 1e-12, "atol": 1e-6}
+        for ours, theirs in zip(*results, strict=True):
+            assert torch.allclose(ours, theirs, **tolerance)
+
+
+def test_cross_entropy_at_the_edges():
+    z, y = torch.tensor([[0.0, -math.inf], [1e4, -1e4]]), torch.tensor([0, 0])
+    assert rg.cross_entropy(z, y) == 0 == F.cross_entropy(z, y)
+    assert rg.cross_entropy(z, y, 0.1) == math.inf == F.cross_entropy(z, y, label_smoothing=0.1)
+    nothing = torch.zeros(0, 3), torch.zeros(0, dtype=torch.long)
+    assert rg.cross_entropy(*nothing).isnan() and rg.cross_entropy(*nothing, reduction="sum") == 0
+    ignored = torch.tensor([7, 7])
+    assert rg.cross_entropy(z, ignored, ignore_index=7).isnan()
+    assert rg.cross_entropy(torch.full((1, 2), math.nan), torch.tensor([0])).isnan()
+
+
+def test_the_smallest_smoothed_loss_is_the_entropy_of_the_target():
+    share, classes = 0.3, 5
+    target = torch.full((classes,), share / classes).double()
+    target[2] += 1 - share
+    entropy = -(target * target.log()).sum()
+    y = torch.tensor([2])
+    assert torch.allclose(rg.cross_entropy(target.log()[None], y, share), entropy)
+    for seed in range(20):
+        z = target.log() + 0.1 * torch.randn(classes, generator=generator(seed)).double()
+        assert rg.cross_entropy(z[None], y, share) >= entropy
+
+
+def test_cross_entropy_works_for_stacked_replicas():
+    z, y = torch.randn(3, 6, 4), torch.randint(0, 4, (3, 6))
+    stacked = torch.vmap(lambda z, y: rg.cross_entropy(z, y, 0.1))(z, y)
+    one_by_one = torch.stack([rg.cross_entropy(a, b, 0.1) for a, b in zip(z, y, strict=True)])
+    assert torch.allclose(stacked, one_by_one)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        (torch.zeros(2, 3), torch.zeros(2, dtype=torch.long), 1.5),
+        (torch.zeros(2, 3), torch.zeros(2, dtype=torch.long), -0.1),
+        (torch.zeros(2, 3), torch.zeros(3, dtype=torch.long)),
+        (torch.zeros(2, 3), torch.zeros(2, 3)),
+        (torch.zeros(3), torch.tensor(0)),
+        (torch.zeros(2, 3), torch.zeros(2)),
+        (torch.zeros(2, 3), torch.zeros(2, dtype=torch.long), 0.1, -100, "max"),
+    ],
+)
+def test_cross_entropy_refuses(arguments):
+    with pytest.raises(ValueError, match="give|choose"):
+        rg.cross_entropy(*arguments)
+
+
+# --- early stopping -------------------------------------------------------------------------------
+
+
+def stopped(values, patience, min_delta=0.0):
+    """Return (the round at which to stop or None, the best round), from 1, the slow way."""
+    best, at = math.inf, 0
+    for number, value in enumerate(values, 1):
+        if best - value > min_delta:
+            best, at = value, number
+        if number - at >= patience:
+            return number, at
+    return None, at
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_early_stopping_stops_and_restores(seed):
+    draw = np.random.default_rng(seed)
+    values = draw.standard_normal(20).cumsum() if seed % 2 else draw.standard_normal(20)
+    values[draw.integers(0, 20)] = math.nan
+    patience, min_delta = int(draw.integers(1, 6)), float(draw.choice([0, 0.5]))
+    expected, best = stopped(values, patience, min_delta)
+    for mode, sign in (("min", 1), ("max", -1)):
+        stopper, model, end = rg.EarlyStopping(patience, min_delta, mode), nn.BatchNorm1d(1), None
+        for number, value in enumerate(values, 1):
+            model.running_mean.fill_(number)
+            nn.init.constant_(model.weight, -number)
+            if stopper(torch.tensor(sign * value), model):
+                end = number
+                break
+        assert end == expected and stopper.best_round == best
+        if best:
+            assert stopper.best == pytest.approx(sign * values[best - 1], rel=1e-5)
+            stopper.restore(model)
+            assert model.running_mean == best and model.weight == -best
+
+
+def test_early_stopping_keeps_a_copy():
+    model, stopper = nn.Linear(1, 1), rg.EarlyStopping(3)
+    nn.init.ones_(model.weight)
+    stopper(1.0, model)
+    nn.init.zeros_(model.weight)
+    stopper(2.0, model)
+    stopper.restore(model)
+    nn.init.zeros_(model.weight)
+    stopper.restore(model)
+    assert model.weight == 1 and not stopper(3.0, model) and stopper(3.0, model)
+
+
+def test_early_stopping_refuses():
+    for settings in ({"patience": 0}, {"patience": 2.5}, {"patience": True}):
+        with pytest.raises(ValueError, match="at least 1"):
+            rg.EarlyStopping(**settings)
+    with pytest.raises(ValueError, match="choose"):
+        rg.EarlyStopping(1, mode="lower")
+    with pytest.raises(ValueError, match="at least 0"):
+        rg.EarlyStopping(1, min_delta=-1)
+    stopper = rg.EarlyStopping(1)
+    assert stopper(math.nan, nn.Linear(1, 1))
+    with pytest.raises(RuntimeError, match="nothing to restore"):
+        stopper.restore(nn.Linear(1, 1))
+
+
+def stop_on_two():
+    import torch
+    from accelerate import Accelerator
+
+    from dlcourse.regularization import EarlyStopping
+
+    accelerator = Accelerator(cpu=True)
+    rank, model = accelerator.process_index, torch.nn.Linear(1, 1)
+    own, shared, ends = EarlyStopping(2), EarlyStopping(2, accelerator=accelerator), [0, 0]
+    curves = [[3.0, 2.0, 2.5, 2.6, 2.7, 2.8], [3.0, 2.9, 2.0, 1.0, 1.5, 1.6]]
+    for number, value in enumerate(curves[rank], 1):
+        for i, stopper in enumerate((own, shared)):
+            if stopper(value, model) and not ends[i]:
+                ends[i] = number
+    return accelerator.num_processes, ends, shared.best
+
+
+def test_two_processes_stop_together():
+    (count, first, best), (_, second, other) = launch(stop_on_two)
+    assert count == 2 and (first[0], second[0]) == (4, 6)
+    assert first[1] == second[1] == 6 and best == other == pytest.approx(1.8)
+
+
+# --- calibration ----------------------------------------------------------------------------------
+
+
+def answers(seed, rows=300, classes=4):
+    draw = np.random.default_rng(seed)
+    probabilities = torch.tensor(draw.dirichlet(np.full(classes, 0.7), rows))
+    return probabilities, torch.tensor(draw.integers(0, classes, rows))
+
+
+@pytest.mark.parametrize("bins", [1, 2, 10, 15])
+@pytest.mark.parametrize("seed", range(5))
+def test_reliability_equals_scikit_learn(seed, bins):
+    probabilities, y = answers(seed)
+    confidence, accuracy, count = rg.reliability(probabilities, y, bins)
+    chosen = probabilities.max(1)
+    right = (chosen.indices == y).numpy()
+    expected = calibration_curve(right, chosen.values.numpy(), n_bins=bins, strategy="uniform")
+    filled = count > 0
+    assert np.allclose(accuracy[filled], expected[0]) and np.allclose(
+        confidence[filled], expected[1]
+    )
+    assert count.sum() == len(y) and confidence[~filled].isnan().all()
+    error = 0.0
+    for low in range(bins):
+        inside = (chosen.values > low / bins) & (chosen.values <= (low + 1) / bins)
+        if inside.any():
+            gap = chosen.values[inside].mean() - torch.tensor(right)[inside].double().mean()
+            error += abs(gap.item()) * inside.double().mean().item()
+    got = rg.expected_calibration_error(probabilities, y, bins)
+    assert got.item() == pytest.approx(error, abs=1e-12) and 0 <= got <= 1
+
+
+def test_calibration_at_the_edges():
+    sure = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    assert rg.expected_calibration_error(sure, torch.tensor([0, 1])) == 0
+    assert rg.expected_calibration_error(sure, torch.tensor([1, 0])) == 1
+    half = torch.full((2, 2), 0.5)
+    assert rg.expected_calibration_error(half, torch.tensor([0, 1])) == 0
+    assert rg.reliability(half, torch.tensor([0, 1]), bins=2)[2].tolist() == [2, 0]  # (0, 0.5]
+    nothing = torch.zeros(0, 2), torch.zeros(0, dtype=torch.long)
+    assert rg.expected_calibration_error(*nothing).isnan()
+    with pytest.raises(ValueError, match="give"):
+        rg.reliability(sure, torch.tensor([0]))
+    with pytest.raises(ValueError, match="at least 1"):
+        rg.reliability(sure, torch.tensor([0, 1]), bins=0)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_temperature_equals_scipy(seed):
+    g = generator(seed)
+    z = torch.randn(200, 5, generator=g, dtype=torch.float64) * 10.0 ** (seed % 3 - 0.5)
+    y = torch.multinomial((z * 0.4).softmax(1), 1, generator=g)[:, 0]
+    found = minimize_scalar(
+        lambda b: F.cross_entropy(z * math.exp(b), y).item(),
+        bounds=(-4.6, 4.6),
+        method="bounded",
+        options={"xatol": 1e-9},
+    )
+    temperature = rg.fit_temperature(z, y)
+    assert temperature.item() == pytest.approx(math.exp(-found.x), rel=1e-5)
+    assert rg.fit_temperature(3 * z, y).item() == pytest.approx(3 * temperature.item(), rel=1e-6)
+    stacked = rg.fit_temperature(torch.stack([z, 3 * z]), y.expand(2, -1))
+    assert torch.allclose(stacked, temperature * torch.tensor([1.0, 3.0]).double())
+
+
+def test_temperature_stays_in_its_range():
+    z, y = torch.tensor([[1.0, 0.0], [2.0, 0.0]]), torch.tensor([0, 0])
+    temperature = rg.fit_temperature(z, y)  # always right: as cold as float64 can tell apart
+    assert 0.01 <= temperature <= 0.05 and F.cross_entropy(z / temperature, y) < 1e-9
+    assert rg.fit_temperature(z, 1 - y).item() == pytest.approx(100, rel=1e-3)  # always wrong
+
+
+# --- in the loop ----------------------------------------------------------------------------------
+
+X = torch.randn(60, 1, 4, 4, generator=generator(0))
+Y = torch.arange(60) % 3
+
+
+def weights_after(optimizer, loss_fn=None, **settings):
+    model = MLP(16, 3, width=8, seed=1)
+
+    def penalised(outputs, targets):
+        return F.cross_entropy(outputs, targets) + 0.1 * rg.l2_penalty(model.parameters())
+
+    fit(
+        model, (X, Y), optimizer(model.parameters()), steps=10, batch_size=20,
+        loss_fn=penalised if loss_fn else F.cross_entropy, **settings,
+    )  # fmt: skip
+    return torch.cat([w.detach().ravel() for w in model.parameters()])
+
+
+def test_switched_off_a_run_is_the_plain_one_to_the_bit():
+    plain = weights_after(lambda p: torch.optim.SGD(p, lr=0.3, momentum=0.9))
+    assert torch.equal(weights_after(lambda p: rg.ProximalSGD(p, lr=0.3, momentum=0.9)), plain)
+
+
+def test_in_plain_sgd_l2_in_the_loss_equals_weight_decay():
+    penalised = weights_after(lambda p: torch.optim.SGD(p, lr=0.3), loss_fn=True)
+    decayed = weights_after(lambda p: torch.optim.SGD(p, lr=0.3, weight_decay=0.1))
+    assert torch.allclose(penalised, decayed, atol=1e-6)
+
+
+def test_accumulation_counts_penalties_and_proximal_steps_once():
+    def sgd(p):
+        return torch.optim.SGD(p, lr=0.3)
+
+    def proximal(p):
+        return rg.ProximalSGD(p, lr=0.3, l1=0.02, l2=0.1)
+
+    whole = weights_after(sgd, loss_fn=True)
+    assert torch.allclose(weights_after(sgd, loss_fn=True, accumulation_steps=4), whole, atol=1e-5)
+    whole = weights_after(proximal)
+    assert torch.allclose(weights_after(proximal, accumulation_steps=4), whole, atol=1e-5)
+    assert (whole == 0).float().mean() > 0.1
+
+
+# --- exercises ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", range(len(rg.EXERCISES)))
+def test_exercise_accepts_its_solution_and_names_each_mistake(number):
+    exercise = rg.EXERCISES[number]
+    assert exercise.hint_for(exercise.solve) is None
+    assert "Not started" in exercise.hint_for(...)
+    assert exercise.hint_for(lambda *args: None) is not None
+    for name, wrong in exercise.wrong.items():
+        hint = exercise.hint_for(wrong.answer)
+        assert hint is not None and wrong.hint in hint, f"{name}: {hint}"
+
+
+def accepts(number, answer):
+    return rg.EXERCISES[number].hint_for(answer) is None
+
+
+def test_other_right_answers_are_accepted():
+    def stop_at_the_crossing(w, grad, lr, strength):
+        w = w - lr * grad
+        moved = w - lr * strength * w.sign()
+        return torch.where(moved * w > 0, moved, 0)
+
+    def in_place(w, grad, lr, strength):
+        w -= lr * grad
+        w.copy_(F.softshrink(w, lr * strength))
+        return w
+
+    def by_module(model, weight_decay):
+        return rg.param_groups(model, weight_decay)
+
+    def one_group_each(model, weight_decay):
+        return [
+            {"params": [w], "weight_decay": weight_decay if w.ndim > 1 else 0}
+            for w in model.parameters()
+        ]
+
+    def decay_last(w, grad, adam, lr, weight_decay):
+        return (w - adam(grad)) * (1 - lr * weight_decay)
+
+    def paper(w, grad, adam, lr, weight_decay):
+        return w - adam(grad) - lr * weight_decay * w
+
+    assert accepts(0, stop_at_the_crossing) and accepts(0, in_place)
+    assert accepts(0, lambda w, g, lr, s: rg.soft_threshold(w - lr * g, lr * s))
+    assert accepts(1, by_module) and accepts(1, one_group_each)
+    assert accepts(2, decay_last) and accepts(2, paper)
+    assert accepts(3, lambda x, p, training: F.dropout(x, p, training))
+    assert accepts(3, lambda x, p, training: rg.Dropout(p).train(training)(x))
+
+
+def test_lazy_answers_are_not():
+    lazy = [
+        (0, lambda w, grad, lr, strength: w * 0),
+        (0, lambda w, grad, lr, strength: w),
+        (0, lambda w, grad, lr, strength: F.softshrink(w, lr * strength)),
+        (0, lambda w, grad, lr, strength: F.softshrink(w + lr * grad, lr * strength)),
+        (0, lambda w, grad, lr, strength: torch.where(w.abs() < 0.01, 0, w - lr * grad)),
+        (1, lambda model, weight_decay: list(model.parameters())),
+        (1, lambda model, weight_decay: []),
+        (1, lambda model, weight_decay: [{"params": model.parameters(), "weight_decay": 0.0}]),
+        (2, lambda w, grad, adam, lr, weight_decay: w * (1 - lr * weight_decay)),
+        (2, lambda w, grad, adam, lr, weight_decay: w * (1 - lr * weight_decay) - lr * grad),
+        (2, lambda w, grad, adam, lr, weight_decay: w - adam(grad) - adam(weight_decay * w)),
+        (3, lambda x, p, training: x),
+        (3, lambda x, p, training: x * 0 if training else x),
+        (3, lambda x, p, training: F.dropout(x, 0.2, training)),
+        (3, lambda x, p, training: F.dropout(x, p, True)),
+        (3, lambda x, p, training: F.dropout1d(x[None], p, training)[0]),
+    ]
+    for number, answer in lazy:
+        assert not accepts(number, answer), (number, answer)
