@@ -11,6 +11,8 @@ import tokenize
 from collections.abc import Iterator
 from pathlib import Path
 
+from house_rules import TECHNIQUES
+
 LINES = 25  # most lines of a code cell
 CELLS = (25, 45)
 OUTPUT_KB = 400
@@ -30,7 +32,10 @@ SECTIONS = [
     "In one minute",
 ]
 CARD = ["You will be able to", "Know first", "Minutes", "Seconds to run", "Hardware"]
+GUIDES = ("start_here", "your_own_run")  # around the chapters: free in their sections
+RUN = {"recipe", "studies", "train"}
 ALSO_IMPORTS = {
+    "your_own_run": RUN | set(TECHNIQUES),
     "warmup": {"learning_rate_decay"},
     "lr_schedulers": {"learning_rate_decay", "warmup"},
 }
@@ -45,6 +50,11 @@ SWALLOWERS = {"Exception", "BaseException", "AssertionError", "ExceptionGroup"}
 def technique(path: Path) -> str:
     """Return the technique of a chapter file: 04_gradient_clipping.ipynb -> gradient_clipping."""
     return path.stem.partition("_")[2]
+
+
+def guide(path: Path) -> bool:
+    """Tell whether a notebook is a guide: no chapter, so without the ten sections."""
+    return technique(path) in GUIDES
 
 
 def code_cells(book) -> Iterator[tuple[int, dict]]:
@@ -128,6 +138,8 @@ def short_cells(path: Path, book) -> list[str]:
 
 def cell_count(path: Path, book) -> list[str]:
     """The number of cells lies in CELLS."""
+    if guide(path):
+        return []
     low, high = CELLS
     found = len(book.cells)
     return [] if low <= found <= high else [f"{found} cells, expected {low} to {high}"]
@@ -319,6 +331,8 @@ def title(path: Path, book) -> list[str]:
 
 def anatomy(path: Path, book) -> list[str]:
     """The H2 headings are SECTIONS, in this order."""
+    if guide(path):
+        return []
     found = [text for _, text in headings(book, 2)]
     return [] if found == SECTIONS else [f"H2 headings are {found}, expected {SECTIONS}"]
 
@@ -350,6 +364,8 @@ def card(path: Path, book) -> list[str]:
 
 def exercises(path: Path, book) -> list[str]:
     """The Exercises section has two or more stubs ``your_... = ``."""
+    if guide(path):
+        return []
     stubs = set()
     for cell in section(book, "Exercises"):
         if cell.cell_type == "code":
@@ -360,6 +376,8 @@ def exercises(path: Path, book) -> list[str]:
 
 def sources(path: Path, book) -> list[str]:
     """The last cell is Markdown, in the section In one minute, and has a Sources paragraph."""
+    if guide(path):
+        return []
     last = section(book, SECTIONS[-1])[-1:]
     good = last == book.cells[-1:] and last and last[0].cell_type == "markdown"
     if not good or not re.search(r"^\*\*Sources", last[0].source, re.MULTILINE):

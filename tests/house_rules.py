@@ -27,6 +27,7 @@ TECHNIQUES = (
 )
 CHAPTER = {name: f"{number:02d}_{name}.ipynb" for number, name in enumerate(TECHNIQUES, 1)}
 COMMANDS = ("check", "doctor", "handout", "recipe", "studies", "train")
+GUIDES = {"00_start_here.ipynb", "17_your_own_run.ipynb"}
 OTHER_MODULES = {"__init__", "__main__", *COMMANDS}
 BUILDS_ON = {
     "warmup": {"dlcourse.learning_rate_decay"},
@@ -132,7 +133,7 @@ def no_strangers(root: Path) -> list[str]:
     strangers = sorted(modules - set(TECHNIQUES) - OTHER_MODULES)
     problems = [f"dlcourse/{name}.py is no technique of the list" for name in strangers]
     chapters = {path.name for path in (root / "chapters").glob("*.ipynb")}
-    extra = sorted(chapters - set(CHAPTER.values()))
+    extra = sorted(chapters - set(CHAPTER.values()) - GUIDES)
     return problems + [f"chapters/{name} has no such technique or number" for name in extra]
 
 
