@@ -32,10 +32,13 @@ lint: $(READY)
 	$(BIN)/ruff format --check . && $(BIN)/ruff check .
 
 bench: $(READY)
+	$(BIN)/python benchmarks/imports.py
 	$(BIN)/python benchmarks/many_seeds.py
 	$(BIN)/python benchmarks/fit_overhead.py
 	$(BIN)/python benchmarks/augmentation.py
 	$(BIN)/python benchmarks/data_loading.py
+	$(BIN)/python benchmarks/digits_svc.py
+	$(BIN)/python benchmarks/chapters.py
 
 $(READY): $(LOCK) pyproject.toml
 	$(PYTHON) -m venv .venv

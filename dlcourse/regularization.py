@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterable
+from numbers import Integral
 
 import torch
 import torch.nn.functional as F
@@ -57,7 +58,8 @@ def soft_threshold(x: Tensor, threshold: float | Tensor) -> Tensor:
     """Move every entry of `x` towards 0 by `threshold` >= 0, and stop there: zeros are exact.
 
     It is the w that makes (w - x)**2 / 2 + threshold * |w| smallest. `threshold` is a number or a
-    tensor that broadcasts. NaN stays NaN. Raises ValueError for a number below 0.
+    tensor that broadcasts (its signs are not checked). NaN stays NaN. Raises ValueError for a
+    number below 0.
     Invariants: no entry grows or changes its sign; what is at most `threshold` long becomes 0.
     """
     if not isinstance(threshold, Tensor):
@@ -115,7 +117,7 @@ class ProximalSGD(torch.optim.Optimizer):
 class AdamW(torch.optim.Optimizer):
     """Adam whose weight decay does not pass through Adam: w shrinks by 1 - lr * weight_decay.
 
-    lr > 0, 0 <= betas < 1, eps > 0, weight_decay >= 0; each may differ by parameter group. The
+    lr > 0, 0 <= betas < 1, eps >= 0, weight_decay >= 0; each may differ by parameter group. The
     defaults are torch's. Raises ValueError for numbers out of range.
     Source: Loshchilov & Hutter (2019), with torch's order of operations (for-loop form), which it
     equals to the bit. Invariant: without a gradient the weights shrink as a geometric series.
@@ -165,23 +167,21 @@ def param_groups(model: nn.Module, weight_decay: float, skip: Iterable[str] = ()
     """Return two parameter groups: those that decay, and those that do not (weight_decay 0).
 
     What does not decay: biases and all other tensors of at most one dimension, the scales of
-    torch's norm layers, and names that hold one of the strings in `skip`. Raises ValueError for a
-    negative `weight_decay`, or an entry of `skip` that no name holds.
-    Invariant: each parameter of the model is in exactly one group, tied ones once.
+    torch's norm layers, and names that hold one of the strings in `skip` (any of its names, for a
+    tied tensor). Raises ValueError for a negative `weight_decay`, or an entry of `skip` that no
+    name holds. Invariant: each parameter of the model is in exactly one group, tied ones once.
     """
     _check_at_least_zero("weight_decay", weight_decay)
     skip = [skip] if isinstance(skip, str) else list(skip)
-    names = {id(weight): name for name, weight in model.named_parameters()}
+    names = {name: id(w) for name, w in model.named_parameters(remove_duplicate=False)}
     for part in skip:
-        if not any(part in name for name in names.values()):
-            raise ValueError(
-                f"skip={part!r} is in no name of the model: {', '.join(names.values())}"
-            )
+        if not any(part in name for name in names):
+            raise ValueError(f"skip={part!r} is in no name of the model: {', '.join(names)}")
+    skipped = {number for name, number in names.items() if any(part in name for part in skip)}
     exempt = {id(w) for m in model.modules() if isinstance(m, NORMS) for w in m.parameters(False)}
     decayed, spared = [], []
     for weight in model.parameters():
-        named = any(part in names[id(weight)] for part in skip)
-        spare = weight.ndim <= 1 or id(weight) in exempt or named
+        spare = weight.ndim <= 1 or id(weight) in exempt | skipped
         (spared if spare else decayed).append(weight)
     groups = (
         {"params": decayed, "weight_decay": weight_decay},
@@ -232,8 +232,9 @@ def cross_entropy(
     """Return the cross entropy, in nats, of logits (n, classes) and class numbers (n,).
 
     A share `label_smoothing` in [0, 1] of each target is spread evenly over all classes. Rows with
-    the target `ignore_index` do not count. `reduction`: "mean", "sum" or "none" (n,).
-    Raises ValueError for other shapes or settings. Source: Szegedy et al. (2016).
+    the target `ignore_index` do not count; where none counts the mean is NaN, as in torch.
+    `reduction`: "mean", "sum" or "none" (n,). Raises ValueError for other shapes or settings.
+    Source: Szegedy et al. (2016).
     Invariant: the smallest value it can take is the entropy of the smoothed target.
     """
     if not 0 <= label_smoothing <= 1:
@@ -267,13 +268,14 @@ class EarlyStopping:
     Call it once a round with the validation value and the model; it returns True when training
     should end. `restore(model)` then puts the best weights and buffers back. Better is lower, or
     higher with mode="max", by more than `min_delta` >= 0. NaN is never better.
-    With `accelerator`, the value is first averaged over all processes, so that all stop together.
+    With `accelerator`, the value is first averaged over all processes, so that all stop together;
+    give each as many rows.
     Attributes: `best`, `best_round` (from 1; 0 before any), `rounds`.
     Raises ValueError for settings out of range, RuntimeError on restoring before anything finite.
     """
 
     def __init__(self, patience: int, min_delta: float = 0.0, mode: str = "min", accelerator=None):
-        if not isinstance(patience, int) or isinstance(patience, bool) or patience < 1:
+        if not isinstance(patience, Integral) or isinstance(patience, bool) or patience < 1:
             raise ValueError(f"patience={patience!r}: give a number of rounds of at least 1")
         if mode not in ("min", "max"):
             raise ValueError(f"mode={mode!r}: choose min (a loss) or max (an accuracy)")
@@ -305,12 +307,15 @@ class EarlyStopping:
         model.load_state_dict(self._weights)
 
     def state_dict(self) -> dict:
-        """Return what a checkpoint needs, so that a resumed run stops where the whole one would."""
+        """Return what a checkpoint needs: "best", "rounds", "best_round", and "weights" or None.
+
+        Invariant: a run resumed from it stops, and restores, where the uninterrupted one would.
+        """
         names = ("best", "rounds", "best_round")
         return {name: getattr(self, name) for name in names} | {"weights": self._weights}
 
     def load_state_dict(self, state: dict) -> None:
-        """Take up what `state_dict` returned; the settings stay those of this object."""
+        """Take up what `state_dict` returned; patience, min_delta and mode stay this object's."""
         self.best, self._weights = state["best"], state["weights"]
         self.rounds, self.best_round = state["rounds"], state["best_round"]
 
@@ -324,7 +329,8 @@ def reliability(
     """Return (confidence, accuracy, count), each (bins,), by the probability of the chosen class.
 
     `probabilities` is (n, classes), `targets` (n,). Bin b holds confidences in (b/bins,
-    (b+1)/bins]; the mean of an empty bin is NaN. Raises ValueError for other shapes or bins < 1.
+    (b+1)/bins]; the mean of an empty bin is NaN. Raises ValueError for other shapes, for values
+    that are no probabilities (logits, NaN), and for bins < 1.
     Invariant: the counts add up to n.
     """
     if probabilities.ndim != 2 or targets.shape != probabilities.shape[:1]:
@@ -334,6 +340,8 @@ def reliability(
         )
     if bins < 1:
         raise ValueError(f"bins={bins}: give at least 1")
+    if not ((probabilities >= 0) & (probabilities <= 1 + 1e-6)).all():
+        raise ValueError("not all values are from 0 to 1: give probabilities, logits.softmax(1)")
     confidence, chosen = probabilities.detach().double().max(1)
     right = (chosen == targets).double()
     edges = torch.linspace(0, 1, bins + 1, dtype=torch.float64, device=confidence.device)
@@ -361,8 +369,14 @@ def fit_temperature(logits: Tensor, targets: Tensor) -> Tensor:
 
     `logits` (..., n, classes) and `targets` (..., n) are of validation rows, not of training rows;
     the result is (...), one T for each set of rows. Dividing by T changes no accuracy. The loss is
-    convex in 1 / T, so bisection on its slope finds the minimum. Source: Guo et al. (2017).
+    convex in 1 / T, so bisection on its slope finds the minimum. Raises ValueError for other
+    shapes, no rows, or logits that are not finite. Source: Guo et al. (2017).
     """
+    if targets.shape != logits.shape[:-1] or not logits.numel() or not logits.isfinite().all():
+        raise ValueError(
+            f"logits {tuple(logits.shape)} and targets {tuple(targets.shape)}: give finite logits "
+            "(..., n, classes) and class numbers (..., n), of at least one row"
+        )
     logits = logits.detach().double()
     wanted = logits.gather(-1, targets.unsqueeze(-1)).mean((-2, -1))
     low, high = torch.full_like(wanted, 1e-2), torch.full_like(wanted, 1e2)  # of 1 / T
@@ -415,7 +429,8 @@ def _sparse_regression() -> tuple[Tensor, Tensor]:
 def _check_zeros(answer: Callable) -> None:
     w = torch.tensor([1.0, -1.0, 0.005, -0.004, 0.0])
     got = answer(w.clone(), torch.zeros(5), 0.1, 0.1)
-    expect(isinstance(got, Tensor) and got.shape == w.shape, "Return the new w, of the shape of w.")
+    expect(isinstance(got, Tensor) and got.shape == w.shape, "Return the new w, a tensor like w.")
+    expect(bool(got.isfinite().all()), "The new w is not finite: do not divide by w.")
     small = got[2:].tolist()
     expect(
         not (small[0] < 0 or small[1] > 0),
@@ -435,11 +450,11 @@ def _check_zeros(answer: Callable) -> None:
     )
     wanted = torch.tensor([0.99, -0.99])
     expect(torch.allclose(big, wanted, atol=1e-4), f"1 and -1 became {big.tolist()}, not +-0.99.")
-    got = answer(torch.tensor([0.05, 3.0]), torch.tensor([1.0, 0.0]), 0.1, 0.2)
+    got = answer(torch.tensor([0.05, 3.0]), torch.tensor([1.0, 0.0]), 0.2, 0.15)
     expect(
-        torch.allclose(got, torch.tensor([-0.03, 2.98]), atol=1e-5),
-        f"w = (0.05, 3), gradient (1, 0), lr 0.1, strength 0.2 gave {got.tolist()}, wanted (-0.03, "
-        "2.98): take the gradient step first, then move towards 0.",
+        torch.allclose(got, torch.tensor([-0.12, 2.97]), atol=1e-5),
+        f"w = (0.05, 3), gradient (1, 0), lr 0.2, strength 0.15 gave {got.tolist()}, wanted "
+        "(-0.12, 2.97): take the gradient step first, then move towards 0.",
     )
     x, y = _sparse_regression()
     w = torch.zeros(200)
@@ -509,6 +524,16 @@ def _check_groups(answer: Callable) -> None:
             f"{name} decays: it is the scale of a norm layer, though its name says weight. Go by "
             "its one dimension, or by the layer.",
         )
+    model = nn.ModuleDict({"scale": nn.LayerNorm(3), "head": nn.Linear(3, 2)})
+    found = torch.optim.AdamW(answer(model, 0.3), lr=0.1).param_groups
+    decay = {id(weight): group["weight_decay"] for group in found for weight in group["params"]}
+    names = model.named_parameters()
+    got = {name: round(float(decay.get(id(weight), -1)), 4) for name, weight in names}
+    expect(
+        got == {name: 0.3 * (name == "head.weight") for name in got},
+        f"With another model and a weight_decay of 0.3 the decay is {got}: use the arguments, and "
+        "go by no name of one model.",
+    )
 
 
 def _solve_groups(model, weight_decay):
@@ -567,7 +592,7 @@ def _check_decoupled(answer: Callable) -> None:
     lr, decay = 0.01, 0.1
     w, adam = torch.tensor([1.0, -2.0]), _Adam(lr)
     got = answer(w.clone(), torch.zeros(2), adam, lr, decay)
-    expect(isinstance(got, Tensor) and got.shape == w.shape, "Return the new w, of the shape of w.")
+    expect(isinstance(got, Tensor) and got.shape == w.shape, "Return the new w, a tensor like w.")
     expect(adam.t == 1, f"Call adam once a step: it keeps running means. You called it {adam.t}x.")
     moved = (w - got).abs()
     expect(bool((moved > 0).any()), "Without a gradient the weights must still decay.")
@@ -582,6 +607,12 @@ def _check_decoupled(answer: Callable) -> None:
     )
     wanted = lr * decay * w
     expect(torch.allclose(w - got, wanted, rtol=1e-3), f"w - new w is {w - got}, wanted {wanted}.")
+    got = answer(w.clone(), torch.zeros(2), _Adam(0.02), 0.02, 0.3)
+    expect(
+        torch.allclose(w - got, 0.006 * w, rtol=1e-2),
+        f"With lr 0.02 and weight_decay 0.3, w - new w is {w - got}, wanted {0.006 * w}: use the "
+        "arguments.",
+    )
     ours, adam = torch.ones(2), _Adam(lr)
     theirs, reference = torch.ones(2), _Adam(lr)
     sizes, draw = torch.tensor([100.0, 0.01]), torch.Generator().manual_seed(0)
@@ -628,7 +659,7 @@ def _check_dropout(answer: Callable) -> None:
         torch.equal(got, x),
         "In evaluation x must come back unchanged: the scaling belongs to training.",
     )
-    got = answer(x.clone(), 0.2, True)
+    got = answer(x.clone(), 0.2, True).to(x.dtype)
     dropped = got == 0
     share = dropped.float().mean().item()
     expect(abs(share - 0.8) > 0.02, "With p = 0.2 you dropped 80 %: p is the share to drop.")
@@ -649,6 +680,12 @@ def _check_dropout(answer: Callable) -> None:
     again = answer(x.clone(), 0.2, True) == 0
     expect(not torch.equal(again, dropped), "Two calls dropped the same entries: draw anew.")
     expect(torch.equal(answer(x.clone(), 0.0, True), x), "With p = 0 nothing may be dropped.")
+    got = answer(x.clone(), 0.6, True).to(x.dtype)
+    share, scale = (got == 0).float().mean().item(), (got / x).max().item()
+    expect(
+        abs(share - 0.6) < 0.02 and abs(scale - 2.5) < 1e-4,
+        f"With p = 0.6 you dropped {share:.0%} and multiplied the others by {scale:.3g}: use p.",
+    )
 
 
 def _solve_dropout(x, p, training):

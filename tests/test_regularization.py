@@ -281,6 +281,8 @@ def test_each_parameter_is_in_exactly_one_group():
     (first, second) = rg.param_groups(model, 0.1, skip="position")
     assert [id(w) for w in first["params"]] == [id(model.embed.weight)]
     assert id(model.position) in {id(w) for w in second["params"]}
+    (_, third) = rg.param_groups(model, 0.1, skip="head")  # a tied tensor goes by any of its names
+    assert id(model.embed.weight) in {id(w) for w in third["params"]}
     assert len(rg.param_groups(nn.Linear(2, 2, bias=False), 0.1)) == 1
     assert rg.param_groups(nn.ReLU(), 0.1) == []
 
@@ -459,6 +461,46 @@ def test_early_stopping_keeps_a_copy():
     assert model.weight == 1 and not stopper(3.0, model) and stopper(3.0, model)
 
 
+@pytest.mark.parametrize("mode", ["min", "max"])
+@pytest.mark.parametrize("seed", range(10))
+def test_early_stopping_resumes_where_the_whole_run_would_be(tmp_path, seed, mode):
+    draw = np.random.default_rng(seed)
+    values, cut = draw.standard_normal(25).cumsum(), int(draw.integers(0, 10))
+    ends = []
+    for resume in (False, True):
+        stopper, model, end = rg.EarlyStopping(np.int64(4), 0.1, mode), nn.BatchNorm1d(1), None
+        for number, value in enumerate(values, 1):
+            if resume and number == cut + 1:
+                torch.save(stopper.state_dict(), tmp_path / "state.pt")
+                stopper = rg.EarlyStopping(4, 0.1, mode)
+                stopper.load_state_dict(torch.load(tmp_path / "state.pt"))
+            model.running_mean.fill_(number)
+            nn.init.constant_(model.weight, -number)
+            if stopper(value, model):
+                end = number
+                break
+        stopper.restore(model)
+        ends.append((end, stopper.best, stopper.rounds, stopper.best_round, model.weight.item()))
+        assert model.running_mean == stopper.best_round == -model.weight
+    assert ends[0] == ends[1]
+
+
+def test_a_state_is_not_changed_by_the_rounds_after_it():
+    model, stopper = nn.Linear(1, 1), rg.EarlyStopping(3)
+    assert stopper.state_dict() == {
+        "best": math.inf, "rounds": 0, "best_round": 0, "weights": None
+    }  # fmt: skip
+    nn.init.ones_(model.weight)
+    stopper(1.0, model)
+    state = stopper.state_dict()
+    nn.init.zeros_(model.weight)
+    stopper(0.5, model)
+    assert state["best"] == state["rounds"] == 1 and state["weights"]["weight"] == 1
+    stopper.load_state_dict(state)
+    stopper.restore(model)
+    assert model.weight == 1 and stopper.best == 1
+
+
 def test_early_stopping_refuses():
     for settings in ({"patience": 0}, {"patience": 2.5}, {"patience": True}):
         with pytest.raises(ValueError, match="at least 1"):
@@ -541,6 +583,9 @@ def test_calibration_at_the_edges():
         rg.reliability(sure, torch.tensor([0]))
     with pytest.raises(ValueError, match="at least 1"):
         rg.reliability(sure, torch.tensor([0, 1]), bins=0)
+    for bad in (torch.tensor([[2.0, -1.0]]), torch.tensor([[math.nan, 0.5]])):
+        with pytest.raises(ValueError, match="give probabilities"):
+            rg.expected_calibration_error(bad, torch.tensor([0]))
 
 
 @pytest.mark.parametrize("seed", range(10))
@@ -566,6 +611,20 @@ def test_temperature_stays_in_its_range():
     temperature = rg.fit_temperature(z, y)  # always right: as cold as float64 can tell apart
     assert 0.01 <= temperature <= 0.05 and F.cross_entropy(z / temperature, y) < 1e-9
     assert rg.fit_temperature(z, 1 - y).item() == pytest.approx(100, rel=1e-3)  # always wrong
+
+
+@pytest.mark.parametrize(
+    "z, y",
+    [
+        (torch.tensor([[0.0, -math.inf]]), torch.tensor([0])),
+        (torch.tensor([[math.nan, 0.0]]), torch.tensor([0])),
+        (torch.zeros(0, 2), torch.zeros(0, dtype=torch.long)),
+        (torch.zeros(3, 2), torch.zeros(2, dtype=torch.long)),
+    ],
+)
+def test_temperature_refuses(z, y):
+    with pytest.raises(ValueError, match="give finite logits"):
+        rg.fit_temperature(z, y)
 
 
 # --- in the loop ----------------------------------------------------------------------------------
@@ -663,6 +722,22 @@ def test_other_right_answers_are_accepted():
     assert accepts(3, lambda x, p, training: F.dropout(x, p, training))
     assert accepts(3, lambda x, p, training: rg.Dropout(p).train(training)(x))
 
+    def by_numpy(x, p, training):  # float64
+        return x * torch.tensor((np.random.rand(*x.shape) >= p) / (1 - p)) if training else x
+
+    assert accepts(3, by_numpy)
+
+
+def spare_by_the_names_of_the_example(model, weight_decay):
+    names = ("0.bias", "1.weight", "1.bias", "3.bias", "4.weight", "4.bias")
+    spared = [w for name, w in model.named_parameters() if name in names]
+    ids = {id(w) for w in spared}
+    decayed = [w for w in model.parameters() if id(w) not in ids]
+    return [
+        {"params": decayed, "weight_decay": weight_decay},
+        {"params": spared, "weight_decay": 0.0},
+    ]
+
 
 def test_lazy_answers_are_not():
     lazy = [
@@ -682,6 +757,12 @@ def test_lazy_answers_are_not():
         (3, lambda x, p, training: F.dropout(x, 0.2, training)),
         (3, lambda x, p, training: F.dropout(x, p, True)),
         (3, lambda x, p, training: F.dropout1d(x[None], p, training)[0]),
+        (0, lambda w, grad, lr, strength: rg.soft_threshold(w - lr * grad, 0.1 * strength)),
+        (0, lambda w, grad, lr, strength: rg.soft_threshold(w - lr * grad, 0.01)),
+        (1, lambda model, weight_decay: rg.param_groups(model, 0.1)),
+        (1, spare_by_the_names_of_the_example),
+        (2, lambda w, grad, adam, lr, weight_decay: 0.999 * w - adam(grad)),
+        (3, lambda x, p, training: F.dropout(x, 0.2, training) if p else x),
     ]
     for number, answer in lazy:
         assert not accepts(number, answer), (number, answer)

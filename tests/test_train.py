@@ -1,0 +1,340 @@
+"""The command as a reader uses it: options, plan, folder, and the studies around a run."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from dlcourse import recipe as rc
+from dlcourse import studies, train
+from dlcourse.lab.launching import LaunchError
+from dlcourse.lab.training import NonFiniteLossError
+from dlcourse.recipe import FIELDS, Problem, Recipe, load_model
+from dlcourse.train import main, read
+
+ROOT = Path(__file__).resolve().parent.parent
+FAST = ["--model", "mlp", "--width", "2", "--train-limit", "320", "--epochs", "1"]
+
+
+@pytest.fixture(autouse=True)
+def in_a_folder_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+# --------------------------------------------------------------------------- options
+
+
+def test_help_names_every_setting_in_its_group_on_one_screen():
+    text = train.parser().format_help()
+    assert len(text.splitlines()) <= 60 and max(map(len, text.splitlines())) <= train.SCREEN
+    for name, spec in FIELDS().items():
+        assert f"--{name.replace('_', '-')}" in text and f"\n{spec.metadata['group']}:" in text
+
+
+def test_options_come_before_the_config_and_the_config_before_defaults():
+    Path("my.toml").write_text("lr = 0.5\nmax_norm = inf\n")
+    _, recipe = read(["--config", "my.toml", "--lr", "0.25", "--weight_decay", "0.125"])
+    assert (recipe.lr, recipe.max_norm, recipe.weight_decay) == (0.25, float("inf"), 0.125)
+    assert recipe.changed(lr=0.01, max_norm=1.0, weight_decay=0.05) == Recipe()
+
+
+def test_data_takes_a_path_after_folder_only():
+    root = read(["--data", "folder", "some/where", "--lr", "1"])[1].root
+    assert root == str(Path.cwd() / "some" / "where")  # so that it is found from elsewhere too
+    with pytest.raises(Problem, match="only folder takes one path"):
+        read(["--data", "mnist", "some/where"])
+    with pytest.raises(Problem, match="needs a path"):
+        read(["--data", "folder"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--config", "none.toml"], "name a TOML file"),
+        (["--resume"], "--resume needs --out"),
+        (["--config", "good.toml", "--resume"], "--resume needs --out"),
+        (["--ablate", "--tune", "2", "--log", "csv"], "leave out --tune and --log"),
+        (["--width", "300000000"], "out of memory: start anew with"),
+        (["--augment", "zoom"], "choose one of none, shift"),
+        (["--compress", "zip"], "choose from prune, quantize, distil"),
+        (["--tune", "0"], "at least 1 trial"),
+        (["--ablate", "--seeds", "1"], "at least 2 runs"),
+        (["--data", "mnist", "--root", "nowhere"], "nowhere"),
+        (["--data", "folder", "nowhere"], "there is no folder"),
+        (["--log", "blackboard"], "--log blackboard"),
+    ],
+)
+def test_what_cannot_be_is_said_in_one_line(arguments, words, capsys):
+    Path("good.toml").write_text("lr = 0.02\n")
+    out = ["--out", "run"] if "--resume" not in arguments else []
+    assert main([*FAST, *arguments, *out]) == (1 if "--width" in arguments else 2)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("dlcourse-train: ") and words in line
+    assert not Path("run").exists()
+
+
+def test_under_a_launcher_the_recipe_stores_the_number_of_processes(monkeypatch, capsys):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert read(FAST)[1].processes == 2
+    with pytest.raises(Problem, match="leave it out"):
+        read([*FAST, "--processes", "3"])
+    assert main([*FAST, "--tune", "2", "--compress", "prune"]) == 2
+    assert "--tune and --compress: not under a launcher" in capsys.readouterr().err
+    assert not Path("runs").exists()
+
+
+def test_letters_that_the_terminal_lacks_do_not_stop_a_run(monkeypatch):
+    stdout = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", stdout)
+    assert main([*FAST, "--dry-run", "--out", "für 猫"]) == 0
+    stdout.flush()
+    assert rb"folder f\xfcr \u732b" in stdout.buffer.getvalue()
+
+
+def test_an_error_in_a_process_is_one_line():
+    error = LaunchError(
+        "rank 0 raised:\nTraceback (most recent call last):\n  File ...\n"
+        "dlcourse.lab.training.NonFiniteLossError: the loss is nan. Lower the rate.\n"
+    )
+    assert train.explain(error) == ("NonFiniteLossError: the loss is nan. Lower the rate.", False)
+    full = LaunchError("rank 0 raised:\nOSError: [Errno 28] No space left on device: 'x'")
+    assert train.explain(full) == ("no space left on the disk: free some", True)
+    assert train.explain(LaunchError("rank 1 died by signal 9\nmore")) == (
+        "rank 1 died by signal 9", True,
+    )  # fmt: skip
+
+
+def test_unknown_options_are_refused_and_not_guessed(capsys):
+    for arguments in (["--learning-rate", "1"], ["--epoch", "1"], ["--lr", "fast"]):
+        with pytest.raises(SystemExit) as end:
+            main(arguments)
+        assert end.value.code == 2
+    assert "invalid float value: 'fast'" in capsys.readouterr().err
+
+
+# --------------------------------------------------------------------------- plan and run
+
+
+def test_dry_run_prints_a_line_for_each_technique_and_writes_nothing(capsys):
+    assert main([*FAST, "--dry-run", "--accumulation-steps", "2", "--patience", "3"]) == 0
+    out = capsys.readouterr().out
+    lines = out.splitlines()
+    numbered = [line for line in lines if line[:2].strip().isdigit() and line[2:4] == "  "]
+    assert [int(line[:2]) for line in numbered] == list(range(1, 17))
+    assert "2 x 32 images" in out and "after 3 epochs without gain" in out
+    assert "5 updates: 1 epochs of 5" in out and not Path("runs").exists()
+    assert main([*FAST, "--dry-run", "--ablate"]) == 0
+    assert "ablation: 8 arms x 3 rates x 5 seeds of this" in capsys.readouterr().out
+
+
+def test_each_run_gets_a_folder_of_its_own(capsys):
+    assert main(FAST) == main(FAST) == 0
+    assert sorted(path.name for path in Path("runs").iterdir()) == ["digits", "digits-2"]
+    same = [Path("runs", name, "model.safetensors").read_bytes() for name in ("digits", "digits-2")]
+    assert same[0] == same[1]
+    assert "test accuracy" in capsys.readouterr().out
+
+
+def test_the_stored_recipe_repeats_the_run():
+    assert main([*FAST, "--seed", "3", "--out", "one"]) == 0
+    assert main(["--config", "one/recipe.toml", "--out", "two"]) == 0
+    assert Path("one/model.safetensors").read_bytes() == Path("two/model.safetensors").read_bytes()
+
+
+def test_another_seed_is_another_run():
+    for seed in ("0", "1"):
+        assert main([*FAST, "--seed", seed, "--out", seed]) == 0
+    assert Path("0/model.safetensors").read_bytes() != Path("1/model.safetensors").read_bytes()
+
+
+def test_torchrun_trains_on_two_processes_and_the_run_goes_on_without_it():
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    done = subprocess.run(
+        [*launcher, "--nproc_per_node", "2", "-m", "dlcourse.train", *FAST, "--out", "run"],
+        env=os.environ | {"PYTHONPATH": str(ROOT), "ACCELERATE_USE_CPU": "yes"},
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("test accuracy") == 1
+    assert torch.load("run/resume.pt", weights_only=True)["facts"]["processes"] == 2
+    assert Recipe.from_toml(Path("run/recipe.toml").read_text()).processes == 2
+    whole = Path("run/model.safetensors").read_bytes()
+    assert main(["--resume", "--out", "run"]) == 0
+    assert Path("run/model.safetensors").read_bytes() == whole
+
+
+def test_mnist_from_published_bytes(capsys):
+    if "DLCOURSE_MNIST" not in os.environ:
+        pytest.skip("DLCOURSE_MNIST is not set: the folder that holds MNIST/raw")
+    arguments = ["--data", "mnist", "--root", os.environ["DLCOURSE_MNIST"], "--train-limit", "2000"]
+    assert main([*arguments, "--epochs", "2", "--width", "8", "--out", "run"]) == 0
+    assert json.loads(Path("run/result.json").read_text())["accuracy"] > 0.7
+
+
+def test_colour_images_of_a_folder_train_a_residual_network():
+    from PIL import Image
+
+    g = torch.Generator().manual_seed(0)
+    for number in range(80):
+        folder = Path("images", ("red", "green")[number % 2])
+        folder.mkdir(parents=True, exist_ok=True)
+        pixels = torch.randint(0, 128, (32, 32, 3), generator=g, dtype=torch.uint8)
+        pixels[..., number % 2] += 60
+        Image.fromarray(pixels.numpy()).save(folder / f"{number}.png")
+    arguments = ["--data", "folder", "images", "--batch-size", "8", "--width", "4", "--epochs", "4"]
+    assert main([*arguments, "--augment", "colour", "--out", "run"]) == 0
+    model, facts = load_model("run")
+    assert facts["channels"] == 3 and facts["classes"] == ["green", "red"]
+    assert any(isinstance(module, rc.Block) for module in model.modules())
+    assert json.loads(Path("run/result.json").read_text())["accuracy"] > 0.8
+
+
+def test_a_folder_with_odd_names_and_kinds_of_images_goes_on_from_another_directory(monkeypatch):
+    from PIL import Image
+
+    for number in range(48):
+        folder = Path("meine Bilder 😀", ("ねこ", "groß | klein")[number % 2])
+        folder.mkdir(parents=True, exist_ok=True)
+        image = Image.new("RGB", (20, 32), (5 * number, 99, 0))
+        image.convert(("RGB", "L", "RGBA", "LA", "1", "P")[number // 8]).save(
+            folder / f"{number} é.png"
+        )
+    arguments = ["--data", "folder", "meine Bilder 😀", *FAST[:4], "--batch-size", "8"]
+    assert main([*arguments, "--epochs", "2", "--out", "run"]) == 0
+    whole = Path("run/model.safetensors").read_bytes()
+    facts = load_model("run")[1]
+    assert facts["classes"] == ["groß | klein", "ねこ"]
+    assert facts["recipe"]["root"] == "meine Bilder 😀"  # and not where it lies on this machine
+    Path("elsewhere").mkdir()
+    monkeypatch.chdir("elsewhere")
+    assert main(["--resume", "--out", "../run"]) == 0
+    assert Path("../run/model.safetensors").read_bytes() == whole
+
+
+# --------------------------------------------------------------------------- studies
+
+
+def test_tune_chooses_by_validation_and_goes_on_where_it_stopped(capsys):
+    arguments = [*FAST, "--tune", "6", "--out", "run"]
+    assert main(arguments) == 0
+    with open("run/tune.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 6
+    best = min(rows, key=lambda row: float(row["loss"]))
+    recipe = Recipe.from_toml(Path("run/recipe.toml").read_text())
+    assert recipe.lr == float(best["lr"]) and recipe.weight_decay == float(best["weight_decay"])
+    whole = Path("run/model.safetensors").read_bytes()
+    lines = Path("run/tune.csv").read_text().splitlines(keepends=True)
+    for name in ("recipe.toml", "resume.pt", "model.safetensors"):
+        Path("run", name).unlink()
+    for path in list(Path("run").iterdir()):
+        if path.name not in ("tune.csv", "untuned.toml"):
+            path.unlink()
+    Path("run/tune.csv").write_text("".join(lines[:4]) + lines[4][:9])  # the fourth was cut short
+    assert main(["--tune", "6", "--resume", "--out", "run"]) == 0
+    assert Path("run/model.safetensors").read_bytes() == whole
+    assert Path("run/tune.csv").read_text() == "".join(lines)
+    assert main(arguments) == 2  # a new search needs another folder
+    assert "continue it with --resume" in capsys.readouterr().err
+    assert main([*arguments, "--resume", "--epochs", "2"]) == 2  # its trials are of other runs
+    assert "epochs was 1" in capsys.readouterr().err
+    assert "the best of 6 settings" in Path("run/MODEL_CARD.md").read_text()
+
+
+def test_a_search_writes_nothing_where_its_run_could_not_go(capsys):
+    Path("used").mkdir()
+    Path("used/letter.txt").write_text("dear")
+    assert main([*FAST, "--tune", "1", "--out", "used"]) == 2
+    assert main([*FAST, "--out", "run"]) == 0
+    assert main([*FAST, "--tune", "1", "--resume", "--out", "run"]) == 2
+    assert capsys.readouterr().err.count("holds other files") == 2
+    assert [path.name for path in Path("used").iterdir()] == ["letter.txt"]
+    assert not Path("run/tune.csv").exists()
+
+
+def test_runs_that_diverge_end_neither_a_search_nor_an_ablation(monkeypatch):
+    real = studies.train
+
+    def fragile(recipe, *rest, **more):
+        if recipe.lr > 0.02 or recipe.schedule == "constant":
+            raise NonFiniteLossError("the loss is nan")
+        return real(recipe, *rest, **more)
+
+    monkeypatch.setattr(studies, "train", fragile)
+    assert main([*FAST, "--tune", "6", "--out", "run"]) == 0
+    scores = [line.split(",")[-1] for line in Path("run/tune.csv").read_text().splitlines()]
+    assert "inf" in scores
+    assert Recipe.from_toml(Path("run/recipe.toml").read_text()).lr <= 0.02
+    assert main([*FAST, "--ablate", "--seeds", "2", "--out", "ablation"]) == 0
+    rows = [
+        line for line in Path("ablation/ablation.csv").read_text().splitlines() if "const" in line
+    ]
+    assert len(rows) == 6 and all(float(row.split(",")[4]) == 0.1 for row in rows)
+
+
+def test_a_table_that_was_cut_short_anywhere_is_completed(tmp_path):
+    path = tmp_path / "table.csv"
+
+    def fill():
+        table = studies.Table(path, ["name"], ["value"])
+        return [table.get((name,), lambda: {"value": 0.1}) for name in ("é", "ab")]
+
+    rows = fill()
+    content = path.read_bytes()
+    for length in range(len(content) + 1):
+        path.write_bytes(content[:length])
+        assert fill() == rows and path.read_bytes() == content
+
+
+def test_compression_does_what_it_says_and_goes_on_where_it_stopped(monkeypatch, capsys):
+    noise = ["--augment", "mixup", "--label-smoothing", "0.1", "--max-norm", "inf"]
+    arguments = [*FAST, *noise, "--out", "run", "--compress", "prune", "quantize"]
+    assert main(arguments) == 0
+    layers = [m for m in load_model("run/compressed/prune")[0] if hasattr(m, "weight")]
+    zeros = torch.cat([(layer.weight == 0).ravel() for layer in layers]).double().mean()
+    assert zeros == pytest.approx(0.8, abs=0.01)
+    for layer in load_model("run/compressed/quantize")[0]:
+        assert not hasattr(layer, "weight") or all(len(row.unique()) <= 256 for row in layer.weight)
+    pruned = Path("run/compressed/prune/model.safetensors")
+    before = pruned.stat().st_mtime_ns
+    monkeypatch.setattr(studies, "_prune", lambda *_: pytest.fail("made before"))
+    capsys.readouterr()
+    assert main(["--resume", "--out", "run", "--compress", "prune", "quantize", "distil"]) == 0
+    assert pruned.stat().st_mtime_ns == before
+    assert load_model("run/compressed/distil")[1]["recipe"]["width"] == 1
+    table = capsys.readouterr().out
+    assert all(f"| {name} |" in table for name in ("as trained", "prune", "quantize", "distil"))
+
+
+def test_ablation_compares_on_the_same_seeds_and_goes_on_where_it_stopped(monkeypatch):
+    seen = []
+    real = studies.train
+
+    def counted(recipe, *rest, **more):
+        seen.append(recipe)
+        return real(recipe, *rest, **more)
+
+    monkeypatch.setattr(studies, "train", counted)
+    arguments = [*FAST, "--max-norm", "inf", "--ablate", "--seeds", "2", "--out", "run"]
+    assert main(arguments) == 0
+    arms = {"all techniques", *studies.OFF} - {
+        "gradient clipping", "label smoothing", "dropout", "early stopping", "accumulation",
+        "mixed precision", "batch normalization",  # off from the start; an MLP has no norm
+    }  # fmt: skip
+    assert len(seen) == len(arms) * 3 * 2
+    assert {recipe.seed for recipe in seen} == {0, 1}
+    table = Path("run/ablation.md").read_text()
+    assert "gradient clipping" not in table  # it was off from the start
+    assert len([line for line in table.splitlines() if line.startswith("| ")]) == 2 + len(arms) - 1
+    assert Path("run/ablation.png").read_bytes().startswith(b"\x89PNG")
+    seen.clear()
+    assert main(["--ablate", "--seeds", "3", "--resume", "--out", "run"]) == 0
+    assert {recipe.seed for recipe in seen} == {2}
