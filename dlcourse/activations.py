@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from dlcourse.lab.exercises import Exercise, Wrong, expect
 
@@ -67,7 +68,8 @@ def gelu(x: Tensor, approximate: str = "none") -> Tensor:
     if approximate == "none":
         return x * (0.5 * torch.erfc(x * -math.sqrt(0.5)))  # 1 + erf would lose the left tail
     if approximate == "tanh":
-        return 0.5 * x * (1 + tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+        y = x.clamp(-20, 20)  # beyond that tanh is 1, and in float16 the cube would overflow
+        return 0.5 * x * (1 + tanh(math.sqrt(2 / math.pi) * (y + 0.044715 * y**3)))
     raise ValueError(f"approximate={approximate!r}: choose 'none' or 'tanh'")
 
 
@@ -209,8 +211,11 @@ def ever_active(outputs: Tensor, dim: int = -1) -> Tensor:
 
     `outputs` are those after the activation; `dim` is the dimension of the units, and all others
     count as rows (for images (n, c, h, w): dim=1). NaN counts as active. Masks of batches or of
-    processes are joined by "or". Invariant: joined masks of parts equal the mask of the whole.
+    processes are joined by "or". Raises ValueError for a single number. Invariant: joined masks of
+    parts equal the mask of the whole.
     """
+    if outputs.ndim == 0:
+        raise ValueError("outputs is a single number: give outputs (rows, units)")
     active = (outputs != 0).movedim(dim, -1)
     return active if active.ndim == 1 else active.flatten(0, -2).any(0)
 
@@ -219,15 +224,18 @@ def dead_fraction(outputs: Tensor | Iterable[Tensor], dim: int = -1) -> float:
     """Return the share of units, from 0 to 1, that are 0 on every row of every batch.
 
     `outputs`: one tensor (rows, ..., units) after the activation, or an iterable of them, one a
-    batch. Raises ValueError where there is nothing to count.
+    batch. Raises ValueError where there is nothing to count (no batch, row or unit), and where the
+    batches differ in their units.
     Invariant: cutting the rows into batches does not change the result.
     """
-    alive = None
+    alive, numbers = None, 0
     for batch in [outputs] if isinstance(outputs, Tensor) else outputs:
-        mask = ever_active(batch, dim)
+        mask, numbers = ever_active(batch, dim), numbers + batch.numel()
+        if alive is not None and len(alive) != len(mask):
+            raise ValueError(f"batches of {len(alive)} and of {len(mask)} units: give one layer's")
         alive = mask if alive is None else alive | mask
-    if alive is None or not len(alive):
-        raise ValueError("no units to count: give outputs (rows, units), at least one batch")
+    if not numbers:
+        raise ValueError("no units to count: give outputs (rows, units), at least one row")
     return 1 - alive.double().mean().item()
 
 
@@ -236,8 +244,8 @@ def gradient_ratio(module: nn.Module) -> float:
 
     Reads the `.grad` of the parameters with two dimensions or more, in the module's order; call it
     after `backward`. Far below 1 the gradient vanishes on its way down, far above 1 it explodes.
-    Where the last gradient is 0 the ratio is inf. Raises ValueError where fewer than two weight
-    matrices have a gradient.
+    Where the last gradient is 0 the ratio is inf, or NaN if the first is 0 too. Raises
+    ValueError where fewer than two weight matrices have a gradient.
     Invariant: scaling the loss does not change it.
     """
     grads = [p.grad for p in module.parameters() if p.ndim >= 2 and p.grad is not None]
@@ -255,12 +263,13 @@ def gradient_ratio(module: nn.Module) -> float:
 def moments(activation: Callable[[Tensor], Tensor]) -> tuple[float, float]:
     """Return the mean squares of f(z) and of its slope f'(z), for z standard normal.
 
-    By the midpoint rule on 40,000 points from -10 to 10; `activation` works entry by entry.
+    By the midpoint rule on 40,000 points from -10 to 10; `activation` works entry by entry, in
+    place or not.
     """
     z = torch.arange(-10 + 2.5e-4, 10, 5e-4, dtype=torch.float64).requires_grad_()
     with torch.enable_grad():
-        values = activation(z)
-        (slopes,) = torch.autograd.grad(values.sum(), z)
+        values = activation(z.clone())
+        (slopes,) = torch.autograd.grad(values.sum() + 0 * z.sum(), z)  # a constant has slope 0
     weight = torch.exp(-0.5 * z.detach() ** 2) * (5e-4 / math.sqrt(2 * math.pi))
     return (weight * values.detach() ** 2).sum().item(), (weight * slopes**2).sum().item()
 
@@ -269,9 +278,12 @@ def forward_gain(activation: Callable[[Tensor], Tensor]) -> float:
     """Return the gain g for which weights of SD g / sqrt(fan_in) keep the signal's mean square.
 
     Source: He et al. (2015) for ReLU, where it is sqrt(2). Invariant: g^2 times the mean square of
-    f(z) is 1 for z standard normal. Raises ValueError for a function that is 0 everywhere.
+    f(z) is 1 for z standard normal. Raises ValueError for a function that is 0 everywhere, or not
+    finite on [-10, 10].
     """
     size = moments(activation)[0]
+    if not math.isfinite(size):
+        raise ValueError("this activation is not finite on [-10, 10]: give one that is")
     if size == 0:
         raise ValueError("this activation is 0 everywhere: no gain can keep a signal that is gone")
     return size**-0.5
@@ -294,10 +306,11 @@ def matched_init_(
     """Draw the weights of a chain of layers so that every pre-activation has mean square 1.
 
     Inputs of mean square 1 are assumed: the first layer has SD 1 / sqrt(fan_in), each later one
-    forward_gain(activation) / sqrt(fan_in). Biases become 0.
+    forward_gain(activation) / sqrt(fan_in). Biases become 0. Raises TypeError, and changes
+    nothing, where something is no Linear layer.
     """
     gain = 1.0
-    for layer in layers:
+    for layer in _only_linear(layers):
         _normal_(layer, gain, generator)
         gain = forward_gain(activation)
 
@@ -306,10 +319,10 @@ def as_sigmoid_(layers: Iterable[nn.Linear]) -> None:
     """Rewrite a chain of layers with tanh between them, so that it computes the same with sigmoid.
 
     From tanh(x) = 2 sigmoid(2 x) - 1: all layers but the last are doubled, and all but the first
-    take 2 s - 1 where they took tanh. Invariant: the outputs stay the same. Raises ValueError, and
-    changes nothing, where a layer has no bias.
+    take 2 s - 1 where they took tanh. Invariant: the outputs stay the same. Raises TypeError where
+    something is no Linear layer, ValueError where a layer has no bias, and then changes nothing.
     """
-    layers = list(layers)
+    layers = _only_linear(layers)
     if any(layer.bias is None for layer in layers):
         raise ValueError("a layer has no bias to take the half out of: build it with bias=True")
     with torch.no_grad():
@@ -322,6 +335,14 @@ def as_sigmoid_(layers: Iterable[nn.Linear]) -> None:
                 layer.bias.mul_(2)
 
 
+def _only_linear(layers: Iterable[nn.Linear]) -> list[nn.Linear]:
+    layers = list(layers)
+    for layer in layers:
+        if not isinstance(layer, nn.Linear):
+            raise TypeError(f"{type(layer).__name__} among the layers: give the Linear ones alone")
+    return layers
+
+
 def _normal_(layer: nn.Linear, gain: float, generator: torch.Generator | None) -> None:
     nn.init.normal_(layer.weight, std=gain / math.sqrt(layer.in_features), generator=generator)
     if layer.bias is not None:
@@ -331,13 +352,30 @@ def _normal_(layer: nn.Linear, gain: float, generator: torch.Generator | None) -
 # --- exercises ------------------------------------------------------------------------------------
 
 
+class _Calls(TorchFunctionMode):
+    """Note the names of the torch functions that are called inside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        self.names.add(getattr(func, "__name__", ""))
+        return func(*args, **(kwargs or {}))
+
+
 def _check_sigmoid(answer: Callable) -> None:
     points = [-1000.0, -40.0, -1.0, 0.0, 1.0, 40.0, 1000.0, -200.0, 200.0]
     x = torch.tensor(points, dtype=torch.float64, requires_grad=True)
     for point in (x, x.detach().float().requires_grad_()):
-        values = answer(point)
-        expect(isinstance(values, Tensor), "Return a tensor of the shape that came in.")
-        expect(values.shape == point.shape, "Return a tensor of the shape that came in.")
+        with _Calls() as calls:
+            values = answer(point)
+        expect(
+            isinstance(values, Tensor)
+            and values.shape == point.shape
+            and values.dtype == point.dtype,
+            "Return a tensor of the shape and the dtype that came in.",
+        )
         right = torch.sigmoid(point.detach())
         bad = point[~values.isfinite()]
         expect(
@@ -349,12 +387,14 @@ def _check_sigmoid(answer: Callable) -> None:
             torch.allclose(values, right, atol=1e-6, rtol=0),
             f"The values are {values.tolist()}, wanted {right.tolist()}.",
         )
-        tail, wanted = values[1].item(), right[1].item()
-        expect(
-            abs(tail - wanted) <= 1e-5 * wanted,
-            f"At -40 the value should be {wanted:.1e}, yours is {tail:.1e}: the left tail is lost "
-            "by a clamp, or by the difference of two numbers near 1. Its logarithm is a loss.",
-        )
+        for place in (1, 7):  # -40 and -200, where float32 has nothing left
+            tail, wanted = values[place].item(), right[place].item()
+            expect(
+                abs(tail - wanted) <= 1e-5 * wanted,
+                f"At {points[place]:g} the value should be {wanted:.1e}, yours is {tail:.1e}: the "
+                "left tail is lost by a clamp, or by the difference of two numbers near 1. Its "
+                "logarithm is a loss.",
+            )
         expect(
             values.requires_grad,
             "The result has no gradient: use torch operations on x, and neither detach nor NumPy.",
@@ -369,12 +409,16 @@ def _check_sigmoid(answer: Callable) -> None:
         )
         expect(
             abs(slopes[3].item() - 0.25) < 1e-6,
-            f"The slope at 0 is {slopes[3].item():g}, wanted 0.25: abs has the slope 0 at 0. "
-            "Choose between x and -x with torch.where.",
+            f"The slope at 0 is {slopes[3].item():g}, wanted 0.25: abs has the slope 0 at 0, "
+            "and clamp may have it at its bound. Choose between x and -x with torch.where.",
         )
         expect(
             torch.allclose(slopes, right * (1 - right), atol=1e-6, rtol=0),
             f"The slopes are {slopes.tolist()}, wanted sigmoid(x) (1 - sigmoid(x)).",
+        )
+        expect(
+            not calls.names & {"sigmoid", "special_expit"},
+            "That is right, and calls torch's sigmoid. Write it yourself, from torch.exp.",
         )
 
 
@@ -402,6 +446,10 @@ def _sigmoid_nan_to_num(x):
 
 def _sigmoid_clamped(x):
     return 1 / (1 + torch.exp(-x.clamp(-30, 30)))
+
+
+def _sigmoid_clamped_far(x):
+    return 1 / (1 + torch.exp(-x.clamp(min=-80)))
 
 
 def _sigmoid_by_tanh(x):
@@ -494,10 +542,17 @@ def _std_gain_without_fan(fan_in, activation):
 def _check_loss(answer: Callable) -> None:
     logits = torch.tensor([[2.0, 0.0, -1.0], [0.5, 0.5, 3.0]], requires_grad=True)
     targets = torch.tensor([0, 1])
-    loss = answer(logits, targets)
+    with _Calls() as calls:
+        loss = answer(logits, targets)
     expect(
-        isinstance(loss, Tensor) and loss.ndim == 0, "Return one number, the mean over the rows."
+        isinstance(loss, Tensor) and loss.ndim == 0,
+        "Return the mean over the rows: a tensor of one number, without dimensions.",
     )
+    expect(
+        loss.requires_grad,
+        "The loss has no gradient: use torch operations on the logits, and do not detach them.",
+    )
+    loss = loss.float()
     right = torch.nn.functional.cross_entropy(logits, targets)
     twice = torch.nn.functional.cross_entropy(logits.softmax(1), targets)
     expect(
@@ -518,7 +573,7 @@ def _check_loss(answer: Callable) -> None:
         x = torch.tensor([[far, 0.0, 1.0], [far, far + 2, far - 1], [1000.0, 0.0, 0.0]])
         x.requires_grad_()
         y = torch.tensor([2, 0, 1])
-        loss = answer(x, y)
+        loss = answer(x, y).float()
         right = torch.nn.functional.cross_entropy(x, y)
         expect(
             bool(loss.isfinite()),
@@ -537,6 +592,10 @@ def _check_loss(answer: Callable) -> None:
             f"The gradient is {grad.tolist()}, wanted softmax minus one-hot over the rows: "
             f"{wanted.tolist()}.",
         )
+    expect(
+        "cross_entropy" not in calls.names,
+        "That is right, and calls torch's cross_entropy. Write it yourself, from exp and log.",
+    )
 
 
 def _solve_loss(logits, targets):
@@ -573,7 +632,7 @@ def _loss_no_softmax(logits, targets):
 
 def _check_dead(answer: Callable) -> None:
     batches = [
-        torch.tensor([[0.0, 1.0, 0.0, 0.0], [0.0, 2.0, 0.0, 0.0], [0.0, 0.5, 0.0, 0.3]]),
+        torch.tensor([[0.0, 1.0, 0.0, 0.0], [0.0, 2.0, 0.0, 0.0], [0.0, 0.5, 0.0, 1e-4]]),
         torch.tensor([[0.0, 0.0, 4.0, 0.0]]),
     ]
     got = answer(batches)
@@ -583,8 +642,8 @@ def _check_dead(answer: Callable) -> None:
     zeros = torch.cat([(b == 0).float().ravel() for b in batches]).mean().item()
     expect(
         abs(got - 0.75) > 1e-6,
-        "Only unit 0 sleeps on all rows. You counted the last batch alone, but one row of any "
-        "batch that wakes a unit makes it alive.",
+        "Only unit 0 sleeps on all rows. 0.75 is the share of living units, or the dead of the "
+        "last batch alone; but one row of any batch that wakes a unit makes it alive.",
     )
     for share in (sum(parts) / 2, (3 * parts[0] + parts[1]) / 4):
         expect(
@@ -624,7 +683,8 @@ def _dead_anywhere(batches):
 
 EXERCISES = (
     Exercise(
-        "Write your_sigmoid(x): right in value and gradient at every x, also at -1000 and 1000.",
+        "Write your_sigmoid(x) from torch.exp: right in value and gradient at every x, also at "
+        "-1000 and 1000.",
         _check_sigmoid,
         _solve_sigmoid,
         {
@@ -633,6 +693,8 @@ EXERCISES = (
             "where mends it": Wrong(_sigmoid_where_after, "not the result after it"),
             "replace the NaN": Wrong(_sigmoid_nan_to_num, "not the result after it"),
             "clamp": Wrong(_sigmoid_clamped, "left tail is lost"),
+            "clamp further out": Wrong(_sigmoid_clamped_far, "left tail is lost"),
+            "torch's own": Wrong(torch.sigmoid, "calls torch's sigmoid"),
             "by tanh": Wrong(_sigmoid_by_tanh, "left tail is lost"),
             "by abs": Wrong(_sigmoid_by_abs, "abs has the slope 0"),
             "without gradient": Wrong(_sigmoid_detached, "no gradient"),
@@ -653,8 +715,8 @@ EXERCISES = (
         },
     ),
     Exercise(
-        "Write your_loss(logits, targets): the mean cross entropy of class numbers, right for "
-        "logits of any size.",
+        "Write your_loss(logits, targets) without F.cross_entropy: the mean cross entropy of class "
+        "numbers, right for logits of any size.",
         _check_loss,
         _solve_loss,
         {
@@ -664,6 +726,7 @@ EXERCISES = (
             "a small number in the log": Wrong(_loss_small_number, "hides the largest errors"),
             "sum": Wrong(_loss_sum, "divide by their number"),
             "no softmax": Wrong(_loss_no_softmax, "minus the log of softmax"),
+            "torch's own": Wrong(torch.nn.functional.cross_entropy, "calls torch's cross_entropy"),
         },
     ),
     Exercise(

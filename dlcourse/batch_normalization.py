@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.overrides import TorchFunctionMode
 
 from dlcourse.lab.exercises import Exercise, Wrong, expect
 
@@ -60,6 +61,11 @@ def _wide(x: Tensor) -> Tensor:
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
+def _check_dtype(x: Tensor) -> None:
+    if not x.is_floating_point():
+        raise TypeError(f"the input is {x.dtype}: convert it to a floating-point dtype")
+
+
 def _mean(values: Tensor, dims: tuple[int, ...], group) -> Tensor:
     """Return the mean over `dims`, and over the processes of `group`: each value counts once."""
     if group is None:
@@ -88,6 +94,8 @@ class _BatchNorm(nn.Module):
         track_running_stats: bool = True,
     ) -> None:
         super().__init__()
+        if num_features < 1:
+            raise ValueError(f"num_features={num_features}: give the number of channels")
         self.num_features, self.eps, self.momentum = num_features, eps, momentum
         self.affine, self.track_running_stats = affine, track_running_stats
         self.weight = nn.Parameter(torch.ones(num_features)) if affine else None
@@ -109,10 +117,10 @@ class _BatchNorm(nn.Module):
             if self.training and self.track_running_stats:
                 self._update(mean.flatten(), var.flatten() * count / (count - 1))
         else:  # a fixed map, whatever else is in the batch
-            scale = (self.running_var + self.eps).rsqrt()
-            y = (x - self.running_mean.view(column)) * scale.view(column)
-        if self.affine:
-            y = y * self.weight.view(column) + self.bias.view(column)
+            scale = (_wide(self.running_var) + self.eps).rsqrt()
+            y = (_wide(x) - self.running_mean.view(column)) * scale.view(column)
+        y = y if self.weight is None else y * self.weight.view(column)
+        y = y if self.bias is None else y + self.bias.view(column)
         return y.to(x.dtype)
 
     @torch.no_grad()
@@ -147,8 +155,7 @@ class _BatchNorm(nn.Module):
         return count
 
     def _check(self, x: Tensor) -> None:
-        if not x.is_floating_point():
-            raise TypeError(f"the input is {x.dtype}: convert it to a floating-point dtype")
+        _check_dtype(x)
         if x.ndim not in self.ndims:
             wanted = " or ".join(map(str, self.ndims))
             raise ValueError(
@@ -214,8 +221,8 @@ class SyncBatchNorm(_BatchNorm):
                 module.num_features, module.eps, module.momentum, module.affine,
                 module.track_running_stats, process_group=process_group,
             )  # fmt: skip
-            for name, value in (*module.named_parameters(), *module.named_buffers()):
-                setattr(new, name, value)
+            for name in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked"):
+                setattr(new, name, getattr(module, name))  # None where it has none
             return new.train(module.training)
         for name, child in module.named_children():
             setattr(module, name, cls.convert_sync_batchnorm(child, process_group))
@@ -233,8 +240,9 @@ def is_batch_norm(module: nn.Module) -> bool:
 class LayerNorm(nn.Module):
     """Standardise each example over its last dimensions `normalized_shape`, then scale and shift.
 
-    Raises ValueError where the input does not end in `normalized_shape`. Source: Ba, Kiros &
-    Hinton (2016). Invariant: training and evaluation are the same, row by row.
+    Raises ValueError where the input does not end in `normalized_shape`, or that is empty;
+    TypeError for integers. Source: Ba, Kiros & Hinton (2016). Invariant: training and evaluation
+    are the same, row by row.
     """
 
     center = True
@@ -249,13 +257,18 @@ class LayerNorm(nn.Module):
         super().__init__()
         whole = isinstance(normalized_shape, int)
         self.normalized_shape = (normalized_shape,) if whole else tuple(normalized_shape)
+        if not self.normalized_shape:
+            raise ValueError("normalized_shape is empty: give the sizes of the last dimensions")
         self.eps = eps
         ones, zeros = torch.ones(self.normalized_shape), torch.zeros(self.normalized_shape)
         self.weight = nn.Parameter(ones) if elementwise_affine else None
         self.bias = nn.Parameter(zeros) if elementwise_affine and bias and self.center else None
 
     def forward(self, x: Tensor) -> Tensor:
+        _check_dtype(x)
         size = len(self.normalized_shape)
+        if x.ndim < size:
+            raise ValueError(f"the input {tuple(x.shape)} needs {size} dimensions or more")
         if x.shape[-size:] != self.normalized_shape:
             raise ValueError(
                 f"the input {tuple(x.shape)} must end in {self.normalized_shape}: build the layer "
@@ -271,7 +284,7 @@ class LayerNorm(nn.Module):
 class RMSNorm(LayerNorm):
     """Divide each example by its root mean square over the last dimensions; no mean, no shift.
 
-    eps None is the machine epsilon. Raises ValueError as LayerNorm does.
+    eps None is the machine epsilon. Raises as LayerNorm does.
     Source: Zhang & Sennrich (2019).
     """
 
@@ -290,7 +303,8 @@ class GroupNorm(nn.Module):
     """Standardise each example of (N, C, ...) within `num_groups` groups of channels.
 
     One group normalises a whole example, C groups each channel by itself. Raises ValueError where
-    the groups do not divide the channels, or the input has others. Source: Wu & He (2018).
+    the groups do not divide the channels, or the input has others; TypeError for integers.
+    Source: Wu & He (2018).
     Invariant: training and evaluation are the same, row by row.
     """
 
@@ -298,13 +312,14 @@ class GroupNorm(nn.Module):
         self, num_groups: int, num_channels: int, eps: float = 1e-5, affine: bool = True
     ) -> None:
         super().__init__()
-        if num_groups < 1 or num_channels % num_groups:
+        if num_groups < 1 or num_channels < 1 or num_channels % num_groups:
             raise ValueError(f"num_groups={num_groups} does not divide num_channels={num_channels}")
         self.num_groups, self.num_channels, self.eps = num_groups, num_channels, eps
         self.weight = nn.Parameter(torch.ones(num_channels)) if affine else None
         self.bias = nn.Parameter(torch.zeros(num_channels)) if affine else None
 
     def forward(self, x: Tensor) -> Tensor:
+        _check_dtype(x)
         if x.ndim < 2 or x.shape[1] != self.num_channels:
             raise ValueError(
                 f"the input {tuple(x.shape)} must be (batch, {self.num_channels}, ...): build the "
@@ -342,8 +357,8 @@ def fold_batch_norm(layer: nn.Linear | nn.Conv1d | nn.Conv2d, bn: nn.Module) -> 
     if len(layer.weight) != bn.num_features:
         raise ValueError(f"the layer has {len(layer.weight)} outputs, the norm {bn.num_features}")
     scale = (bn.running_var + bn.eps).rsqrt()
-    scale = scale * bn.weight if bn.affine else scale
-    shift = -bn.running_mean * scale + (bn.bias if bn.affine else 0)
+    scale = scale if bn.weight is None else scale * bn.weight
+    shift = -bn.running_mean * scale + (0 if bn.bias is None else bn.bias)
     folded, weight = copy.deepcopy(layer), layer.weight
     folded.weight.copy_(weight * scale.view(-1, *(1,) * (weight.ndim - 1)))
     shift = shift if layer.bias is None else shift + layer.bias * scale
@@ -397,6 +412,16 @@ def _draw(*shape: int, seed: int) -> Tensor:
     return torch.randn(shape, generator=g, dtype=torch.float64)
 
 
+class _ByHand(TorchFunctionMode):
+    """Refuse the calls that would be the whole answer."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        name = getattr(func, "__name__", "")
+        expect(not name.endswith("batch_norm"), f"Write it yourself, without torch's {name}.")
+        expect(name not in ("grad", "backward"), "Write the formula down, without autograd.")
+        return func(*args, **(kwargs or {}))
+
+
 def _check_layer(answer: Callable) -> None:
     x = (2 * _draw(5, 3, seed=0) + torch.tensor([1.0, -3.0, 0.5])).requires_grad_()
     weight, bias = torch.tensor([2.0, 0.5, -1.0]).double(), torch.tensor([0.3, 0.0, 1.0]).double()
@@ -409,7 +434,8 @@ def _check_layer(answer: Callable) -> None:
     def affine(y: Tensor) -> Tensor:
         return y * weight + bias
 
-    got = answer(x, weight, bias, mean, var, True, momentum, eps)
+    with _ByHand():
+        got = answer(x, weight, bias, mean, var, True, momentum, eps)
     expect(isinstance(got, Tensor), "Return the output, a tensor of the shape of x.")
     expect(got.shape == x.shape, f"The output has shape {tuple(got.shape)}, x has (5, 3).")
     expect(
@@ -533,22 +559,24 @@ def _layer_over_rows(x, weight, bias, *_):
     return nn.functional.layer_norm(x, x.shape[1:], weight, bias, 0.1)
 
 
-def _pair(bias: bool = True, affine: bool = True) -> tuple[nn.Linear, nn.BatchNorm1d]:
+def _pair(
+    bias: bool = True, affine: bool = True, outputs: int = 4
+) -> tuple[nn.Linear, nn.BatchNorm1d]:
     """Return a Linear and a batch norm in evaluation mode, with numbers that differ everywhere."""
-    linear, norm = nn.Linear(4, 4, bias=bias), nn.BatchNorm1d(4, eps=0.1, affine=affine)
+    linear, norm = nn.Linear(4, outputs, bias=bias), nn.BatchNorm1d(outputs, 0.1, affine=affine)
     linear, norm = linear.double().eval(), norm.double().eval()
     with torch.no_grad():
         for seed, tensor in enumerate((*linear.parameters(), *norm.parameters())):
             tensor.copy_(_draw(*tensor.shape, seed=seed))
-        norm.running_mean.copy_(_draw(4, seed=10))
-        norm.running_var.copy_(_draw(4, seed=11).square() + 0.2)
+        norm.running_mean.copy_(_draw(outputs, seed=10))
+        norm.running_var.copy_(_draw(outputs, seed=11).square() + 0.2)
     return linear, norm
 
 
 def _check_fold(answer: Callable) -> None:
     linear, norm = _pair()
-    before = copy.deepcopy(linear)
-    folded = answer(linear, norm)
+    given = nn.Sequential(linear, norm)
+    folded = answer(*given)
     x = _draw(6, 4, seed=20)
     expect(
         isinstance(folded, nn.Linear),
@@ -556,10 +584,12 @@ def _check_fold(answer: Callable) -> None:
         "and a shift for each output, which the weights and the bias can hold. It then costs "
         "nothing.",
     )
-    same = all(_close(a, b) for a, b in zip(linear.parameters(), before.parameters(), strict=True))
-    expect(folded is not linear and same, "Build a new layer: the one that came in has changed.")
+    linear, norm = _pair()  # as they came in
+    before, after = nn.Sequential(linear, norm).state_dict(), given.state_dict()
+    same = all(_close(before[name], after[name]) for name in before)
+    expect(folded is not given[0] and same, "Build a new layer: what came in has changed.")
     with torch.no_grad():
-        got, right = folded(x), norm(linear(x))
+        got, right = copy.deepcopy(folded).double()(x), norm(linear(x))
         scale = (norm.running_var + norm.eps).rsqrt() * norm.weight
         shift = norm.bias - norm.running_mean * scale
         product = x @ linear.weight.T * scale
@@ -580,20 +610,22 @@ def _check_fold(answer: Callable) -> None:
         }  # fmt: skip
     for hint, outputs in mistakes.items():
         for output in outputs if isinstance(outputs, tuple) else (outputs,):
-            expect(not _close(got, output), hint)
+            expect(not _close(got, output, 1e-5), hint)
     expect(
-        _close(got, right),
+        _close(got, right, 1e-5),
         "The outputs differ from bn(linear(x)). Use the running statistics that bn holds, and "
         "write down what it does to one output: (z - mean) / sqrt(var + eps) * weight + bias.",
     )
-    for setting in ({"bias": False}, {"affine": False}):
+    for setting, what in (
+        ({"bias": False}, "a layer built with bias=False"),
+        ({"affine": False}, "a norm built with affine=False"),
+        ({"outputs": 3}, "a layer with more inputs than outputs"),
+    ):
         linear, norm = _pair(**setting)
-        (name,) = setting
         with torch.no_grad():
-            expect(
-                _close(answer(linear, norm)(x), norm(linear(x))),
-                f"It is right in general, and wrong for a layer built with {name}=False.",
-            )
+            right, folded = norm(linear(x)), copy.deepcopy(answer(linear, norm)).double()
+            fits = folded.in_features == linear.in_features and _close(folded(x), right, 1e-5)
+            expect(fits, f"It is right for one pair, and wrong for {what}.")
 
 
 def _solve_fold(linear, bn):
@@ -638,7 +670,8 @@ def _check_gradient(answer: Callable) -> None:
         x, grad, eps = 1.5 * _draw(rows, 3, seed=seed) + 2, _draw(rows, 3, seed=seed + 1), 0.1
         rstd = (x.var(0, correction=0) + eps).rsqrt()
         y = (x - x.mean(0)) * rstd
-        got = answer(x.clone(), grad.clone(), eps)
+        with _ByHand():
+            got = answer(x.clone(), grad.clone(), eps)
         expect(isinstance(got, Tensor) and got.shape == x.shape, "Return a tensor of x's shape.")
         through_y = (grad * y).mean(0) * y
         mistakes = {
@@ -685,8 +718,8 @@ def _gradient_with(mean=True, var=True, sums=False, scale=True):
 EXERCISES = (
     Exercise(
         "Write your_layer(x, weight, bias, running_mean, running_var, training, momentum, eps): "
-        "batch norm of x (N, C). It returns the output, and in training it updates the running "
-        "statistics in place.",
+        "batch norm of x (N, C), by hand. It returns the output, and in training it updates the "
+        "running statistics in place.",
         _check_layer,
         _solve_layer,
         {
@@ -720,8 +753,8 @@ EXERCISES = (
         },
     ),
     Exercise(
-        "Write your_gradient(x, grad, eps): the gradient with respect to x (N, C), where grad is "
-        "that with respect to y = (x - mean) / sqrt(var + eps).",
+        "Write your_gradient(x, grad, eps), without autograd: the gradient with respect to x "
+        "(N, C), where grad is that with respect to y = (x - mean) / sqrt(var + eps).",
         _check_gradient,
         _solve_gradient,
         {

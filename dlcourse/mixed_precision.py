@@ -138,11 +138,13 @@ def scaled_round_to(x: Tensor, fmt: str | Format, margin: int = 0) -> Tensor:
     """Round `x` after a power of two has moved its largest entry near the format's largest.
 
     It lands below the largest by a factor of at most 4. One scale for the whole tensor, divided
-    out again; `margin` >= 0 powers of two are left free.
+    out again; `margin` >= 0 powers of two are left free. Raises TypeError for integers.
     Source: Micikevicius et al. (2022), per-tensor scaling of FP8.
     Invariant: multiplying `x` by a power of two multiplies the result by it.
     """
     fmt = format_of(fmt)
+    if x.numel() == 0 or not x.is_floating_point():
+        return round_to(x, fmt)  # nothing to scale, or its error
     largest = x.detach().abs().amax().double()
     power = _exponent(torch.as_tensor(fmt.max, dtype=torch.float64)) - _exponent(largest) - 1
     scale = torch.where(largest > 0, _power_of_two((power - margin).clamp(-1022, 1023)), 1.0)
@@ -246,12 +248,15 @@ class GradScaler:
         enabled: bool = True,
         shared: bool = False,
     ) -> None:
-        if not 0 < init_scale < math.inf:
-            raise ValueError(f"init_scale={init_scale}: give a number above 0, such as 65536.0")
-        if not (growth_factor > 1 and 0 < backoff_factor < 1 and growth_interval >= 1):
+        if not 0 < _as_float32(init_scale) < math.inf:
+            raise ValueError(
+                f"init_scale={init_scale}: give a number above 0 within float32, such as 65536.0"
+            )
+        whole = growth_interval >= 1 and float(growth_interval).is_integer()
+        if not (growth_factor > 1 and 0 < backoff_factor < 1 and whole):
             raise ValueError(
                 f"growth_factor={growth_factor}, backoff_factor={backoff_factor}, "
-                f"growth_interval={growth_interval}: give above 1, between 0 and 1, at least 1"
+                f"growth_interval={growth_interval}: give above 1, between 0 and 1, a count from 1"
             )
         self.growth_factor, self.backoff_factor = growth_factor, backoff_factor
         self.growth_interval, self.enabled, self.shared = growth_interval, enabled, shared
@@ -265,8 +270,10 @@ class GradScaler:
         return self._scale if self.enabled else 1.0
 
     def scale(self, loss: Tensor) -> Tensor:
-        """Return the loss times the scale."""
-        return loss * self._scale if self.enabled else loss
+        """Return the loss times the scale; a single 16-bit number becomes float32, as in torch."""
+        if not self.enabled:
+            return loss
+        return loss * torch.tensor(self._scale, dtype=torch.float32, device=loss.device)
 
     @torch.no_grad()
     def unscale_(self, optimizer: torch.optim.Optimizer) -> None:
@@ -322,7 +329,9 @@ class GradScaler:
         self._found, self._stepped = {}, set()
 
     def state_dict(self) -> dict:
-        """Return scale, factors and streak under the names that torch gives them."""
+        """Return scale, factors and streak under torch's names; nothing where not enabled."""
+        if not self.enabled:
+            return {}
         return {
             "scale": self.get_scale(),
             "growth_factor": self.growth_factor,
@@ -332,7 +341,14 @@ class GradScaler:
         }
 
     def load_state_dict(self, state: dict) -> None:
-        """Go on from what `state_dict`, ours or torch's, has returned."""
+        """Go on from what `state_dict`, ours or torch's, has returned; do nothing if not enabled.
+
+        Raises ValueError for the empty state of a scaler that was not enabled.
+        """
+        if not self.enabled:
+            return
+        if not state:
+            raise ValueError("the state of a scaler that was not enabled is empty: start a new one")
         self._scale, self._streak = float(state["scale"]), int(state["_growth_tracker"])
         self.growth_factor, self.backoff_factor = state["growth_factor"], state["backoff_factor"]
         self.growth_interval = state["growth_interval"]
@@ -386,7 +402,8 @@ class MasterWeightOptimizer:
     Each gradient moves to the float32 copy as soon as the backward pass has made it, so that
     micro-batches add up in float32, and clipping and loss scaling work on `param_groups`. For one
     process: under DDP the gradient would move before it is averaged.
-    Raises ValueError for weights that are no leaves, or whose dtype names no format.
+    Raises ValueError for weights that are no leaves, whose dtype names no format, or whose dtype
+    cannot hold `fmt`; RuntimeError in the backward pass where two of these share a weight.
     Sources: Micikevicius et al. (2018); Gupta et al. (2015) for stochastic rounding.
     Invariants: the weights are the rounded copy; with fmt="fp32" it is the inner optimizer.
     """
@@ -458,6 +475,11 @@ class MasterWeightOptimizer:
 
 def _mover(wide: Tensor) -> Callable[[Tensor], None]:
     def move(weight: Tensor) -> None:
+        if weight.grad is None:
+            raise RuntimeError(
+                "another MasterWeightOptimizer has taken this gradient: make one for each model, "
+                "and a new model for a new optimizer"
+            )
         grad = weight.grad.float()
         wide.grad = grad if wide.grad is None else wide.grad.add_(grad)
         weight.grad = None
@@ -466,11 +488,15 @@ def _mover(wide: Tensor) -> Callable[[Tensor], None]:
 
 
 def _format_for(weight: Tensor, fmt: str | Format | None) -> Format:
-    if not weight.is_leaf or not weight.requires_grad:
+    if not isinstance(weight, Tensor) or not weight.is_leaf or not weight.requires_grad:
         raise ValueError("give weights that are leaves and require a gradient: model.parameters()")
     if fmt is None and weight.dtype not in OF_DTYPE:
         raise ValueError(f"weights of {weight.dtype}: say in fmt= which format they are kept in")
-    return format_of(fmt if fmt is not None else OF_DTYPE[weight.dtype])
+    fmt = format_of(fmt if fmt is not None else OF_DTYPE[weight.dtype])
+    held = FORMATS.get(OF_DTYPE.get(weight.dtype), fmt)
+    if fmt.exponent > held.exponent or fmt.mantissa > held.mantissa:
+        raise ValueError(f"weights of {weight.dtype} cannot hold {fmt.name}: use float32 weights")
+    return fmt
 
 
 # --- the step -------------------------------------------------------------------------------------
@@ -485,8 +511,9 @@ def mixed_precision_step(
 
     The order is fixed: all micro-batches at one scale, unscale, clip, step, update the scale.
     `scaler` is ours or torch's; float16 needs one, bfloat16 does not. Logged: "grad_norm" (before
-    clipping, unscaled) and "scale". It is a step for `fit` without mixed_precision=, which has its
-    own autocast. With float32, no scaler and max_norm=inf it is `train_step` to the bit.
+    clipping, unscaled) and "scale". Choose the precision here, or leave float32 here and give `fit`
+    mixed_precision=, which has its own autocast around the model. With float32, no scaler and
+    max_norm=inf it is `train_step` to the bit.
     Raises ValueError for other dtypes.
     Source: PyTorch's automatic mixed precision examples.
     """
@@ -554,7 +581,10 @@ def autocast_policy(
     Returns {op: "16-bit" | "float32" | "as its inputs" | "widens" | "refuses"}: "16-bit" also from
     float32 inputs, "float32" also from 16-bit ones, "refuses" where the op raises. The lists
     differ between devices and versions of PyTorch; this looks instead of remembering.
+    Raises ValueError for a dtype that has not 16 bits.
     """
+    if dtype not in (torch.float16, torch.bfloat16):
+        raise ValueError(f"{dtype}: choose torch.bfloat16 or torch.float16")
     policy = {}
     for name, probe in _PROBES.items():
         found = []
@@ -679,9 +709,10 @@ def saved_bytes(forward: Callable[[], Tensor], besides: Iterable[Tensor] = ()) -
 def _check_scaler(answer: Callable) -> None:
     start = torch.tensor([1.0, 2.0])
 
-    def call(grad: list[float], scale: float = 1024.0, streak: int = 0) -> tuple:
-        got = answer(start.clone(), torch.tensor(grad), 0.5, scale, streak)
-        expect(isinstance(got, tuple) and len(got) == 3, "Return (weight, scale, streak).")
+    def call(grad: list[float], scale: float = 1024.0, streak: int = 0, lr: float = 0.5) -> tuple:
+        got = answer(start.clone(), torch.tensor(grad), lr, scale, streak)
+        triple = isinstance(got, (tuple, list)) and len(got) == 3
+        expect(triple, "Return (weight, scale, streak).")
         return torch.as_tensor(got[0]), float(got[1]), int(got[2])
 
     weight, scale, streak = call([2048.0, -1024.0])
@@ -716,9 +747,20 @@ def _check_scaler(answer: Callable) -> None:
         expect(streak == 0, f"After a gradient of {bad} the count of good updates starts anew.")
     _, scale, streak = call([0.0, 0.0], streak=1)
     expect(scale == 1024 and streak == 2, "Two good updates in a row: the scale does not grow yet.")
-    _, scale, streak = call([0.0, 0.0], streak=2)
+    weight, scale, streak = call([2048.0, -1024.0], streak=2)
     expect(scale == 2048, f"After the third good update in a row the scale is {scale:g}, not 2048.")
     expect(streak == 0, "When the scale has grown, the count of good updates starts anew.")
+    expect(
+        torch.allclose(weight, torch.tensor([0.0, 2.5])),
+        "The gradient was made at the old scale: divide by that one, then let the scale grow.",
+    )
+    weight, scale, _ = call([64.0, 0.0], scale=64.0, streak=2, lr=0.25)
+    expect(
+        torch.allclose(weight, torch.tensor([0.75, 2.0])) and scale == 128,
+        "At scale 64 and rate 0.25, a third good gradient (64, 0) should give (0.75, 2) and scale "
+        f"128, not {weight.tolist()} and {scale:g}: use the lr and the scale that come in.",
+    )
+    expect(call([math.nan, 0.0], scale=64.0)[1] == 32, "From a scale of 64 halving leads to 32.")
 
 
 def _solve_scaler(weight, scaled_grad, lr, scale, streak):
@@ -773,7 +815,7 @@ def _grow_always(weight, scaled_grad, lr, scale, streak):
 
 
 def _check_vanish(answer: Callable) -> None:
-    for w in (1.0, 3.0, 1024.0, 2.0**-14, 100.0, 1 + 2.0**-10, 2050.0, 0.0999755859375):
+    for w in (1.0, 3.0, 1024.0, 2.0**-13, 100.0, 1 + 2.0**-10, 2050.0, 0.0999755859375):
         h = float(answer(w))
         expect(
             h > 0 and math.frexp(h)[0] == 0.5, f"your function({w:g}) is {h:g}: no power of two."
@@ -831,10 +873,10 @@ def _check_order(answer: Callable) -> None:
     optimizer = torch.optim.SGD([weight], lr=1.0)
     scaler = GradScaler(2.0**10, growth_interval=1)
 
-    def update(*rows: list[float]) -> Tensor:
+    def update(*rows: list[float], max_norm: float = 2.0) -> Tensor:
         before = weight.detach().clone()
         losses = [lambda row=row: (weight * torch.tensor(row)).sum() for row in rows]
-        answer(losses, [weight], optimizer, scaler, 2.0)
+        answer(losses, [weight], optimizer, scaler, max_norm)
         return before - weight.detach()
 
     first = update([6.0, 0.0], [0.0, 8.0])
@@ -854,11 +896,11 @@ def _check_order(answer: Callable) -> None:
     wanted = torch.tensor([1.2, 1.6])
     expect(torch.allclose(first, wanted, atol=1e-3), f"The update is {first}, wanted {wanted}.")
     expect(scaler.get_scale() == 2.0**11, "The scale did not move on: end with scaler.update().")
-    second = update([0.3, 0.0], [0.0, 0.6], [0.3, 0.6])
+    second = update([3.0, 0.0], [0.0, 6.0], [3.0, 6.0], max_norm=10.0)
     expect(
-        torch.allclose(second, torch.tensor([0.2, 0.4]), atol=1e-4),
-        f"Three micro-batches with the mean gradient (0.2, 0.4) gave {second}: divide each loss by "
-        "their number, and empty the old gradients first.",
+        torch.allclose(second, torch.tensor([2.0, 4.0]), atol=1e-3),
+        f"Three micro-batches with the mean gradient (2, 4) and max_norm=10 gave {second}: divide "
+        "each loss by their number, empty the old gradients first, and clip to max_norm only.",
     )
     scale = scaler.get_scale()
     moved = update([math.inf, 1.0], [1.0, 1.0])
@@ -944,7 +986,7 @@ EXERCISES = (
     ),
     Exercise(
         "Write your_power(w): the smallest power of two that changes w when it is added in "
-        "float16. w is a float16 number from 2**-14 to 2**14. Not 2**-11 for w = 1: why?",
+        "float16. w is a float16 number from 2**-13 to 2**14. Not 2**-11 for w = 1: why?",
         _check_vanish,
         _solve_vanish,
         {

@@ -11,6 +11,7 @@ import io
 import itertools
 import json
 import math
+import numbers
 from collections.abc import Callable, Iterator
 from typing import BinaryIO
 
@@ -94,7 +95,9 @@ def random_prune(model: nn.Module, amount: float | int, seed: int = 0) -> Masks:
     """Return masks that drop weights by lot: the baseline that any criterion must beat."""
     generator = torch.Generator().manual_seed(seed)
     return {
-        name: magnitude_mask(torch.rand(layer.weight.shape, generator=generator), amount)
+        name: magnitude_mask(torch.rand(layer.weight.shape, generator=generator), amount).to(
+            layer.weight.device
+        )
         for name, layer in _layers(model)
     }
 
@@ -136,14 +139,14 @@ def apply_masks(model: nn.Module, masks: Masks) -> nn.Module:
     Raises KeyError for a name that is no module, ValueError for a mask of another shape.
     """
     modules = dict(model.named_modules())
-    for name, mask in masks.items():
-        layer = modules[name]
-        if layer.weight.shape != mask.shape:
+    for name, mask in masks.items():  # all are looked at before the first one acts
+        if modules[name].weight.shape != mask.shape:
             raise ValueError(
                 f"the mask of {name} has shape {tuple(mask.shape)}, its weight "
-                f"{tuple(layer.weight.shape)}: compute the masks from this very model"
+                f"{tuple(modules[name].weight.shape)}: compute the masks from this very model"
             )
-        parametrize.register_parametrization(layer, "weight", Mask(mask.clone()))
+    for name, mask in masks.items():
+        parametrize.register_parametrization(modules[name], "weight", Mask(mask.clone()))
     return model
 
 
@@ -183,7 +186,8 @@ def pruning_step(
     """Return a step for `fit` that prunes to the share `schedule(t)`, anew each `every` updates.
 
     Masks come from the weights, which all processes share, and act after the optimizer, whose
-    momentum would else refill the zeros. With a schedule of 0 it is `train_step` to the bit.
+    momentum would else refill the zeros. While the schedule is 0 it is `train_step` to the bit, and
+    forgets the masks of an earlier run.
     """
     masks: Masks = {}
 
@@ -193,7 +197,9 @@ def pruning_step(
         run.unscale()
         run.optimizer.step()
         model, share = run.accelerator.unwrap_model(run.model), schedule(run.step)
-        if share > 0 and (run.step % every == 0 or not masks):
+        if not share > 0:
+            masks.clear()
+        elif run.step % every == 0 or not masks:
             masks.update(prune(model, share))
         with torch.no_grad():
             for name, mask in masks.items():
@@ -213,7 +219,8 @@ def prune_units(model: nn.Module, amount: float | int) -> nn.Module:
     the next layer's weights for it. The layers, in the order in which they were made, must form a
     chain with elementwise functions between; at least one unit of each layer stays. A skip
     connection cannot be seen from the layers and would come out wrong.
-    Raises ValueError for layers that are no chain, and for norm layers. Source: Li et al. (2017).
+    Raises ValueError for layers that are no chain, for norm layers and for grouped convolutions.
+    Source: Li et al. (2017), who rank by the sum of absolute values; here it is the Euclidean norm.
     Invariant: it computes what `model` would with those units' outputs set to zero.
     """
     model = bake(model)
@@ -223,6 +230,8 @@ def prune_units(model: nn.Module, amount: float | int) -> nn.Module:
         raise ValueError(
             "prune_units knows linear and convolution layers only: take out or fold norm layers"
         )
+    if any(getattr(layer, "groups", 1) > 1 for layer in layers):
+        raise ValueError("prune_units cannot cut a grouped convolution: prune its weights instead")
     for first, second in itertools.pairwise(layers):
         if first.weight.shape[0] != second.weight.shape[1]:
             raise ValueError(
@@ -274,12 +283,15 @@ def choose_qparams(
     One pair for the tensor, or one for each index of dimension `axis`. Symmetric: the zero point
     is 0 and the largest absolute value gets the largest number. Affine: the lowest and highest
     value get the ends of the range, which is widened to contain 0. An x of zeros gets scale 1.
-    Raises ValueError for x that is empty or not finite.
-    Source: Jacob et al. (2018). Invariant: zero is represented exactly.
+    Raises ValueError for x that is empty, not finite or too large for float32, and for an axis that
+    x has not. Source: Jacob et al. (2018). Invariant: zero is represented exactly.
     """
     if not x.numel():
         raise ValueError("an empty tensor has no range: give at least one value")
-    return qparams_from_range(*_range(_finite(x), axis), bits, symmetric)
+    scale, zero_point = qparams_from_range(*_range(_finite(x), axis), bits, symmetric)
+    if not scale.isfinite().all():
+        raise ValueError("the range of x is wider than float32 can hold: divide x by a constant")
+    return scale, zero_point
 
 
 def qparams_from_range(
@@ -303,11 +315,15 @@ def quantize(
 ) -> Tensor:  # fmt: skip
     """Return round(x / scale) + zero_point, clamped to `quant_range`: int8, or uint8 if affine.
 
-    Halves go to the even neighbour. Invariant: inside the range the error of the round trip is at
-    most scale / 2.
+    Halves go to the even neighbour. Raises ValueError for NaN, which no whole number stands for,
+    for scales that are not above 0, and for several of them without an axis (as do `dequantize`
+    and `fake_quantize`). Invariant: inside the range the error of the round trip is at most
+    scale / 2.
     """
     qmin, qmax = quant_range(bits, symmetric)
     scale, zero_point = _along(scale, x, axis), _along(zero_point, x, axis)
+    if x.isnan().any() or not (scale > 0).all():
+        raise ValueError("NaN, or a scale that is not above 0: look for a run that diverged")
     q = (_wide(x) * (1 / scale)).round() + zero_point
     return q.clamp(qmin, qmax).to(torch.int8 if symmetric else torch.uint8)
 
@@ -321,17 +337,20 @@ def pack_bits(values: Tensor, bits: int) -> Tensor:
     """Return uint8 (ceil(n * bits / 8),) that holds n whole numbers of `bits` 1, 2, 4 or 8 each.
 
     The first number takes the lowest bits; negative ones are kept in two's complement. Raises
-    ValueError for other `bits` and for numbers that do not fit.
-    Invariant: `unpack_bits` returns the numbers.
+    ValueError for other `bits`, for floats, and for numbers that do not fit.
+    Invariant: `unpack_bits` returns the numbers (`signed` if one of them is negative).
     """
     _check_packing(bits)
-    flat = values.ravel().to(torch.int16)
-    low, high = (0, 1) if bits == 1 else (-(2 ** (bits - 1)), 2**bits - 1)
-    if flat.numel() and not (flat.min() >= low and flat.max() <= high):
-        raise ValueError(f"numbers from {flat.min()} to {flat.max()} do not fit in {bits} bits")
+    if values.is_floating_point():
+        raise ValueError("pack_bits takes whole numbers: quantize the values first")
+    low, high = (int(v) for v in values.aminmax()) if values.numel() else (0, 0)
+    half = 2 ** (bits - 1)
+    if not (0 <= low and high < 2 * half) and not (bits > 1 and -half <= low and high < half):
+        raise ValueError(f"numbers from {low} to {high} do not fit in {bits} bits")
     each = 8 // bits
-    flat = F.pad(flat & (2**bits - 1), (0, -len(flat) % each)).view(-1, each)
-    return (flat << torch.arange(0, 8, bits)).sum(1).to(torch.uint8)
+    flat = values.ravel().to(torch.int16) & (2**bits - 1)
+    flat = F.pad(flat, (0, -len(flat) % each)).view(-1, each)
+    return (flat << torch.arange(0, 8, bits, device=flat.device)).sum(1).to(torch.uint8)
 
 
 def unpack_bits(
@@ -339,7 +358,8 @@ def unpack_bits(
 ) -> Tensor:
     """Return the numbers that `pack_bits` packed, in `shape`: int8 if `signed`, else uint8."""
     _check_packing(bits)
-    flat = (packed.to(torch.int16).unsqueeze(1) >> torch.arange(0, 8, bits)) & (2**bits - 1)
+    shifts = torch.arange(0, 8, bits, device=packed.device)
+    flat = (packed.to(torch.int16).unsqueeze(1) >> shifts) & (2**bits - 1)
     flat = flat.ravel()[: math.prod(shape)].view(shape)
     if not signed:
         return flat.to(torch.uint8)
@@ -377,13 +397,23 @@ class RangeObserver(nn.Module):
         self.high.copy_(torch.maximum(self.high, high))
         return x
 
+    def seen(self) -> tuple[Tensor, Tensor]:
+        """Return the lowest and highest value. Raises ValueError if none, NaN or inf was seen."""
+        if not (self.low.isfinite() and self.high.isfinite()):
+            raise ValueError(
+                f"the observer has seen values from {self.low} to {self.high}: calibrate or train "
+                "it on finite values first"
+            )
+        return self.low, self.high
+
 
 class FakeQuantize(nn.Module):
     """Round values to what `bits` bits can hold, in floating point, with a gradient.
 
     Forward: dequantize(quantize(x)). Backward: the straight-through estimator, 1 inside the range
     and 0 where x was clamped. The range is that of x itself, or with `observer` the one seen so
-    far, which grows in training mode. Source: Bengio, Léonard & Courville (2013).
+    far, which grows in training mode. Raises ValueError where that has seen nothing.
+    Source: Bengio, Léonard & Courville (2013).
     Invariant: values that are on the grid stay as they are.
     """
 
@@ -399,7 +429,7 @@ class FakeQuantize(nn.Module):
         if self.observer is not None:
             if self.training:
                 self.observer(x)
-            low, high = self.observer.low, self.observer.high
+            low, high = self.observer.seen()
         else:
             low, high = _range(x.detach(), self.axis)
         scale, zero_point = qparams_from_range(low, high, self.bits, self.symmetric)
@@ -462,12 +492,15 @@ def calibrate(model: nn.Module, inputs: Tensor) -> dict[str, RangeObserver]:
     for name, layer in _linears(model):
         observers[name] = RangeObserver()
         hooks.append(layer.register_forward_pre_hook(_observe(observers[name])))
-    was_training = model.training
-    with torch.no_grad():
-        model.eval()(inputs)
-    model.train(was_training)
-    for hook in hooks:
-        hook.remove()
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        with torch.no_grad():
+            model.eval()(inputs)
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for module, mode in modes:
+            module.training = mode
     return observers
 
 
@@ -476,7 +509,7 @@ class QuantizedLinear(nn.Module):
 
     activations "float": the weight is dequantized at each use. "dynamic": the input is quantized
     to `input_bits` by its own range (that of the whole batch), and the product is one of whole
-    numbers. "static": the same with a fixed range, from `observer`.
+    numbers, on the CPU. "static": the same with a fixed range, from `observer`.
     """
 
     def __init__(
@@ -498,7 +531,7 @@ class QuantizedLinear(nn.Module):
         bias = None if linear.bias is None else linear.bias.detach().clone()
         self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
         if observer is not None:
-            scale, zero_point = qparams_from_range(observer.low, observer.high, input_bits, False)
+            scale, zero_point = qparams_from_range(*observer.seen(), input_bits, False)
             self.register_buffer("input_scale", scale)
             self.register_buffer("input_zero_point", zero_point)
 
@@ -513,7 +546,7 @@ class QuantizedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.activations == "float":
-            return F.linear(x, self.weight, self.bias)
+            return F.linear(x, self.weight.to(x.dtype), self.bias)
         if self.activations == "static":
             scale, zero_point = self.input_scale, self.input_zero_point
         else:
@@ -521,7 +554,7 @@ class QuantizedLinear(nn.Module):
         q = quantize(x, scale, zero_point, self.input_bits, symmetric=False)
         sums = (q.int() - zero_point) @ self.whole().int().T  # exact: no rounding in the sum
         out = sums * (scale * self.scale)
-        return out if self.bias is None else out + self.bias
+        return (out if self.bias is None else out + self.bias).to(x.dtype)
 
 
 def quantize_model(
@@ -570,24 +603,21 @@ def distillation_loss(
 ) -> Tensor:  # fmt: skip
     """Return alpha * T² * KL(teacher || student) at temperature T + (1 - alpha) * cross entropy.
 
-    `student` and `teacher`: logits (n, classes); no gradient reaches the teacher. `targets` (n,):
-    class numbers, -100 where a row has none; None leaves the second term out, and alpha is 1. Both
-    terms are means over all n rows, so that parts of a batch add up by their rows. The arithmetic
-    is float32 or wider. T² keeps the gradient's size as T changes.
-    Raises ValueError for T <= 0, alpha outside [0, 1], or shapes that differ.
-    Source: Hinton, Vinyals & Dean (2015). Invariants: without targets it is 0 where the logits
-    agree up to a constant a row, and positive elsewhere.
+    `student` and `teacher`: finite logits (n, classes), n >= 1; no gradient reaches the teacher.
+    `targets` (n,): class numbers, -100 where a row has none; None leaves the second term out, and
+    alpha is 1. Both terms are means over all n rows, so that parts of a batch add up by their rows.
+    The arithmetic is float32 or wider; in float32 the value loses digits at T above some 1000. T²
+    keeps the gradient's size as T changes. Raises ValueError for T not above 0 or infinite, alpha
+    outside [0, 1], or shapes that differ. Source: Hinton, Vinyals & Dean (2015).
+    Invariants: without targets it is 0 where the logits agree up to a constant a row, and positive
+    elsewhere.
     """
-    if not temperature > 0 or not 0 <= alpha <= 1:
+    if not 0 < temperature < math.inf or not 0 <= alpha <= 1:
         raise ValueError(
             f"temperature={temperature}, alpha={alpha}: give a temperature above 0 and a share "
             "alpha from 0 to 1"
         )
-    if student.shape != teacher.shape or student.ndim != 2:
-        raise ValueError(
-            f"logits of shape {tuple(student.shape)} and {tuple(teacher.shape)}: both must be "
-            "(rows, classes), with the same classes in the same order"
-        )
+    _same_classes(student, teacher)
     log_q = F.log_softmax(_wide(student) / temperature, dim=1)
     log_p = F.log_softmax(_wide(teacher.detach()) / temperature, dim=1)
     soft = (log_p.exp() * (log_p - log_q)).sum(1).mean() * temperature**2
@@ -598,8 +628,20 @@ def distillation_loss(
 
 
 def hard_distillation_loss(student: Tensor, teacher: Tensor) -> Tensor:
-    """Return the cross entropy of `student` with the class that `teacher` ranks first."""
+    """Return the cross entropy of `student` with the class that `teacher` ranks first.
+
+    Both are logits (n, classes). Raises ValueError for shapes that differ.
+    """
+    _same_classes(student, teacher)
     return F.cross_entropy(student, teacher.detach().argmax(1))
+
+
+def _same_classes(student: Tensor, teacher: Tensor) -> None:
+    if student.shape != teacher.shape or student.ndim != 2:
+        raise ValueError(
+            f"logits of shape {tuple(student.shape)} and {tuple(teacher.shape)}: both must be "
+            "(rows, classes), with the same classes in the same order"
+        )
 
 
 # --- low rank -------------------------------------------------------------------------------------
@@ -655,7 +697,7 @@ def save_compact(model: nn.Module, file: BinaryIO) -> None:
         short = math.ceil(tensor.numel() / 8) + int(mask.sum()) * size < tensor.numel() * size
         parts = [pack_bits(mask, 1), tensor[mask]] if short else [tensor]
         table.append([name, str(tensor.dtype).split(".")[1], list(tensor.shape), short])
-        data += [part.reshape(-1).view(torch.uint8).numpy().tobytes() for part in parts]
+        data += [part.reshape(-1).view(torch.uint8).cpu().numpy().tobytes() for part in parts]
     header = json.dumps(table, separators=(",", ":")).encode()
     file.write(len(header).to_bytes(8, "little") + header + b"".join(data))
 
@@ -722,13 +764,13 @@ def _distributed() -> bool:
 
 
 def _how_many(amount: float | int, total: int) -> int:
-    whole = isinstance(amount, int) and not isinstance(amount, bool)
+    whole = isinstance(amount, numbers.Integral) and not isinstance(amount, bool)  # NumPy's too
     if not 0 <= amount <= (total if whole else 1):
         raise ValueError(
             f"amount={amount} of {total}: give a share from 0.0 to 1.0, or a whole number of "
             "entries that is not more than there are"
         )
-    return amount if whole else round(amount * total)
+    return int(amount) if whole else round(float(amount) * total)
 
 
 def _finite(x: Tensor) -> Tensor:
@@ -745,12 +787,24 @@ def _wide(x: Tensor) -> Tensor:
 def _range(x: Tensor, axis: int | None) -> tuple[Tensor, Tensor]:
     if axis is None:
         return x.amin(), x.amax()
-    others = [dim for dim in range(x.ndim) if dim != axis % x.ndim]
+    others = [dim for dim in range(x.ndim) if dim != _dimension(axis, x)]
     return (x.amin(others), x.amax(others)) if others else (x, x)
+
+
+def _dimension(axis: int, x: Tensor) -> int:
+    if not -x.ndim <= axis < x.ndim:
+        raise ValueError(f"axis={axis}: the tensor has {x.ndim} dimensions, counted from 0")
+    return axis % x.ndim
 
 
 def _along(values: Tensor, x: Tensor, axis: int | None) -> Tensor:
     """Shape `values` (one, or one for each index of `axis`) so that they broadcast against x."""
+    count = 1 if axis is None else x.shape[_dimension(axis, x)]
+    if values.numel() not in (1, count):
+        raise ValueError(
+            f"{values.numel()} scales or zero points for shape {tuple(x.shape)}, axis={axis}: give "
+            "one, or one for each index of `axis`"
+        )
     if axis is None:
         return values
     return values.reshape([-1 if dim == axis % x.ndim else 1 for dim in range(x.ndim)])
@@ -764,6 +818,7 @@ def _check_distillation(answer: Callable) -> None:
     student, teacher = torch.randn(2, 6, 5, generator=g) * 3
     value = answer(student.clone(), teacher.clone(), 4.0)
     expect(isinstance(value, Tensor) and value.ndim == 0, "Return one number, as a scalar tensor.")
+    value = value.float()
     for usual, hint in (
         (_probabilities_first, "F.kl_div takes the student's side as logarithms: log_softmax."),
         (_hot_student_only, "Divide the teacher's logits by T as well, not the student's alone."),
@@ -893,8 +948,9 @@ def _one_t(student, teacher, temperature):
 
 def _check_channels(answer: Callable) -> None:
     g = torch.Generator().manual_seed(0)
-    sizes = torch.tensor([1.0, 0.1, 0.01, 0.0])
-    weight = torch.randn(4, 64, generator=g) * sizes.unsqueeze(1)
+    sizes = torch.tensor([1.0, 0.1, 0.01, 0.0, 0.5])
+    weight = torch.randn(5, 64, generator=g) * sizes.unsqueeze(1)
+    weight[4] = -weight[4].abs()  # no value above 0: amax() alone is not the largest in size
     for bits in (8, 4, 2):
         given = weight.clone()
         got = answer(given, bits)
@@ -978,6 +1034,7 @@ def _check_masked_update(answer: Callable) -> None:
                 optimizer.zero_grad()
                 loss().backward()
                 optimizer.step()
+            optimizer.zero_grad()  # so that emptying the gradients last is right as well
             mask = torch.tensor([True, False, True, False])
             with torch.no_grad():
                 weight.mul_(mask)

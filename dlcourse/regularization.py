@@ -329,8 +329,8 @@ def reliability(
     """Return (confidence, accuracy, count), each (bins,), by the probability of the chosen class.
 
     `probabilities` is (n, classes), `targets` (n,). Bin b holds confidences in (b/bins,
-    (b+1)/bins]; the mean of an empty bin is NaN. Raises ValueError for other shapes, for values
-    that are no probabilities (logits, NaN), and for bins < 1.
+    (b+1)/bins]; the mean of an empty bin is NaN, and so is that of the last one if a value is NaN.
+    Raises ValueError for other shapes, for values below 0 or above 1 (logits), and for bins < 1.
     Invariant: the counts add up to n.
     """
     if probabilities.ndim != 2 or targets.shape != probabilities.shape[:1]:
@@ -340,7 +340,7 @@ def reliability(
         )
     if bins < 1:
         raise ValueError(f"bins={bins}: give at least 1")
-    if not ((probabilities >= 0) & (probabilities <= 1 + 1e-6)).all():
+    if ((probabilities < 0) | (probabilities > 1 + 1e-6)).any():
         raise ValueError("not all values are from 0 to 1: give probabilities, logits.softmax(1)")
     confidence, chosen = probabilities.detach().double().max(1)
     right = (chosen == targets).double()
@@ -357,11 +357,12 @@ def expected_calibration_error(probabilities: Tensor, targets: Tensor, bins: int
     """Return the mean distance of confidence and accuracy over the bins, from 0 to 1, a scalar.
 
     Each bin counts by its rows. It is never below 0, so with few rows it is above 0 also for a
-    perfectly calibrated model. Shapes and errors as in `reliability`; of no rows, NaN.
+    perfectly calibrated model. Shapes and errors as in `reliability`; NaN of no rows, or of NaN.
     Source: Guo et al. (2017).
     """
     confidence, accuracy, count = reliability(probabilities, targets, bins)
-    return ((confidence - accuracy).abs() * count).nansum() / count.sum()
+    gaps = torch.where(count > 0, (confidence - accuracy).abs() * count, 0)
+    return gaps.sum() / count.sum()
 
 
 def fit_temperature(logits: Tensor, targets: Tensor) -> Tensor:

@@ -228,8 +228,9 @@ def _report(results: dict, recipe: Recipe, folder: Path) -> str:
 
     full = "all techniques"
     n = len(best[full])
+    some = f" ({recipe.train_limit} training images)" if recipe.train_limit else ""
     lines = [
-        f"{recipe.data}, {n} seeds, each arm at the best of three learning rates",
+        f"{recipe.data}{some}, {n} seeds, each arm at the best of three learning rates",
         "",
         "| without | rate | accuracy lost, points | likelihood lost, nats |",
         "| --- | --- | --- | --- |",
@@ -250,7 +251,7 @@ def _report(results: dict, recipe: Recipe, folder: Path) -> str:
     text = "\n".join(lines) + "\n"
     (folder / "ablation.md").write_text(text, encoding="utf-8")
     fig, axes = figure(2, width=10, height=0.6 + 0.36 * len(points), sharey=True)
-    title = f"without it, {recipe.data}, {n} seeds"
+    title = f"without it: {recipe.data}{some}, {n} seeds"
     intervals(axes[0], points, title=title, xlabel="accuracy lost, points")
     intervals(axes[1], nats, title="", xlabel="likelihood lost, nats")
     fig.savefig(folder / "ablation.png", dpi=120)

@@ -156,6 +156,16 @@ def test_half_precision_keeps_its_dtype_and_computes_in_float32(dtype):
     assert (y.double() - F.layer_norm(x.double(), (8,))).abs().max() < 0.02
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_layer_in_half_precision_evaluates_in_float32(dtype):
+    ours, theirs = (c(8).to(dtype) for c in PAIRS[1])
+    x = (normal(64, 8, seed=3, dtype=torch.float32) * 2 + 30).to(dtype)
+    for layer in (ours, theirs):
+        layer(x), layer.eval()
+    theirs.load_state_dict(ours.state_dict())
+    assert ours(x).dtype == dtype and torch.allclose(ours(x), theirs(x), rtol=0.01, atol=1e-3)
+
+
 def test_under_autocast_it_equals_torch():
     x = normal(16, 6, dtype=torch.float32)
     ours = nn.Sequential(nn.Linear(6, 4), bn.BatchNorm1d(4))
@@ -250,7 +260,7 @@ def test_inputs_that_do_not_fit():
         (bn.BatchNorm2d(3), (4, 3), "4 dimensions"),
         (bn.BatchNorm1d(3), (3,), "2 or 3 dimensions"),
         (bn.LayerNorm(3), (4, 5), r"normalized_shape=\(5,\)"),
-        (bn.LayerNorm((2, 3)), (3,), "must end in"),
+        (bn.LayerNorm((2, 3)), (3, 3), "must end in"),
         (bn.RMSNorm(3), (4, 5), "must end in"),
         (bn.GroupNorm(2, 4), (4, 6), "num_channels"),
         (bn.GroupNorm(2, 4), (4,), "num_channels"),
@@ -260,8 +270,18 @@ def test_inputs_that_do_not_fit():
     for groups in (0, 3, -1):
         with pytest.raises(ValueError, match="does not divide"):
             bn.GroupNorm(groups, 4)
-    with pytest.raises(TypeError, match="floating-point"):
-        bn.BatchNorm1d(2)(torch.ones(3, 2, dtype=torch.long))
+    for layer in (bn.BatchNorm1d(2), bn.LayerNorm(2), bn.RMSNorm(2), bn.GroupNorm(1, 2)):
+        with pytest.raises(TypeError, match="floating-point"):
+            layer(torch.ones(3, 2, dtype=torch.long))
+    with pytest.raises(ValueError, match="3 dimensions or more"):
+        bn.LayerNorm((2, 3, 4))(torch.zeros(3, 4))
+    with pytest.raises(ValueError, match="is empty"):
+        bn.LayerNorm(())
+    for size in (0, -1):
+        with pytest.raises(ValueError, match="number of channels"):
+            bn.BatchNorm1d(size)
+        with pytest.raises(ValueError, match="does not divide"):
+            bn.GroupNorm(1, size)
 
 
 def test_resetting_and_repr():
@@ -368,8 +388,11 @@ def test_folding_equals_the_pair_and_torch(bias, affine):
                 assert torch.allclose(folded.weight, fuse(layer.eval(), theirs).weight)
                 assert torch.allclose(folded.bias, fuse(layer.eval(), theirs).bias)
             assert (layer.bias is None) != bias and type(folded) is type(layer)
+    theirs = random_norm(nn.BatchNorm1d, 6, 0, bias=False)  # torch has a weight without a bias
+    layer, x = nn.Linear(4, 6, bias=bias).double(), normal(5, 4)
+    assert (bn.fold_batch_norm(layer, theirs)(x) - theirs(layer(x))).abs().max() < 1e-12
     layer.weight.requires_grad_(False)
-    assert not any(p.requires_grad for p in bn.fold_batch_norm(layer, ours).parameters())
+    assert not any(p.requires_grad for p in bn.fold_batch_norm(layer, theirs).parameters())
 
 
 def test_what_cannot_be_folded():
@@ -449,6 +472,9 @@ def test_conversion_shares_weights_and_reaches_every_layer():
     assert type(bn.SyncBatchNorm.convert_sync_batchnorm(nn.BatchNorm1d(2))) is bn.SyncBatchNorm
     plain = nn.BatchNorm1d(2, affine=False, track_running_stats=False)
     assert bn.SyncBatchNorm.convert_sync_batchnorm(plain).running_mean is None
+    plain, x = nn.BatchNorm1d(2, bias=False), normal(5, 2, dtype=torch.float32)
+    new = bn.SyncBatchNorm.convert_sync_batchnorm(plain)
+    assert new.bias is None and torch.allclose(new(x), plain(x), atol=1e-6)
 
 
 def on_one_rank(sizes):
@@ -528,6 +554,46 @@ def test_exercises(exercise, capsys):
 def test_other_answers_that_are_right():
     layer, fold, gradient = bn.EXERCISES
 
+    def by_loops(x, weight, bias, mean, var, training, momentum, eps):
+        n, columns = len(x), []
+        for c in range(x.shape[1]):
+            m, v = mean[c].clone(), var[c].clone()
+            if training:
+                m = sum(x[:, c]) / n
+                v = sum((x[:, c] - m) ** 2) / n
+                mean.data[c] = (1 - momentum) * mean[c] + momentum * m.item()
+                var.data[c] = (1 - momentum) * var[c] + momentum * v.item() * n / (n - 1)
+            columns.append(weight[c] * (x[:, c] - m) / (v + eps) ** 0.5 + bias[c])
+        return torch.stack(columns, 1)
+
+    def with_numpy(x, grad, eps):
+        x, g = x.numpy(), grad.numpy()
+        n, std = len(x), (x.var(0) + eps) ** 0.5
+        y = (x - x.mean(0)) / std
+        return torch.from_numpy((n * g - g.sum(0) - y * (g * y).sum(0)) / (n * std))
+
+    def in_float32(linear, norm):
+        folded = nn.Linear(linear.in_features, linear.out_features)
+        with torch.no_grad():
+            scale = torch.ones(len(linear.weight)) if norm.weight is None else norm.weight
+            scale = scale / torch.sqrt(norm.running_var + norm.eps)
+            folded.weight.copy_(torch.diag(scale) @ linear.weight.to(scale.dtype))
+            folded.bias.copy_(norm(torch.zeros_like(scale)[None] + (0 if linear.bias is None
+                              else linear.bias))[0])  # fmt: skip
+        return folded
+
+    def own_fold(linear, bn_layer):
+        return bn.fold_batch_norm(linear, bn_layer)
+
+    assert layer.hint_for(by_loops) is None
+    assert gradient.hint_for(with_numpy) is None
+    assert fold.hint_for(own_fold) is None
+    assert fold.hint_for(in_float32) is None
+
+
+def test_lazy_or_clever_answers_that_are_wrong():
+    layer, fold, gradient = bn.EXERCISES
+
     def with_torch(x, weight, bias, mean, var, training, momentum, eps):
         return F.batch_norm(x, mean, var, weight, bias, training, momentum, eps)
 
@@ -536,16 +602,16 @@ def test_other_answers_that_are_right():
         y = (x - x.mean(0)) / (x.var(0, correction=0) + eps).sqrt()
         return torch.autograd.grad(y, x, grad)[0]
 
-    def own_fold(linear, bn_layer):
-        return bn.fold_batch_norm(linear, bn_layer)
+    def other_way_round(linear, norm):
+        found = bn.fold_batch_norm(linear, norm)
+        folded = nn.Linear(linear.out_features, linear.in_features).double()
+        folded.weight.data, folded.bias.data = found.weight.data, found.bias.data
+        return folded
 
-    assert layer.hint_for(with_torch) is None
-    assert gradient.hint_for(through_autograd) is None
-    assert fold.hint_for(own_fold) is None
-
-
-def test_lazy_or_clever_answers_that_are_wrong():
-    layer, fold, gradient = bn.EXERCISES
+    def empties_the_norm(linear, norm):
+        folded = bn.fold_batch_norm(linear, norm)
+        norm.reset_parameters()
+        return folded
 
     def no_running(x, weight, bias, mean, var, training, momentum, eps):
         if training:
@@ -572,6 +638,10 @@ def test_lazy_or_clever_answers_that_are_wrong():
             folded.bias.sub_(norm.running_mean).mul_(scale).add_(norm.bias)
         return folded
 
+    assert "yourself, without torch's batch_norm" in layer.hint_for(with_torch)
+    assert "without autograd" in gradient.hint_for(through_autograd)
+    assert "more inputs than outputs" in fold.hint_for(other_way_round)
+    assert "what came in has changed" in fold.hint_for(empties_the_norm)
     assert "must have changed" in layer.hint_for(no_running)
     assert "part of the graph" in layer.hint_for(graph_in_buffers)
     assert "new layer" in fold.hint_for(in_place)

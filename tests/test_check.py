@@ -55,7 +55,7 @@ def judged(*sources: str, number: int = 2, technique="learning_rate_decay", full
 def source_of(answer, name: str, module) -> tuple[str, str]:
     """Return (code that defines an answer of a module, expression for it)."""
     plain = inspect.isfunction(answer) and answer.__name__ != "<lambda>" and not answer.__closure__
-    if not plain:
+    if not plain or answer.__module__ != module.__name__:  # a library's own, say
         return f"import dlcourse.{module.__name__[9:]}", f"{module.__name__}.{name}"
     text = inspect.getsource(answer)
     now, later, binds = check.names(ast.parse(text).body[0])

@@ -61,7 +61,9 @@ def test_gains_equal_torch():
         assert di.calculate_gain(name) == init.calculate_gain(name)
     for slope in (None, 0, 0.0, 0.2, 1, -3.0, math.sqrt(5)):
         assert di.calculate_gain("leaky_relu", slope) == init.calculate_gain("leaky_relu", slope)
-    for slope in (True, "much"):
+    number = di.calculate_gain("leaky_relu", np.float32(0.5))
+    assert number == pytest.approx(math.sqrt(2 / 1.25))
+    for slope in (True, "much", math.nan, math.inf):
         with pytest.raises(ValueError, match="slope"):
             di.calculate_gain("leaky_relu", slope)
     with pytest.raises(ValueError, match="F.gelu"):
@@ -76,6 +78,7 @@ def test_gains_of_functions():
     z = torch.randn(4_000_000, generator=seeded(0), dtype=torch.float64)
     for f in (F.gelu, torch.tanh, F.silu, torch.sigmoid, torch.sin):
         assert di.calculate_gain(f) == pytest.approx(f(z).square().mean().item() ** -0.5, rel=2e-3)
+    assert di.calculate_gain(nn.ReLU(inplace=True)) == pytest.approx(math.sqrt(2), abs=1e-9)
     for dead in (torch.zeros_like, lambda z: z / 0):
         with pytest.raises(ValueError, match="no weight can mend"):
             di.calculate_gain(dead)
@@ -225,6 +228,14 @@ def test_initialize_is_fixed_by_its_generator_and_draws_shared_weights_once():
         assert torch.equal(layer.weight, init.kaiming_normal_(torch.empty(4, 4), generator=g))
 
 
+def test_initialize_fills_only_the_output_of_attention():
+    model = nn.MultiheadAttention(8, 2)
+    before = model.in_proj_weight.clone()
+    di.initialize_(model, di.orthogonal_, seeded(0))
+    assert torch.equal(model.in_proj_weight, before)
+    assert torch.allclose(model.out_proj.weight @ model.out_proj.weight.T, torch.eye(8), atol=1e-5)
+
+
 def test_initialize_refuses_what_it_cannot_fill():
     with pytest.raises(ValueError, match="no linear"):
         di.initialize_(nn.LayerNorm(3), di.xavier_normal_)
@@ -306,6 +317,18 @@ def test_prediction_for_relu_is_a_power():
         steps = torch.arange(12, dtype=torch.float64)
         assert torch.allclose(forward, 0.7 * scale * (scale / 2) ** steps, rtol=1e-6)
         assert torch.allclose(backward, ((scale / 2) ** steps).flip(0), rtol=1e-6)
+
+
+def test_prediction_for_large_weights_is_the_limit():
+    for scale in (1e4, 1e6, 1e8):  # E[sech^4(s z)] is (4 / 3) / (s sqrt(2 pi)) for large s
+        forward, backward = di.predict_variance(torch.tanh, 2, scale)
+        slope = scale**0.5 * 4 / 3 / math.sqrt(2 * math.pi)
+        assert backward[0].item() == pytest.approx(slope, rel=1e-3)
+        assert forward[1].item() == pytest.approx(scale, rel=0.02)
+    inplace = di.predict_variance(nn.ReLU(inplace=True), 3, 2.0)
+    assert torch.allclose(torch.stack(inplace), torch.stack(di.predict_variance(F.relu, 3, 2.0)))
+    with pytest.raises(ValueError, match="F.relu"):
+        di.predict_variance("relu", 3, 2.0)
 
 
 def test_prediction_for_no_activation_and_for_one_layer():
@@ -540,7 +563,8 @@ def test_signal_is_what_depends_on_the_rows():
         layer.weight.zero_()
     stats = di.activation_stats(layer, X.flatten(1))["Linear"]
     assert stats.signal == 0 and stats.std > 0.01
-    assert math.isnan(di.activation_stats(layer, X[0].ravel())["Linear"].signal)
+    for one in (X[0].ravel(), X[:1].flatten(1)):
+        assert math.isnan(di.activation_stats(layer, one)["Linear"].signal)
 
 
 def test_no_gradient_is_nan():
@@ -633,6 +657,21 @@ def test_init_exercise_takes_other_right_answers():
 
     assert "trainable" in di.EXERCISES[1].hint_for(frozen)
     assert not accepts(1, lambda model: model)
+
+    def held_up_by_biases(model):
+        for layer in model[:-1:2]:
+            nn.init.normal_(layer.bias)
+        zero_head(model)
+
+    def half_are_copies(model):
+        for layer in model[:-1:2]:
+            nn.init.eye_(layer.weight)
+            nn.init.zeros_(layer.bias)
+        zero_head(model)
+
+    assert "from the biases" in di.EXERCISES[1].hint_for(held_up_by_biases)
+    assert "copies" in di.EXERCISES[1].hint_for(half_are_copies)
+    assert "in place" in di.EXERCISES[1].hint_for(copy.deepcopy)
 
 
 def test_gain_exercise_takes_other_right_answers():

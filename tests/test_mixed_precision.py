@@ -180,6 +180,9 @@ def test_scaled_rounding():
         assert torch.equal(moved, mp.scaled_round_to(x, "e4m3") * 2.0**power)
     assert same(mp.scaled_round_to(torch.zeros(3), "e5m2"), torch.zeros(3))
     assert mp.scaled_round_to(torch.tensor(-3.0), "e5m2") == -3.0
+    assert mp.scaled_round_to(torch.empty(0, 3), "e4m3").shape == (0, 3)
+    with pytest.raises(TypeError, match="x.float"):
+        mp.scaled_round_to(torch.arange(3), "e4m3")
 
 
 def test_bits_are_those_that_torch_stores():
@@ -292,7 +295,8 @@ def test_scaler_refuses_calls_out_of_order_and_bad_settings():
     with pytest.raises(ValueError, match="MasterWeightOptimizer"):
         mp.GradScaler().unscale_(torch.optim.SGD([half], lr=1.0))
     for settings in ({"init_scale": 0.0}, {"growth_factor": 1.0}, {"backoff_factor": 1.0},
-                     {"growth_interval": 0}, {"init_scale": math.nan}):  # fmt: skip
+                     {"growth_interval": 0}, {"growth_interval": 2.5}, {"init_scale": math.nan},
+                     {"init_scale": 1e39}, {"init_scale": 1e-50}):  # fmt: skip
         with pytest.raises(ValueError, match="give"):
             mp.GradScaler(**settings)
 
@@ -308,11 +312,24 @@ def test_scaler_not_enabled_passes_through():
     scaler.step(optimizer)
     scaler.update()
     assert weight.item() == 0.0
+    assert scaler.state_dict() == {} == torch.amp.GradScaler("cpu", enabled=False).state_dict()
+    scaler.load_state_dict(mp.GradScaler(2.0).state_dict())
+    assert scaler.get_scale() == 1.0
+    with pytest.raises(ValueError, match="not enabled"):
+        mp.GradScaler().load_state_dict(scaler.state_dict())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_scaled_loss_has_torchs_dtype_and_value(dtype):
+    for loss in (torch.tensor(3.0, dtype=dtype), torch.tensor([1.5, -2.0], dtype=dtype)):
+        theirs = torch.amp.GradScaler("cpu").scale(loss)
+        ours = mp.GradScaler().scale(loss)
+        assert ours.dtype == theirs.dtype and torch.equal(ours, theirs)
 
 
 def test_scale_that_has_fallen_to_zero_still_skips():
     weight = nn.Parameter(torch.ones(1))
-    optimizer, scaler = torch.optim.SGD([weight], lr=1.0), mp.GradScaler(1e-38)
+    optimizer, scaler = torch.optim.SGD([weight], lr=1.0), mp.GradScaler(1e-37)
     for _ in range(40):
         weight.grad = torch.tensor([math.nan])
         scaler.step(optimizer)
@@ -434,6 +451,13 @@ def test_gradients_add_up_in_float32_and_scaler_and_clipping_see_them():
     assert wide[0].item() == pytest.approx(-1e-4, rel=1e-3)
     with pytest.raises(ValueError, match="leaves"):
         mp.MasterWeightOptimizer([weight * 1], torch.optim.SGD, lr=1.0)
+    with pytest.raises(ValueError, match="leaves"):
+        mp.MasterWeightOptimizer([{"params": [weight]}], torch.optim.SGD, lr=1.0)
+    with pytest.raises(ValueError, match="cannot hold bf16"):
+        mp.MasterWeightOptimizer([weight], torch.optim.SGD, fmt="bf16", lr=1.0)
+    mp.MasterWeightOptimizer([weight], torch.optim.SGD, lr=1.0)  # a second one on the same weight
+    with pytest.raises(RuntimeError, match="make one for each model"):
+        weight.sum().backward()
     with pytest.raises(ValueError, match="fmt="):
         double = nn.Parameter(torch.zeros(1, dtype=torch.float64))
         mp.MasterWeightOptimizer([double], torch.optim.SGD, lr=1.0)
@@ -610,6 +634,8 @@ def test_autocast_policy_on_the_cpu(dtype):
     for name in ("relu", "add", "sum"):
         assert policy[name] == "as its inputs"
     assert set(policy.values()) <= {"16-bit", "float32", "as its inputs", "widens", "refuses"}
+    with pytest.raises(ValueError, match="choose torch.bfloat16"):
+        mp.autocast_policy("cpu", torch.float32)
 
 
 def test_memory_estimate():
@@ -680,7 +706,7 @@ def test_other_right_answers_pass():
             scale, streak = scale * 0.5, 0
         if streak >= 3:
             scale, streak = scale * 2, 0
-        return weight, torch.tensor(scale), streak
+        return [weight, torch.tensor(scale), np.int64(streak)]
 
     def clip_at_the_scaled_bound(losses, parameters, optimizer, scaler, max_norm):
         for loss in losses:
@@ -701,6 +727,13 @@ def test_other_right_answers_pass():
     assert mp.EXERCISES[1].hint_for(from_neighbours) is None
 
 
+def test_every_power_is_the_smallest_that_float16_arithmetic_sees():
+    every = torch.arange(0x0800, 0x7400, 7, dtype=torch.int16).view(torch.float16)
+    for w in (*every.tolist(), 2.0**-13, 2.0**14):
+        h = np.float16(mp._solve_vanish(w))
+        assert np.float16(w) + h != np.float16(w) == np.float16(w) + h / np.float16(2)
+
+
 def test_lazy_answers_do_not_pass():
     def nothing_moves(weight, scaled_grad, lr, scale, streak):
         return weight, scale, streak
@@ -711,10 +744,24 @@ def test_lazy_answers_do_not_pass():
     def only_one(w):
         return 2.0**-10 if w == 1 else 2.0**-11
 
+    def grow_first(weight, scaled_grad, lr, scale, streak):
+        new, grown, count = mp._solve_scaler(weight, scaled_grad, lr, scale, streak)
+        return weight - (weight - new) * scale / max(scale, grown), grown, count
+
+    def fixed_scale(weight, scaled_grad, lr, scale, streak):
+        return mp._solve_scaler(weight, scaled_grad, lr, 1024.0, streak)
+
+    def fixed_rate(weight, scaled_grad, lr, scale, streak):
+        return mp._solve_scaler(weight, scaled_grad, 0.5, scale, streak)
+
+    def fixed_norm(losses, parameters, optimizer, scaler, max_norm):
+        mp._solve_order(losses, parameters, optimizer, scaler, 2.0)
+
     def never_step(losses, parameters, optimizer, scaler, max_norm):
         optimizer.zero_grad()
 
-    wrong = ((0, nothing_moves), (0, lambda *a: None), (1, by_decimals), (1, only_one),
+    wrong = ((0, grow_first), (0, fixed_scale), (0, fixed_rate), (2, fixed_norm),
+             (0, nothing_moves), (0, lambda *a: None), (1, by_decimals), (1, only_one),
              (1, lambda w: w * 2.0**-10), (1, lambda w: -1), (2, never_step))  # fmt: skip
     for number, answer in wrong:
         assert mp.EXERCISES[number].hint_for(answer) is not None

@@ -190,11 +190,23 @@ def test_masked_weights_train_as_torchs_own_do():
     assert torch.equal(ours(X), theirs(X))
 
 
+@pytest.mark.parametrize("kind", [np.int64, np.int32, int])
+def test_numpys_whole_numbers_are_counts_too(kind):
+    weight = torch.randn(4, 5, generator=generator(0))
+    for count in (0, 1, 7):
+        assert int((~mc.magnitude_mask(weight, kind(count))).sum()) == count
+    assert int((~mc.magnitude_mask(weight, np.float32(0.5))).sum()) == 10
+
+
 def test_masks_that_do_not_fit():
     with pytest.raises(ValueError, match="this very model"):
         mc.apply_masks(mlp(), {"head": torch.ones(2, 2, dtype=torch.bool)})
     with pytest.raises(KeyError):
         mc.apply_masks(mlp(), {"nothing": torch.ones(2, 2, dtype=torch.bool)})
+    model = mlp()
+    with pytest.raises(KeyError):
+        mc.apply_masks(model, {**mc.global_prune(model, 0.5), "nothing": torch.ones(2, 2)})
+    assert mc.sparsity(model) == 0  # nothing was done by halves
     with pytest.raises(ValueError, match="no linear or convolution"):
         mc.global_prune(nn.ReLU(), 0.5)
 
@@ -230,6 +242,14 @@ def test_the_pruning_step_prunes_and_keeps_its_zeros():
     assert mc.sparsity(model) == pytest.approx(0.8, abs=0.01)
     parts, _ = trained(mc.pruning_step(mc.gradual_sparsity(0.8, 20), every=5), accumulation_steps=4)
     assert torch.allclose(model.head.weight, parts.head.weight, atol=1e-4)
+
+
+def test_the_pruning_step_forgets_an_earlier_run():
+    once, reused = (mc.pruning_step(mc.gradual_sparsity(0.8, 20), every=5) for _ in range(2))
+    first, _ = trained(once)
+    trained(reused)
+    second, _ = trained(reused)
+    assert torch.equal(first(X), second(X))
 
 
 def pruned_run():
@@ -306,6 +326,8 @@ def test_units_go_by_the_norm_as_in_torch(seed):
 def test_units_of_what_is_no_chain():
     with pytest.raises(ValueError, match="chain"):
         mc.prune_units(nn.Sequential(nn.Linear(4, 5), nn.Linear(6, 2)), 0.5)
+    with pytest.raises(ValueError, match="grouped"):
+        mc.prune_units(nn.Sequential(nn.Conv2d(4, 4, 1, groups=2), nn.Conv2d(4, 2, 1)), 0.5)
     with pytest.raises(ValueError, match="fold norm"):
         mc.prune_units(nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.Linear(5, 2)), 0.5)
 
@@ -459,7 +481,13 @@ def test_packing_keeps_shapes_and_refuses_what_does_not_fit():
     values = torch.randint(-7, 8, (3, 5), generator=generator(0))
     packed = mc.pack_bits(values.T, 4)
     assert torch.equal(mc.unpack_bits(packed, 4, (5, 3), signed=True), values.T)
-    for bad, bits in ((torch.tensor([16]), 4), (torch.tensor([-9]), 4), (torch.tensor([2]), 1)):
+    assert mc.pack_bits(torch.tensor([True, False, True]), 1).tolist() == [5]
+    with pytest.raises(ValueError, match="quantize the values first"):
+        mc.pack_bits(torch.tensor([1.7]), 8)
+    for bad, bits in (
+        ([16], 4), ([-9], 4), ([2], 1), ([-1], 1), ([-1, 255], 8), ([65541], 8),
+    ):  # fmt: skip
+        bad = torch.tensor(bad)
         with pytest.raises(ValueError, match="do not fit"):
             mc.pack_bits(bad, bits)
     for call in (mc.pack_bits, lambda v, b: mc.unpack_bits(v, b, (1,))):
@@ -569,6 +597,59 @@ def test_observers_grow_in_training_only():
     assert quantizer.observer.high == 9.0 and quantizer.observer.low == -1.0
 
 
+def test_quantizers_refuse_what_no_whole_number_stands_for():
+    x = torch.randn(4, 4, generator=generator(0))
+    scale, zero = mc.choose_qparams(x, axis=0)
+    for call in (mc.quantize, mc.fake_quantize):
+        with pytest.raises(ValueError, match="4 scales"):
+            call(x, scale, zero)  # axis= forgotten: would pass on a square weight
+        with pytest.raises(ValueError, match="2 dimensions"):
+            call(x, scale, zero, axis=2)
+    with pytest.raises(ValueError, match="4 scales"):
+        mc.dequantize(mc.quantize(x, scale, zero, axis=0), scale, zero)
+    with pytest.raises(ValueError, match="2 dimensions"):
+        mc.choose_qparams(x, axis=-3)
+    for bad, step in ((math.nan, 1.0), (1.0, 0.0), (1.0, -1.0), (1.0, math.nan)):
+        with pytest.raises(ValueError, match="NaN, or a scale"):
+            mc.quantize(torch.tensor([bad]), torch.tensor(step), torch.tensor(0))
+    for huge in (torch.tensor([-3e38, 3e38]), torch.tensor([1e300, 0.0], dtype=torch.float64)):
+        with pytest.raises(ValueError, match="wider than float32"):
+            mc.choose_qparams(huge, symmetric=False)
+
+
+def test_an_observer_that_saw_nothing_is_no_range():
+    empty, spoilt = mc.RangeObserver(), mc.RangeObserver()
+    spoilt(torch.tensor([1.0, math.nan]))
+    for observer in (empty, spoilt):
+        with pytest.raises(ValueError, match="finite values first"):
+            mc.QuantizedLinear(nn.Linear(2, 2), activations="static", observer=observer)
+        with pytest.raises(ValueError, match="finite values first"):
+            mc.FakeQuantize(observer=observer).eval()(torch.ones(2))
+    with pytest.raises(ValueError, match="finite values first"):
+        mc.convert(mc.prepare_qat(mlp(), inputs=True))
+
+
+def test_calibration_leaves_no_hook_and_no_mode_behind():
+    model = mlp()
+    model.head.eval()
+    mc.calibrate(model, X)
+    assert model.training and not model.head.training
+    with pytest.raises(ValueError, match="this MLP takes"):
+        mc.calibrate(model, X[:, :, :2])
+    assert not any(m._forward_pre_hooks for m in model.modules())
+    assert model.training and not model.head.training
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("activations", ["float", "dynamic"])
+def test_quantized_layers_answer_in_the_dtype_of_the_model(dtype, activations):
+    linear, x = nn.Linear(9, 5), torch.randn(7, 9, generator=generator(0))
+    wide = mc.QuantizedLinear(linear, activations=activations)(x)
+    got = mc.QuantizedLinear(linear.to(dtype), activations=activations)(x.to(dtype))
+    assert got.dtype == dtype
+    assert torch.allclose(got.float(), wide, atol=0.05)
+
+
 # --- distillation ---------------------------------------------------------------------------------
 
 
@@ -633,11 +714,15 @@ def test_distillation_in_16_bits_computes_in_32():
 
 def test_distillation_settings():
     logits = torch.zeros(2, 3)
-    for settings in ({"temperature": 0.0}, {"alpha": 1.5}, {"temperature": math.nan}):
+    for settings in (
+        {"temperature": 0.0}, {"alpha": 1.5}, {"temperature": math.nan}, {"temperature": math.inf},
+    ):  # fmt: skip
         with pytest.raises(ValueError, match="temperature above 0"):
             mc.distillation_loss(logits, logits, **settings)
     with pytest.raises(ValueError, match="same classes"):
         mc.distillation_loss(logits, torch.zeros(2, 4))
+    with pytest.raises(ValueError, match="same classes"):
+        mc.hard_distillation_loss(logits, torch.zeros(2, 4))
 
 
 def test_hard_distillation_takes_the_teachers_first_class():
@@ -752,6 +837,7 @@ def test_exercises_accept_other_right_answers():
         return temperature**2 * (p * (p.log() - q.log())).sum(1).mean()
 
     assert first.hint_for(by_hand) is None
+    assert first.hint_for(lambda s, t, T: by_hand(s.double(), t.double(), T)) is None
     assert first.hint_for(lambda s, t, T: mc.distillation_loss(s, t, temperature=T)) is None
 
     def affine(weight, bits):  # more levels than asked for, and no larger error
@@ -769,7 +855,19 @@ def test_exercises_accept_other_right_answers():
         optimizer.step()
         weight.data *= mask
 
+    def empties_last(loss_fn, weight, mask, optimizer):
+        loss_fn().backward()
+        optimizer.step()
+        weight.data = weight.data * mask
+        optimizer.zero_grad()
+
     assert third.hint_for(masks_twice) is None
+    assert third.hint_for(empties_last) is None
+
+
+def signed_maximum(weight, bits):
+    scale = weight.amax(1, keepdim=True).clamp(min=1e-12) / (2 ** (bits - 1) - 1)
+    return (weight / scale).round() * scale
 
 
 def test_exercises_reject_lazy_answers():
@@ -788,6 +886,7 @@ def test_exercises_reject_lazy_answers():
             lambda w, b: mc.FakeQuantize(8, axis=0)(w),
             lambda w, b: w.sign() * w.abs().amax(1, keepdim=True),
             lambda w, b: mc.FakeQuantize(b, axis=0)(w[:1]),
+            signed_maximum,
         ]),
         (third, [
             lambda f, w, m, o: w.data.zero_(),

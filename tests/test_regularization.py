@@ -583,9 +583,11 @@ def test_calibration_at_the_edges():
         rg.reliability(sure, torch.tensor([0]))
     with pytest.raises(ValueError, match="at least 1"):
         rg.reliability(sure, torch.tensor([0, 1]), bins=0)
-    for bad in (torch.tensor([[2.0, -1.0]]), torch.tensor([[math.nan, 0.5]])):
+    for logits in (torch.tensor([[2.0, 0.5]]), torch.tensor([[0.5, -0.5]])):
         with pytest.raises(ValueError, match="give probabilities"):
-            rg.expected_calibration_error(bad, torch.tensor([0]))
+            rg.expected_calibration_error(logits, torch.tensor([0]))
+    broken = torch.tensor([[0.9, 0.1], [math.nan, math.nan]])  # of a run that diverged
+    assert rg.expected_calibration_error(broken, torch.tensor([0, 0])).isnan()
 
 
 @pytest.mark.parametrize("seed", range(10))

@@ -175,7 +175,7 @@ def test_mnist_from_published_bytes(capsys):
     if "DLCOURSE_MNIST" not in os.environ:
         pytest.skip("DLCOURSE_MNIST is not set: the folder that holds MNIST/raw")
     arguments = ["--data", "mnist", "--root", os.environ["DLCOURSE_MNIST"], "--train-limit", "2000"]
-    assert main([*arguments, "--epochs", "2", "--width", "8", "--out", "run"]) == 0
+    assert main([*arguments, "--epochs", "6", "--width", "8", "--out", "run"]) == 0
     assert json.loads(Path("run/result.json").read_text())["accuracy"] > 0.7
 
 

@@ -46,12 +46,13 @@ class ThisPython(KernelSpecManager):
 
 
 def kernel_environment() -> dict[str, str]:
-    """Return the environment of the kernel: one thread, and the package on the path."""
+    """Return the environment of the kernel: one thread, no bars, the package on the path."""
     paths = [str(ROOT), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
     return {
         **os.environ,
         "OMP_NUM_THREADS": "1",
         "OMP_WAIT_POLICY": "PASSIVE",
+        "DLCOURSE_PROGRESS": "0",  # a stored bar would differ at each run
         "PYTHONPATH": os.pathsep.join(os.path.abspath(path) for path in paths),
     }
 
