@@ -1,9 +1,10 @@
 """How long `make test` takes for each chapter: its notebook under nbval, and its unit tests.
 
-    python benchmarks/chapters.py [--only 04 11]
+    python benchmarks/chapters.py                   # runs the suite once, as `make test` does
+    python benchmarks/chapters.py --junit FILE      # reads a run made with pytest --junitxml=FILE
 
-One after the other, on one thread, each in a fresh pytest. So the seconds include start-up (a
-kernel with its imports takes some seconds). The share is of the sum of all.
+The seconds are those of the cells and tests themselves, set-up included, summed over the two
+processes of the suite. Starting Python and importing torch is extra, some seconds a file.
 """
 
 from __future__ import annotations
@@ -12,42 +13,55 @@ import argparse
 import os
 import subprocess
 import sys
-import time
+import tempfile
+import xml.etree.ElementTree as ElementTree
+from collections import defaultdict
 from pathlib import Path
 
 from many_seeds import machine
 
 ROOT = Path(__file__).resolve().parent.parent
 NBVAL = ["--nbval", "--nbval-current-env", "--nbval-sanitize-with", "nbval.cfg"]
+SUITE = [*NBVAL, "--nbval-cell-timeout", "120", "-n", "2", "--dist", "loadfile", "-q"]
 
 
-def seconds(arguments: list[str]) -> float:
-    """Return how long a pytest takes; stop where it fails."""
+def run_suite(junit: Path) -> None:
+    """Run what `make test` runs, and leave a report; stop where a test fails."""
     env = {**os.environ, "DLCOURSE_PROGRESS": "0", "OMP_NUM_THREADS": "1"}
-    start = time.perf_counter()
-    command = [sys.executable, "-m", "pytest", "-q", *arguments]
-    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
-    if done.returncode:
-        raise SystemExit(f"{' '.join(arguments)} failed:\n{done.stdout[-2000:]}")
-    return time.perf_counter() - start
+    command = [sys.executable, "-m", "pytest", *SUITE, f"--junitxml={junit}"]
+    subprocess.run([*command, "chapters", "tests", "dlcourse"], cwd=ROOT, env=env, check=True)
+
+
+def seconds_by_file(junit: Path) -> dict[str, float]:
+    """Return the seconds of each notebook or test file, by its name without folder and ending."""
+    total: dict[str, float] = defaultdict(float)
+    for case in ElementTree.parse(junit).iter("testcase"):
+        parts = case.get("classname", "").replace("/", ".").split(".")
+        names = [part for part in parts if part.startswith("test_") or part[:2].isdigit()]
+        total[names[0] if names else "other"] += float(case.get("time", 0))
+    return total
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", nargs="+", default=[""], metavar="NN")
-    only = tuple(parser.parse_args().only)
-    rows = []
-    for path in sorted((ROOT / "chapters").glob("[0-9][0-9]_*.ipynb")):
-        if path.name.startswith(only):
-            test = ROOT / "tests" / f"test_{path.stem[3:]}.py"
-            units = seconds([str(test)]) if test.exists() else 0.0
-            rows.append((path.stem, seconds([*NBVAL, str(path)]), units))
-    total = sum(notebook + units for _, notebook, units in rows)
-    print(f"# Chapters under test\n\n{machine()}\n")
+    parser.add_argument("--junit", type=Path, metavar="FILE")
+    junit = parser.parse_args().junit
+    with tempfile.TemporaryDirectory() as folder:
+        if junit is None:
+            junit = Path(folder) / "junit.xml"
+            run_suite(junit)
+        seconds = seconds_by_file(junit)
+    whole = sum(seconds.values())
+    print(f"# The suite by chapter\n\n{machine()}\n")
     print("| Chapter | notebook, s | unit tests, s | share |\n| --- | --- | --- | --- |")
-    for name, notebook, units in rows:
-        print(f"| {name} | {notebook:.0f} | {units:.0f} | {(notebook + units) / total:.0%} |")
-    print(f"| all | {sum(r[1] for r in rows):.0f} | {sum(r[2] for r in rows):.0f} | 100% |")
+    rest = whole
+    for name in sorted(name for name in seconds if name[:2].isdigit()):
+        units = seconds.get(f"test_{name[3:]}", 0.0)
+        rest -= seconds[name] + units
+        share = (seconds[name] + units) / whole
+        print(f"| {name} | {seconds[name]:.0f} | {units:.0f} | {share:.0%} |")
+    print(f"| lab, commands, rules | | {rest:.0f} | {rest / whole:.0%} |")
+    print(f"| all | | {whole:.0f} | 100% |")
 
 
 if __name__ == "__main__":
