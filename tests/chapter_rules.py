@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import io
 import itertools
 import json
@@ -11,7 +12,7 @@ import tokenize
 from collections.abc import Iterator
 from pathlib import Path
 
-from house_rules import TECHNIQUES
+from house_rules import GUIDES, TECHNIQUES
 
 LINES = 25  # most lines of a code cell
 CELLS = (25, 45)
@@ -32,7 +33,6 @@ SECTIONS = [
     "In one minute",
 ]
 CARD = ["You will be able to", "Know first", "Minutes", "Seconds to run", "Hardware"]
-GUIDES = ("start_here", "your_own_run")  # around the chapters: free in their sections
 RUN = {"recipe", "studies", "train"}
 ALSO_IMPORTS = {
     "your_own_run": RUN | set(TECHNIQUES),
@@ -54,7 +54,17 @@ def technique(path: Path) -> str:
 
 def guide(path: Path) -> bool:
     """Tell whether a notebook is a guide: no chapter, so without the ten sections."""
-    return technique(path) in GUIDES
+    return path.name in GUIDES
+
+
+def for_chapters(rule):
+    """Make a rule pass over the guides, which need not have a chapter's anatomy."""
+
+    @functools.wraps(rule)
+    def for_chapters_only(path: Path, book) -> list[str]:
+        return [] if guide(path) else rule(path, book)
+
+    return for_chapters_only
 
 
 def code_cells(book) -> Iterator[tuple[int, dict]]:
@@ -136,10 +146,9 @@ def short_cells(path: Path, book) -> list[str]:
     return [f"cell {number} has {n} lines, most is {LINES}" for number, n in lengths if n > LINES]
 
 
+@for_chapters
 def cell_count(path: Path, book) -> list[str]:
     """The number of cells lies in CELLS."""
-    if guide(path):
-        return []
     low, high = CELLS
     found = len(book.cells)
     return [] if low <= found <= high else [f"{found} cells, expected {low} to {high}"]
@@ -329,10 +338,9 @@ def title(path: Path, book) -> list[str]:
     return []
 
 
+@for_chapters
 def anatomy(path: Path, book) -> list[str]:
     """The H2 headings are SECTIONS, in this order."""
-    if guide(path):
-        return []
     found = [text for _, text in headings(book, 2)]
     return [] if found == SECTIONS else [f"H2 headings are {found}, expected {SECTIONS}"]
 
@@ -362,10 +370,9 @@ def card(path: Path, book) -> list[str]:
     return problems
 
 
+@for_chapters
 def exercises(path: Path, book) -> list[str]:
     """The Exercises section has two or more stubs ``your_... = ``."""
-    if guide(path):
-        return []
     stubs = set()
     for cell in section(book, "Exercises"):
         if cell.cell_type == "code":
@@ -374,10 +381,9 @@ def exercises(path: Path, book) -> list[str]:
     return [] if len(stubs) >= 2 else [f"{len(stubs)} stubs your_... = in Exercises, want 2"]
 
 
+@for_chapters
 def sources(path: Path, book) -> list[str]:
     """The last cell is Markdown, in the section In one minute, and has a Sources paragraph."""
-    if guide(path):
-        return []
     last = section(book, SECTIONS[-1])[-1:]
     good = last == book.cells[-1:] and last and last[0].cell_type == "markdown"
     if not good or not re.search(r"^\*\*Sources", last[0].source, re.MULTILINE):

@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 
 import pytest
+from processes import alive
 
 from dlcourse import check
 
@@ -555,16 +556,6 @@ def command(*arguments, **options) -> subprocess.Popen:
         encoding="utf-8",
         **options,
     )
-
-
-def alive(pid: int) -> bool:
-    """Tell whether a process runs; a zombie does not."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    stat = Path(f"/proc/{pid}/stat")
-    return not (stat.exists() and stat.read_text().rpartition(")")[2].split()[0] == "Z")
 
 
 def gone(pids, seconds=5.0) -> bool:

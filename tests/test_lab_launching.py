@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+from processes import alive
 
 from dlcourse.lab import launching
 from dlcourse.lab.launching import LaunchError, launch
@@ -221,18 +222,6 @@ def pids_in(folder: Path, ranks: int) -> list[int]:
         assert time.monotonic() < until, "the processes did not start"
         time.sleep(0.02)
     return [pid for path in folder.glob("pids*") for pid in json.loads(path.read_text())]
-
-
-def alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    stat = Path(f"/proc/{pid}/stat")
-    try:  # a zombie that nobody collects in a container has ended all the same
-        return stat.read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except OSError:
-        return not Path("/proc/self").exists()
 
 
 def assert_all_end(pids: list[int], seconds: float = 5.0) -> None:

@@ -117,11 +117,7 @@ class ImageData:
             torch.cat([part.labels for part in three]),
             torch.cat(groups) if len(groups) == 3 else None,
         )
-        cut = [_select(rows, part) for part in parts]
-        std, mean = torch.std_mean(cut[0].images, dim=(0, 2, 3), correction=0)
-        std = std.clamp(min=SMALLEST_STD)
-        cut = [_normalize(part, mean, std) for part in cut]
-        return ImageData(self.name, *cut, self.classes, mean, std)
+        return _image_data(self.name, [_select(rows, part) for part in parts], self.classes)
 
 
 def load(
@@ -184,11 +180,7 @@ def load(
             Split(_resize(part.images, size), part.labels, part.groups)
             for part in (train, val, held_out)
         )
-    std, mean = torch.std_mean(train.images, dim=(0, 2, 3), correction=0)
-    std = std.clamp(min=SMALLEST_STD)
-    if normalize:
-        train, val, held_out = (_normalize(part, mean, std) for part in (train, val, held_out))
-    return ImageData(name, train, val, held_out, classes, mean, std, normalize)
+    return _image_data(name, (train, val, held_out), classes, normalize)
 
 
 def digits_blocks() -> Tensor:
@@ -371,6 +363,17 @@ def _resize(images: Tensor, size: int) -> Tensor:
 
 def _per_channel(values: Tensor, images: Tensor) -> Tensor:
     return values.to(images).view(-1, 1, 1)
+
+
+def _image_data(
+    name: str, parts: Sequence[Split], classes: Sequence[str], normalize: bool = True
+) -> ImageData:
+    """Put three splits together, normalised (or not) by the mean and std of the first."""
+    std, mean = torch.std_mean(parts[0].images, dim=(0, 2, 3), correction=0)
+    std = std.clamp(min=SMALLEST_STD)
+    if normalize:
+        parts = [_normalize(part, mean, std) for part in parts]
+    return ImageData(name, *parts, classes, mean, std, normalize)
 
 
 def _normalize(rows: Split, mean: Tensor, std: Tensor) -> Split:

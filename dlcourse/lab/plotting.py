@@ -121,14 +121,12 @@ def intervals(
     *,
     title: str = "",
     xlabel: str = "",
-    zero: bool = True,
 ) -> Axes:
-    """Draw a dot with its interval (mean, low, high) for each name, from top to bottom."""
+    """Draw a dot with its interval (mean, low, high) for each name, and a line at zero."""
     for number, (mean, low, high) in enumerate(rows.values()):
         ax.plot([low, high], [number, number], color=COLORS[0], linewidth=2)
         ax.plot(mean, number, "o", color=COLORS[0], markersize=5)
-    if zero:
-        ax.axvline(0, color="0.4", linewidth=1, linestyle=":")
+    ax.axvline(0, color="0.4", linewidth=1, linestyle=":")
     ax.set_yticks(range(len(rows)), list(rows))
     ax.set_ylim(len(rows) - 0.5, -0.5)
     return _label(ax, title, xlabel, "")
