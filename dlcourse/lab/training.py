@@ -6,8 +6,10 @@ that changes training is a step of its own with the signature `step(run, batch) 
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import csv
+import functools
 import json
 import math
 import os
@@ -24,7 +26,7 @@ import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import synchronize_rng_states
+from accelerate.utils import DistributedType, synchronize_rng_states
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -361,6 +363,16 @@ def show_progress() -> bool:
 # --------------------------------------------------------------------------- the loop
 
 
+@functools.cache  # registered once a process
+def _close_group_at_exit() -> None:
+    """Close the group of CPU processes as Python ends: left open, gloo's threads may abort it."""
+
+    @atexit.register
+    def close() -> None:
+        if torch.distributed.is_initialized():  # else the script has closed it
+            torch.distributed.destroy_process_group()
+
+
 def make_accelerator(mixed_precision: str | None = None, cpu: bool | None = None) -> Accelerator:
     """Return an Accelerator of the asked precision, also where one of another precision exists.
 
@@ -371,6 +383,8 @@ def make_accelerator(mixed_precision: str | None = None, cpu: bool | None = None
     if shared and shared["_mixed_precision"] != mixed_precision:
         AcceleratorState._reset_state()
     accelerator = Accelerator(mixed_precision=mixed_precision, cpu=bool(cpu))
+    if accelerator.distributed_type is DistributedType.MULTI_CPU:
+        _close_group_at_exit()
     accelerator.gradient_accumulation_steps = 1
     if accelerator.mixed_precision == "fp16" and accelerator.scaler is None:
         device = accelerator.device
