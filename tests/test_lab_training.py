@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -446,3 +448,37 @@ def test_replacing_keeps_the_old_file_where_writing_fails(tmp_path):
             file.write(b"half of the n")
             raise OSError(28, "full")
     assert path.read_bytes() == b"old" and [p.name for p in path.parent.iterdir()] == ["file"]
+
+
+def test_fit_leaves_the_precision_of_the_process_as_it_was():
+    mine = Accelerator()
+    assert mine.mixed_precision == "no"
+    model, optimizer = model_and_optimizer()
+    fit(model, DATA, optimizer, steps=1, mixed_precision="bf16")
+    assert mine.mixed_precision == Accelerator().mixed_precision == "no"
+    with pytest.raises(ValueError, match="either steps="):
+        fit(model, DATA, optimizer, mixed_precision="bf16")
+    with pytest.raises(ValueError, match="nothing on cpu"):
+        fit(model, DATA, optimizer, steps=1, mixed_precision="fp16", cpu=True)
+    assert Accelerator().mixed_precision == "no"
+
+
+def test_fit_takes_the_precision_of_an_earlier_accelerator():
+    AcceleratorState._reset_state()
+    try:
+        mine, dtypes = Accelerator(mixed_precision="bf16"), []
+        model, optimizer = model_and_optimizer()
+        model.layers[0].register_forward_hook(lambda m, i, o: dtypes.append(o.dtype))
+        fit(model, DATA, optimizer, steps=1)
+        fit(model, DATA, optimizer, steps=1, mixed_precision="no")
+        assert dtypes == [torch.bfloat16, torch.float32]
+        assert mine.mixed_precision == "bf16"
+    finally:
+        AcceleratorState._reset_state()
+
+
+def test_persistent_workers_and_a_checkpoint_warn(tmp_path):
+    loader = DataLoader(TensorDataset(X, Y), 32, num_workers=1, persistent_workers=True)
+    model, optimizer = model_and_optimizer()
+    with pytest.warns(UserWarning, match="persistent_workers=False"):
+        fit(model, loader, optimizer, steps=1, checkpoint=tmp_path / "run.pt")

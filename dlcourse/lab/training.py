@@ -17,6 +17,7 @@ import random
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -373,29 +374,41 @@ def _close_group_at_exit() -> None:
             torch.distributed.destroy_process_group()
 
 
+@contextlib.contextmanager
+def _keep_precision() -> Iterator[None]:
+    """Put the process's precision back at the end: Accelerate has one for all Accelerators."""
+    shared = AcceleratorState._shared_state
+    before = shared.get("_mixed_precision", os.environ.get("ACCELERATE_MIXED_PRECISION", "no"))
+    try:
+        yield
+    finally:
+        if shared:
+            shared["_mixed_precision"] = before
+
+
 def make_accelerator(mixed_precision: str | None = None, cpu: bool | None = None) -> Accelerator:
     """Return an Accelerator of the asked precision, also where one of another precision exists.
 
-    The loop divides the loss itself (by rows, not by micro-batches), so Accelerate must not.
+    By default the precision is that of the process: of an earlier Accelerator, or what
+    `accelerate launch` was given. The loop divides the loss itself (by rows, not by micro-batches),
+    so Accelerate must not.
     """
-    mixed_precision = mixed_precision or os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
-    shared = AcceleratorState._shared_state  # Accelerate keeps the first precision of a process
-    if shared and shared["_mixed_precision"] != mixed_precision:
-        AcceleratorState._reset_state()
+    shared = AcceleratorState._shared_state
+    if shared and mixed_precision:
+        shared["_mixed_precision"] = mixed_precision  # else Accelerate refuses another one
     accelerator = Accelerator(mixed_precision=mixed_precision, cpu=bool(cpu))
     if accelerator.distributed_type is DistributedType.MULTI_CPU:
         _close_group_at_exit()
     accelerator.gradient_accumulation_steps = 1
     if accelerator.mixed_precision == "fp16" and accelerator.scaler is None:
-        device = accelerator.device
-        AcceleratorState._reset_state()
         raise ValueError(
-            f"float16 training does nothing on {device}: Accelerate runs float32 "
+            f"float16 training does nothing on {accelerator.device}: Accelerate runs float32 "
             "there without a word. Use mixed_precision='bf16', or a GPU."
         )
     return accelerator
 
 
+@_keep_precision()
 def fit(
     model: nn.Module,
     data,
@@ -428,9 +441,11 @@ def fit(
     `loss_fn(outputs, targets)`: the mean over the rows.
     `schedule(t)`: the factor on each learning rate at update t (from 0); a pure function of t.
     `step(run, batch)`: makes one update and returns the loss.
-    `accumulation_steps`, `mixed_precision`: by default what `accelerate launch` was given.
+    `accumulation_steps`, `mixed_precision`: by default what `accelerate launch` was given; an
+    Accelerator made before or after keeps its own precision.
     `checkpoint`: the file to save to, every `save_every` updates, at the end and at Ctrl-C;
-    with `resume=True` an existing file is continued, to the bit.
+    with `resume=True` an existing file is continued, to the bit (but see the warning for a
+    `DataLoader` with persistent workers).
     `stop_on_nan`: switch it off to watch a run diverge.
     `watch(run, row)`: called after each validation with its row of the history; the run ends where
     it returns True. Its `state_dict`, if it has one, is kept in the checkpoint, and a run that it
@@ -445,6 +460,13 @@ def fit(
         raise ValueError("watch= looks at validation results: give validation=, the rows to use")
     accelerator = make_accelerator(mixed_precision, cpu)
     batches = Batches(data, batch_size, seed, accelerator, transform)
+    if checkpoint and batches.loader is not None and batches.loader.persistent_workers:
+        warnings.warn(
+            "the DataLoader has persistent_workers=True: their random draws go on from epoch to "
+            "epoch and are in no checkpoint, so a resumed run differs where the data set draws. "
+            "Use persistent_workers=False to continue to the bit.",
+            stacklevel=3,
+        )
     steps = steps if steps is not None else epochs * batches.length
 
     original, was_training = model, model.training
