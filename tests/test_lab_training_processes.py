@@ -222,6 +222,26 @@ def rows_drawn_from_a_loader() -> list:
     return drawn
 
 
+ASKED = [(1, 1024), (45, 1024), (45, 2), (7, 2), (5, 2), (2, 1)]  # rows and batch sizes
+
+
+def all_in_turn(folder) -> dict:
+    """Return what two processes give for each test; started once, since each start takes seconds.
+
+    The first error ends both processes, and its traceback names the function.
+    """
+    results = {
+        "train": train_all(),
+        "evaluate": evaluate_all(ASKED),
+        "resume": resume_in_many_places(folder),
+        "nan": stop_for_nan(),
+        "loader": rows_drawn_from_a_loader(),
+    }
+    if os.name != "nt":
+        results["ctrl-c"] = stop_for_ctrl_c(folder, [[11, 30], [11, 15]])
+    return results
+
+
 def train_until_stopped(folder) -> None:
     """Train on and on, showing after the first updates that the run is under way."""
     use_one_thread()
@@ -248,10 +268,19 @@ def alone():
     return train_all()
 
 
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+    """Return what each of two processes found, by the name of the question."""
+    first, second = launch(all_in_turn, args=[str(tmp_path_factory.mktemp("pair"))], timeout=240.0)
+    return {name: [first[name], second[name]] for name in first}
+
+
 @pytest.fixture(scope="module", params=[2, 3])
 def together(request):
     """Return the processes and each rank's results of all cases."""
-    return request.param, launch(train_all, request.param, timeout=120.0)
+    if request.param == 2:
+        return 2, request.getfixturevalue("pair")["train"]
+    return 3, launch(train_all, 3, timeout=240.0)
 
 
 def close(case):
@@ -283,25 +312,24 @@ def test_history_is_that_of_one_process_on_every_rank(alone, together, case):
             assert row == pytest.approx(wanted, rel=0, abs=2e-6)
 
 
-def test_evaluate_counts_every_row_once_with_buffers_and_uneven_batches():
-    asked = [(1, 1024), (45, 1024), (45, 2), (7, 2), (5, 2), (2, 1)]
-    results = launch(evaluate_all, args=[asked])
+def test_evaluate_counts_every_row_once_with_buffers_and_uneven_batches(pair):
+    results = pair["evaluate"]
     assert results[0][0] == results[1][0]
     rows, states = results[0]
-    assert [row["count"] for row in rows] == [count for count, _ in asked] * 2
+    assert [row["count"] for row in rows] == [count for count, _ in ASKED] * 2
     model = nn.Sequential(nn.Flatten(), nn.Linear(16, 3), nn.BatchNorm1d(3)).double()
     for number, row in enumerate(rows):  # rank 0's state, as a checkpoint would hold it
-        state = states[number // len(asked)]
+        state = states[number // len(ASKED)]
         model.load_state_dict({name: torch.tensor(value) for name, value in state.items()})
-        expected = evaluate(model, rows_and_labels(asked[number % len(asked)][0]))
+        expected = evaluate(model, rows_and_labels(ASKED[number % len(ASKED)][0]))
         assert row == pytest.approx(expected, rel=0, abs=1e-6)
 
 
 # --- going on and stopping ------------------------------------------------------------------------
 
 
-def test_resume_in_two_processes_continues_to_the_bit(tmp_path):
-    first, second = launch(resume_in_many_places, args=[str(tmp_path)], timeout=120.0)
+def test_resume_in_two_processes_continues_to_the_bit(pair):
+    first, second = pair["resume"]
     assert first == second
     assert first[0] == [[cut, True] for cut in (1, 3, 5)] * 2
 
@@ -316,8 +344,8 @@ def test_checkpoint_of_another_number_of_processes_is_refused(tmp_path):
         run_once(path, 4, resume=True)
 
 
-def test_nan_on_one_rank_stops_all_at_the_same_update():
-    first, second = launch(stop_for_nan)
+def test_nan_on_one_rank_stops_all_at_the_same_update(pair):
+    first, second = pair["nan"]
     assert first == second
     assert [text for text in first if text == "finished"] == []
     updates = [text.split("update ")[1].split(",")[0] for text in first[::2]]
@@ -326,23 +354,24 @@ def test_nan_on_one_rank_stops_all_at_the_same_update():
 
 
 @posix
-def test_ctrl_c_on_one_rank_stops_all_and_saves(tmp_path):
-    results = launch(stop_for_ctrl_c, args=[str(tmp_path), [[11, 30], [11, 15]]])
+def test_ctrl_c_on_one_rank_stops_all_and_saves(pair):
     # all stop together, at the next multiple of 10 or at the end
-    assert (
-        results == [[["stopped after update 20", 20, 30], ["stopped after update 15", 15, 15]]] * 2
-    )
+    told = [["stopped after update 20", 20, 30], ["stopped after update 15", 15, 15]]
+    assert pair["ctrl-c"] == [told, told]
 
 
 @posix
 def test_ctrl_c_in_the_notebook_saves_a_launched_run(tmp_path):
-    script = (
-        f"import sys; sys.path.insert(0, {str(ROOT / 'tests')!r})\n"
-        "from test_lab_training_processes import launch, train_until_stopped\n"
-        f"launch(train_until_stopped, args=[{str(tmp_path)!r}], timeout=100)\n"
+    script = tmp_path / "script.py"  # as a cell: the parent need not import torch
+    script.write_text(
+        "from dlcourse.lab.launching import launch\n"
+        "def train(folder):\n"
+        "    from test_lab_training_processes import train_until_stopped\n"
+        "    train_until_stopped(folder)\n"
+        f"launch(train, args=[{str(tmp_path)!r}], timeout=200)\n"
     )
-    env = os.environ | {"PYTHONPATH": str(ROOT)}
-    parent = subprocess.Popen([sys.executable, "-c", script], env=env, stderr=subprocess.PIPE)
+    env = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
+    parent = subprocess.Popen([sys.executable, str(script)], env=env, stderr=subprocess.PIPE)
     try:
         until = time.monotonic() + 60
         while len(list(tmp_path.glob("started*"))) < 2:
@@ -357,8 +386,8 @@ def test_ctrl_c_in_the_notebook_saves_a_launched_run(tmp_path):
     assert saved["step"] > 20 and saved["step"] == len(saved["history"]["loss"])
 
 
-def test_processes_draw_alike_from_a_shuffling_loader():
-    first, second = launch(rows_drawn_from_a_loader)
+def test_processes_draw_alike_from_a_shuffling_loader(pair):
+    first, second = pair["loader"]
     assert first == second  # also where dropout has drawn for 3 rows here and for 2 there
     for epoch in (first[:3], first[3:]):
         assert sorted(row for batch in epoch for row in batch) == list(range(ROWS))
