@@ -12,11 +12,13 @@ from scipy.optimize import minimize_scalar
 from sklearn.calibration import calibration_curve
 from sklearn.linear_model import ElasticNet
 from torch import nn
+from torch.func import functional_call
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
 
 from dlcourse import regularization as rg
 from dlcourse.lab.launching import launch
 from dlcourse.lab.models import MLP
-from dlcourse.lab.training import fit, use_one_thread
+from dlcourse.lab.training import fit, train_step, use_one_thread
 
 use_one_thread()
 DTYPES = [torch.float32, torch.float64]
@@ -536,6 +538,400 @@ def test_two_processes_stop_together():
     (count, first, best), (_, second, other) = launch(stop_on_two)
     assert count == 2 and (first[0], second[0]) == (4, 6)
     assert first[1] == second[1] == 6 and best == other == pytest.approx(1.8)
+
+
+# --- an average of the weights --------------------------------------------------------------------
+
+
+class Odd(nn.Module):
+    """Tied, scalar, empty, frozen and non-contiguous weights; buffers of three kinds."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(3, 3), nn.Linear(3, 3, bias=False)
+        self.second.weight = self.first.weight
+        self.scale, self.none = nn.Parameter(torch.tensor(1.0)), nn.Parameter(torch.zeros(0, 2))
+        self.fixed = nn.Parameter(torch.ones(2), requires_grad=False)
+        self.turned = nn.Parameter(torch.randn(2, 4).T)
+        self.norm = nn.BatchNorm1d(3)
+        self.register_buffer("mask", torch.tensor([True, False]))
+
+    def forward(self, x):
+        return self.scale * self.second(self.norm(self.first(x)))
+
+
+def shake(model, g):
+    """Give every weight and buffer of `model` new values, some of them huge or tiny."""
+    for tensor in (*model.parameters(), *model.buffers()):
+        size = 10.0 ** int(torch.randint(-3, 4, (), generator=g))
+        value = torch.randn(tensor.shape, generator=g) * size
+        tensor.data.copy_(value.abs() if tensor.dtype == torch.long else value)
+
+
+def same_state(left, right):
+    left, right = left.state_dict(), right.state_dict()
+    assert list(left) == list(right)
+    return all(torch.equal(left[name], right[name]) for name in left)
+
+
+@pytest.mark.parametrize("dtype", [*DTYPES, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("decay", [0.0, 0.3, 0.5, 0.9, 0.999, 1.0])
+def test_average_equals_torch_to_the_bit(decay, dtype):
+    for seed in range(5):
+        g, model = generator(seed), Odd().to(dtype)
+        ours = rg.ExponentialMovingAverage(model, decay)
+        theirs = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay))
+        for _ in range(12):
+            shake(model, g)
+            ours.update_parameters(model)
+            theirs.update_parameters(model)
+            assert same_state(ours, theirs)
+
+
+def test_average_of_buffers_equals_torch_but_for_integers():
+    g, model = generator(0), nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
+    ours = rg.ExponentialMovingAverage(model, 0.7, use_buffers=True)
+    multi = get_ema_multi_avg_fn(0.7)
+    theirs = AveragedModel(model, multi_avg_fn=multi, use_buffers=True)
+    for number in range(1, 11):
+        shake(model, g)
+        model[1].num_batches_tracked.fill_(number)
+        ours.update_parameters(model)
+        theirs.update_parameters(model)
+        for name, value in theirs.module.state_dict().items():
+            if value.is_floating_point():
+                assert torch.equal(ours.module.state_dict()[name], value)
+        assert ours.module[1].num_batches_tracked == number  # torch cuts averages of integers
+
+
+def test_average_of_complex_weights():
+    model = nn.ParameterList([torch.zeros(3, dtype=torch.complex64)])
+    average = rg.ExponentialMovingAverage(model, 0.75)
+    for value in (0, 4 + 8j):
+        model[0].data.fill_(value)
+        average.update_parameters(model)
+    assert torch.allclose(average.module[0].detach(), torch.tensor(1 + 2j))
+
+
+@pytest.mark.parametrize("decay", [0.5, 0.999])
+def test_warmup_equals_torch_with_that_decay(decay):
+    def average(mean, now, t):
+        return mean.lerp(now, 1 - min(decay, (1 + t.item()) / (10 + t.item())))
+
+    g, model = generator(1), Odd()
+    ours = rg.ExponentialMovingAverage(model, decay, warmup=True)
+    theirs = AveragedModel(model, avg_fn=average)
+    for _ in range(30):
+        shake(model, g)
+        ours.update_parameters(model)
+        theirs.update_parameters(model)
+        assert same_state(ours, theirs)
+
+
+def test_average_is_the_weighted_mean_that_it_should_be():
+    model, values = nn.Linear(1, 1, bias=False).double(), torch.randn(40, generator=generator(2))
+    average = rg.ExponentialMovingAverage(model, 0.9)
+    for value in values.double():
+        model.weight.data.fill_(value)
+        average.update_parameters(model)
+    shares = 0.1 * 0.9 ** torch.arange(39, -1, -1, dtype=torch.float64)
+    shares[0] = 0.9**39
+    assert shares.sum() == pytest.approx(1)
+    got = average.module.weight.item()
+    assert got == pytest.approx((shares * values).sum().item(), abs=1e-12)
+    assert values.min() <= got <= values.max()
+
+
+@pytest.mark.parametrize("warmup", [False, True])
+def test_average_keeps_what_stands_still_and_at_the_ends_of_decay(warmup):
+    model, g = Odd(), generator(3)
+    shake(model, g)
+    still = rg.ExponentialMovingAverage(model, 0.99, warmup)
+    first = copy.deepcopy(model)
+    last = rg.ExponentialMovingAverage(model, 0.0, warmup)
+    frozen = rg.ExponentialMovingAverage(model, 1.0)
+    for _ in range(5):
+        still.update_parameters(model)
+    assert same_state(still.module, first)
+    for average in (last, frozen):
+        average.update_parameters(model)
+    shake(model, g)
+    last.update_parameters(model)
+    frozen.update_parameters(model)
+    assert same_state(last.module, model)
+    frozen_weights, first_weights = frozen.module.parameters(), first.parameters()
+    assert all(torch.equal(a, b) for a, b in zip(frozen_weights, first_weights, strict=True))
+    assert torch.equal(frozen.module.norm.running_mean, model.norm.running_mean)
+
+
+@pytest.mark.parametrize("use_buffers", [False, True])
+def test_average_resumes_to_the_bit_and_leaves_the_model_alone(tmp_path, use_buffers):
+    g, model = generator(4), Odd()
+    settings = {"decay": 0.95, "warmup": True, "use_buffers": use_buffers}
+    whole = rg.ExponentialMovingAverage(model, **settings)
+    for number in range(20):
+        shake(model, g)
+        before = copy.deepcopy(model)
+        whole.update_parameters(model)
+        assert same_state(model, before)
+        if number == 9:
+            torch.save(whole.state_dict(), tmp_path / "half.pt")
+            resumed = rg.ExponentialMovingAverage(Odd(), **settings)
+            resumed.load_state_dict(torch.load(tmp_path / "half.pt", weights_only=True))
+        elif number > 9:
+            resumed.update_parameters(model)
+    assert same_state(whole, resumed) and whole.n_averaged == 20
+
+
+def test_average_in_float32_of_bfloat16_weights_moves_where_bfloat16_does_not():
+    model = nn.Linear(2, 2).bfloat16()
+    for weight in model.parameters():
+        nn.init.ones_(weight)
+    low, high = rg.ExponentialMovingAverage(model, 0.999), rg.ExponentialMovingAverage(model, 0.999)
+    high.module.float()
+    for number in range(1000):
+        low.update_parameters(model)
+        high.update_parameters(model)
+        if not number:
+            for weight in model.parameters():
+                nn.init.constant_(weight, 1.25)
+    assert (low.module.weight == 1).all()
+    assert torch.allclose(high.module.weight, torch.tensor(1.25 - 0.25 * 0.999**999), rtol=1e-3)
+
+
+def test_average_refuses():
+    for decay in (-0.1, 1.01, math.nan):
+        with pytest.raises(ValueError, match="from 0 to 1"):
+            rg.ExponentialMovingAverage(nn.Linear(1, 1), decay)
+    average = rg.ExponentialMovingAverage(nn.Linear(2, 3))
+    for other in (nn.Linear(3, 2), nn.Linear(2, 3, bias=False), nn.Linear(1, 1)):
+        with pytest.raises(ValueError, match="made from"):
+            average.update_parameters(other)
+    assert average.n_averaged == 0
+    x = torch.ones(1, 2)
+    assert torch.equal(average(x), average.module(x))
+
+
+def test_average_with_batch_norm_is_usable_with_copied_buffers_and_after_update_bn():
+    model = nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.Linear(5, 2))
+    x = 3 + torch.randn(64, 4, generator=generator(0))
+    average = rg.ExponentialMovingAverage(model, 0.9)
+    for _ in range(50):
+        model(x)
+        average.update_parameters(model)
+    wanted = model.eval()(x)
+    assert torch.allclose(average.eval()(x), wanted, atol=1e-5)
+    update_bn([x], average)  # torch's own helper takes it
+    assert average.module[1].num_batches_tracked == 1
+
+
+# --- sharpness-aware minimisation -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("seed", range(10))
+def test_perturbation_is_the_gradient_with_another_length(seed, dtype):
+    grads = random_tensors(seed, dtype)
+    moves = rg.sam_perturbation(iter(grads), 0.3)
+    flat, moved = (torch.cat([t.ravel() for t in parts]).double() for parts in (grads, moves))
+    if flat.norm() > 0:
+        assert torch.allclose(moved, 0.3 * flat / flat.norm(), rtol=1e-5)
+    assert [m.shape for m in moves] == [g.shape for g in grads]
+    assert all(m.dtype == dtype for m in moves)
+    larger = rg.sam_perturbation([2.0**16 * g for g in grads], 0.3)  # a loss scale
+    assert all(torch.allclose(a, b) for a, b in zip(moves, larger, strict=True))
+
+
+def test_perturbation_at_the_edges():
+    zero = rg.sam_perturbation([torch.zeros(3), torch.tensor(0.0)], 0.1)
+    assert torch.equal(zero[0], torch.zeros(3)) and zero[1] == 0
+    assert rg.sam_perturbation([], 0.1) == [] and len(rg.sam_perturbation([torch.zeros(0)], 1)) == 1
+    for size in (1e-30, 1e30):  # whose squares are no float32
+        move = rg.sam_perturbation([torch.full((4,), size)], 1.0)[0]
+        assert torch.allclose(move, torch.full((4,), 0.5))
+    for bad in (math.nan, math.inf):  # not hidden: the second loss is NaN too
+        assert rg.sam_perturbation([torch.tensor([bad, 1.0])], 0.1)[0].isnan().any()
+    half = rg.sam_perturbation([torch.full((100_000,), 60_000.0).half()], 1.0)[0]
+    assert half.float().norm().item() == pytest.approx(1, abs=1e-2)
+    g = torch.randn(4, 3, 2, generator=generator(0)), torch.randn(4, 5, generator=generator(1))
+    each = torch.vmap(lambda *grads: rg.sam_perturbation(grads, 0.2))(*g)
+    for number in range(4):
+        alone = rg.sam_perturbation([part[number] for part in g], 0.2)
+        assert all(torch.allclose(a, b[number]) for a, b in zip(alone, each, strict=True))
+
+
+def half_squares(outputs, y):
+    return (outputs - y).square().sum(1).mean() / 2
+
+
+@pytest.mark.parametrize("rho", [0.01, 0.5, 3.0])
+@pytest.mark.parametrize("seed", range(5))
+def test_sam_on_a_quadratic_is_the_closed_form(seed, rho):
+    g = generator(seed)
+    x, y = (torch.randn(20, n, generator=g, dtype=torch.float64) for n in (6, 1))
+    a, b = x.T @ x / 20, (x.T @ y / 20)[:, 0]
+    model = nn.Linear(6, 1, bias=False).double()
+    w = model.weight.detach()[0].clone()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    fit(model, (x, y), optimizer, steps=15, batch_size=20, loss_fn=half_squares,
+        step=rg.sam_step(rho))  # fmt: skip
+    for _ in range(15):
+        slope = a @ w - b
+        w = w - 0.1 * (slope + rho * a @ slope / slope.norm())
+    assert torch.allclose(model.weight.detach()[0], w, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_sam_equals_a_version_by_hand(seed):
+    g = generator(seed)
+    x, y = torch.randn(30, 4, generator=g).double(), torch.randint(0, 3, (30,), generator=g)
+    torch.manual_seed(seed)
+    model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3)).double()
+    weights = {name: w.detach().clone() for name, w in model.named_parameters()}
+    speeds = {name: torch.zeros_like(w) for name, w in weights.items()}
+
+    def slope(at):
+        at = {name: w.clone().requires_grad_() for name, w in at.items()}
+        loss = F.cross_entropy(functional_call(model, at, (x,)), y)
+        return dict(zip(at, torch.autograd.grad(loss, list(at.values())), strict=True)), loss
+
+    losses = []
+    for _ in range(10):
+        up, loss = slope(weights)
+        losses.append(loss.item())
+        length = math.sqrt(sum(part.square().sum().item() for part in up.values()))
+        up, _ = slope({name: w + 0.2 * up[name] / length for name, w in weights.items()})
+        speeds = {name: 0.9 * speed + up[name] for name, speed in speeds.items()}
+        weights = {name: w - 0.1 * speeds[name] for name, w in weights.items()}
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    history = fit(model, (x, y), optimizer, steps=10, batch_size=30, step=rg.sam_step(0.2))
+    assert history.loss == pytest.approx(losses, abs=1e-12)  # before the move, not after it
+    for name, w in model.named_parameters():
+        assert torch.allclose(w.detach(), weights[name], rtol=0, atol=1e-12)
+
+
+def noisy(seed=0):
+    torch.manual_seed(seed)
+    hidden = nn.Linear(16, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.5)
+    return nn.Sequential(nn.Flatten(), *hidden, nn.Linear(8, 3))
+
+
+def test_sam_with_rho_zero_is_the_plain_step_to_the_bit():
+    found = []
+    for step in (train_step, rg.sam_step(0.0), rg.sam_step(1e-3)):
+        model = noisy()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+        torch.manual_seed(1)
+        fit(model, (X, Y), optimizer, steps=10, batch_size=20, step=step)
+        found.append(model)
+    assert same_state(found[0], found[1]) and not same_state(found[0], found[2])
+
+
+def test_sam_keeps_the_running_statistics_of_the_first_pass():
+    plain, sharp = noisy(), noisy()
+    for model, step in ((plain, train_step), (sharp, rg.sam_step(0.5))):
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        fit(model, (X, Y), optimizer, steps=1, batch_size=20, step=step)
+    assert all(torch.equal(a, b) for a, b in zip(plain.buffers(), sharp.buffers(), strict=True))
+    assert sharp[2].num_batches_tracked == 1
+
+
+@pytest.mark.parametrize("fails_at", [1, 2])
+def test_sam_puts_the_weights_back_where_the_loss_raises(fails_at):
+    model, calls = noisy(), []
+    before = copy.deepcopy(model)
+
+    def loss_fn(outputs, targets):
+        calls.append(torch.equal(model[1].weight, before[1].weight))
+        if len(calls) == fails_at:
+            raise RuntimeError("the loss failed")
+        return F.cross_entropy(outputs, targets)
+
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(RuntimeError, match="the loss failed"):
+        fit(model, (X, Y), optimizer, steps=3, batch_size=20, loss_fn=loss_fn,
+            step=rg.sam_step(0.5))  # fmt: skip
+    assert calls == [True, False][:fails_at]  # the second is at other weights
+    pairs = zip(model.parameters(), before.parameters(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+
+
+def test_sam_without_a_slope_makes_the_plain_step():
+    model = nn.Linear(16, 3).requires_grad_(True)
+    before = copy.deepcopy(model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+
+    def flat(outputs, targets):
+        return 0 * outputs.sum()
+
+    history = fit(model, (X.flatten(1), Y), optimizer, steps=3, batch_size=20, loss_fn=flat,
+                  step=rg.sam_step(0.5))  # fmt: skip
+    assert same_state(model, before) and history.loss == [0.0] * 3
+
+
+def test_sam_moves_only_what_the_optimizer_trains():
+    model, seen = noisy(), []
+    before = copy.deepcopy(model)
+
+    def loss_fn(outputs, targets):
+        seen.append([w.detach().clone() for w in model.parameters()])
+        return F.cross_entropy(outputs, targets)
+
+    trained = list(model[5].parameters())
+    fit(model, (X, Y), torch.optim.SGD(trained, lr=0.1), steps=1, batch_size=20,
+        loss_fn=loss_fn, step=rg.sam_step(0.5))  # fmt: skip
+    moved = [(a - b).norm() ** 2 for a, b in zip(seen[1], before.parameters(), strict=True)]
+    assert moved[:4] == [0] * 4 and sum(moved).sqrt().item() == pytest.approx(0.5, rel=1e-4)
+
+
+@pytest.mark.parametrize("pieces", [2, 3, 20])
+def test_sam_does_not_depend_on_the_micro_batches(pieces):
+    found = []
+    for number in (1, pieces):
+        model = MLP(16, 3, width=8, seed=1).double()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.3, momentum=0.9)
+        fit(model, (X.double(), Y), optimizer, steps=10, batch_size=20, step=rg.sam_step(0.3),
+            accumulation_steps=number)  # fmt: skip
+        found.append(torch.cat([w.detach().ravel() for w in model.parameters()]))
+    assert torch.allclose(*found, rtol=0, atol=1e-12)
+
+
+def test_sam_refuses():
+    for rho in (-0.1, math.nan, math.inf):
+        with pytest.raises(ValueError, match="at least 0"):
+            rg.sam_step(rho)
+
+
+def sam_and_average():
+    import torch
+    from accelerate import Accelerator
+
+    from dlcourse import regularization as rg
+    from dlcourse.lab.models import MLP
+    from dlcourse.lab.training import fit
+
+    g, sam = torch.Generator().manual_seed(0), rg.sam_step(0.3)
+    x, y = torch.randn(50, 1, 4, 4, generator=g).double(), torch.arange(50) % 3
+    model = MLP(16, 3, width=8, seed=1).double()
+    average = rg.ExponentialMovingAverage(model, 0.8)
+
+    def step(run, batch):
+        loss = sam(run, batch)
+        average.update_parameters(run.model)
+        return loss
+
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.3, momentum=0.9)
+    fit(model, (x, y), optimizer, steps=8, batch_size=21, step=step, cpu=True)
+    both = [torch.cat([w.detach().ravel() for w in m.parameters()]) for m in (model, average)]
+    return Accelerator(cpu=True).num_processes, [part.tolist() for part in both]
+
+
+def test_sam_and_the_average_on_two_processes_are_those_on_one():
+    one = sam_and_average()[1]
+    for count, both in launch(sam_and_average):
+        assert count == 2
+        for ours, whole in zip(both, one, strict=True):
+            assert torch.allclose(torch.tensor(ours), torch.tensor(whole), rtol=0, atol=1e-6)
 
 
 # --- calibration ----------------------------------------------------------------------------------
