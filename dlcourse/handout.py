@@ -543,8 +543,9 @@ def readme(chapters: list[Chapter]) -> str:
 
 ## Open
 
-You need the course itself, once: Python 3.11 or later, and in its folder
-`pip install -e ".[notebooks]"`. `python -m dlcourse.doctor` says what is missing and what to do.
+You need the course itself, once; your teacher says where it is. With Python 3.11 or later, run
+`pip install -e ".[notebooks]"` in its folder. `python -m dlcourse.doctor` says what is missing and
+what to do.
 
 Then start JupyterLab in this folder, and open a chapter from the list on the left:
 

@@ -15,6 +15,7 @@ import math
 import os
 import platform
 import re
+import shlex
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -40,6 +41,16 @@ from dlcourse.regularization import (
     expected_calibration_error,
     param_groups,
 )
+from dlcourse.report import (
+    SHOWN_CLASSES,
+    by_class,
+    confusion_matrix,
+    draw_confusion,
+    draw_hardest,
+    most_confused,
+    write_confusion,
+    write_predictions,
+)
 from dlcourse.warmup import WarmupWrapper
 
 FORMAT = 1  # of the folder that a run leaves
@@ -59,6 +70,13 @@ RULES = {
     "orthogonal": initialization.orthogonal_,
 }
 LARGEST = 1e38  # of a setting in float32
+AS_OPTIONS = {  # what the loader advises, and the same as options of the command
+    "pass skip_corrupt=True.": "leave them out with --skip-corrupt.",
+    "lay the images out as root/<class>/<image> and pass root=..., or set DLCOURSE_ROOT": (
+        "put the images of each class into a folder of its own, PATH/<class>/<image>, and give "
+        "--data folder PATH"
+    ),
+}
 PACKAGES = ("torch", "torchvision", "accelerate", "numpy", "safetensors")
 
 
@@ -83,7 +101,9 @@ class Recipe:
 
     data: str = _option("digits", "data", "images; folder takes a path", NAMES)
     root: str | None = _option(None, "data", "folder that holds the published sets")
-    size: int | None = _option(None, "data", "resize to this many pixels a side", low=4)
+    size: int | None = _option(
+        None, "data", "pixels a side to resize to; a folder gets 32 without", low=4
+    )
     train_limit: int | None = _option(None, "data", "use only so many training images", low=1)
     skip_corrupt: bool = _option(False, "data", "leave unreadable images out")
     split: str = _option(
@@ -104,17 +124,25 @@ class Recipe:
     weight_decay: float = _option(
         0.05, "regularization", "decoupled, not on biases", low=0, high=LARGEST
     )
-    label_smoothing: float = _option(0.0, "regularization", "share spread", low=0.0, high=0.9)
+    label_smoothing: float = _option(
+        0.0, "regularization", "share of a label given to all classes", low=0.0, high=0.9
+    )
     dropout: float = _option(0.0, "regularization", "before the last layer", low=0.0, high=0.95)
-    patience: int = _option(0, "regularization", "epochs without gain; 0 runs to the end", low=0)
+    patience: int = _option(
+        0, "regularization", "stop after so many epochs without gain; 0: never", low=0
+    )
 
     optimizer: str = _option("adamw", "optimization", "which", ("adamw", "sgd"))
     lr: float = _option(0.01, "optimization", "peak learning rate", low=1e-12, high=LARGEST)
     schedule: str = _option("cosine", "optimization", "of the rate", SCHEDULES)
     warmup: float = _option(0.05, "optimization", "share of the run", low=0.0, high=0.9)
     max_norm: float = _option(1.0, "optimization", "clip gradients to; inf never", low=1e-12)
-    batch_size: int = _option(64, "optimization", "images an update, over everything", low=1)
-    epochs: int | None = _option(None, "optimization", "passes (3, or 40,000 images)", low=1)
+    batch_size: int = _option(
+        64, "optimization", "images an update, of all processes together", low=1
+    )
+    epochs: int | None = _option(
+        None, "optimization", "passes (enough for 40,000 images, at least 3)", low=1
+    )
     seed: int = _option(
         0, "optimization", "of split, weights, batches and noise", low=0, high=2**31 - 1
     )
@@ -225,7 +253,10 @@ def load_data(recipe: Recipe) -> ImageData:
         if elsewhere:
             data = _cut_elsewhere(data, recipe)
     except (ValueError, OSError) as error:
-        raise Problem(" ".join(str(error).split())) from error
+        said = " ".join(str(error).split())
+        for there, here in AS_OPTIONS.items():
+            said = said.replace(there, here)
+        raise Problem(said) from error
     check_data(data, recipe)
     return data
 
@@ -448,8 +479,9 @@ class Watch:
 class Result:
     """A trained model, its history, and its numbers on the test rows.
 
-    `accuracy` with its Wilson interval, `nll` in nats, `ece` from 0 to 1; `best_epoch` is the one
-    whose weights were kept (None: the last).
+    `accuracy` with its Wilson interval, `nll` in nats, `ece` from 0 to 1; `probabilities` (count,
+    classes) of the test rows in order; `best_epoch` is the one whose weights were kept (None: the
+    last).
     """
 
     model: nn.Module
@@ -460,11 +492,12 @@ class Result:
     nll: float
     ece: float
     count: int
+    probabilities: Tensor
     best_epoch: int | None = None
 
     def numbers(self) -> dict:
-        """Return the numbers without the model and the history."""
-        skip = ("model", "history")
+        """Return the numbers alone: no model, no history, no row of every image."""
+        skip = ("model", "history", "probabilities")
         return {name: value for name, value in vars(self).items() if name not in skip}
 
 
@@ -617,14 +650,27 @@ def examine(model: nn.Module, data: ImageData, history: History) -> Result:
     """Return the numbers of a model on the test rows, each row once."""
     images, labels = data.test.tensors()
     outputs = predict(model, images)
+    shares = outputs.softmax(1)
     right = int((outputs.argmax(1) == labels).sum())
     low, high = wilson_interval(right, len(labels))
-    ece = float(expected_calibration_error(outputs.softmax(1), labels))
+    ece = float(expected_calibration_error(shares, labels))
     nll = float(F.cross_entropy(outputs.double(), labels))
-    return Result(model, history, right / len(labels), low, high, nll, ece, len(labels))
+    return Result(model, history, right / len(labels), low, high, nll, ece, len(labels), shares)
 
 
 # --------------------------------------------------------------------------- the folder it leaves
+
+
+def refuse_used(folder: Path, resume: bool, name: str = "recipe.toml") -> None:
+    """Raise Problem where a run cannot go into a folder because of what it holds."""
+    if (folder / name).exists():
+        if not resume:
+            raise Problem(
+                f"{folder} holds a run: continue it with --resume, or choose another --out"
+            )
+    elif folder.is_dir():
+        if not all(re.fullmatch(rf"{SEARCH}|{PART}", path.name) for path in folder.iterdir()):
+            raise Problem(f"{folder} holds other files: choose a new folder with --out")
 
 
 def open_folder(folder: Path, recipe: Recipe, resume: bool, name: str = "recipe.toml") -> None:
@@ -640,18 +686,16 @@ def open_folder(folder: Path, recipe: Recipe, resume: bool, name: str = "recipe.
         ) from error
     stored = folder / name
     begun = stored.exists()
-    if begun and not resume:
-        raise Problem(f"{folder} holds a run: continue it with --resume, or choose another --out")
+    refuse_used(folder, resume, name)
     if begun:
         before = Recipe.from_toml(stored.read_text(encoding="utf-8"), str(stored))
         other = [name for name in FIELDS() if getattr(before, name) != getattr(recipe, name)]
         if other:
             changes = ", ".join(f"{n} was {getattr(before, n)!r}" for n in other)
             raise Problem(
-                f"{folder} holds a run of another recipe ({changes}): use the same, or --out"
+                f"{folder} holds a run of another recipe ({changes}): leave such options out to "
+                f"go on with it, or choose another --out"
             )
-    elif not all(re.fullmatch(rf"{SEARCH}|{PART}", path.name) for path in folder.iterdir()):
-        raise Problem(f"{folder} holds other files: choose a new folder with --out")
     for path in folder.rglob("*"):
         if re.fullmatch(PART, path.name):
             path.unlink(missing_ok=True)
@@ -722,8 +766,24 @@ def leave(folder: Path, recipe: Recipe, data: ImageData, result: Result) -> None
     for name, values in (("versions", versions()), ("result", result.numbers())):
         (folder / f"{name}.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
     draw_curves(result.history, folder / "curves.png")
+    leave_report(folder, data, result)
     card = model_card(folder, recipe, data, result)
     (folder / "MODEL_CARD.md").write_text(card, encoding="utf-8")
+
+
+def leave_report(folder: Path, data: ImageData, result: Result) -> None:
+    """Write which test images are wrong: predictions.csv (hardest first), confusion, hardest."""
+    images, labels = data.test.tensors()
+    shares = result.probabilities
+    counts = confusion_matrix(labels, shares.argmax(1), data.num_classes)
+    order = shares[torch.arange(len(labels)), labels].argsort(stable=True)
+    files = data.test.files or [f"test row {row}" for row in range(len(labels))]
+    names = [files[row] for row in order.tolist()]
+    write_predictions(folder / "predictions.csv", names, shares[order], data.classes, labels[order])
+    write_confusion(folder / "confusion.csv", counts, data.classes)
+    if data.num_classes <= SHOWN_CLASSES:
+        draw_confusion(folder / "confusion.png", counts, data.classes)
+    draw_hardest(folder / "hardest.png", data.denormalize(images), labels, shares, data.classes)
 
 
 def versions() -> dict:
@@ -735,18 +795,21 @@ def versions() -> dict:
 
 
 def draw_curves(history: History, path: Path) -> None:
-    """Write a PNG of the training loss, the validation accuracy and the learning rate."""
+    """Write a PNG of both losses, the validation accuracy and the learning rate."""
     import matplotlib.pyplot as plt
 
-    from dlcourse.lab.plotting import curves, figure
+    from dlcourse.lab.plotting import COLORS, curves, figure
 
     fig, axes = figure(3, width=10.5, height=3.2)
     steps = history.columns()["step"]
     mean = torch.tensor(history.loss)
     width = max(1, len(mean) // 50)
     smooth = F.avg_pool1d(mean[None, None], width, 1, ceil_mode=False)[0, 0].tolist()
-    curves(axes[0], steps[width - 1 :], {"train": smooth}, title="training loss", legend=False)
+    curves(axes[0], steps[width - 1 :], {"training": smooth}, title="loss")
     at = [row["step"] for row in history.validation]
+    held = [row["loss"] for row in history.validation]
+    axes[0].plot(at, held, "--", color=COLORS[1], label="validation")
+    axes[0].legend(frameon=False)
     accuracy = [row["accuracy"] for row in history.validation]
     curves(axes[1], at, {"validation": accuracy}, title="validation accuracy", ylabel="accuracy")
     curves(axes[2], steps, {"lr": history.lr}, title="learning rate", ylabel="rate")
@@ -770,7 +833,11 @@ def model_card(folder: Path, recipe: Recipe, data: ImageData, result: Result) ->
         held = "the published ones"
     elif data.name == "folder":
         source = f"the folder {Path(recipe.root).name}"
-    kept = f"epoch {result.best_epoch}, the best on validation" if result.best_epoch else "the end"
+    kept = (
+        f"epoch {result.best_epoch}, the best on validation"
+        if result.best_epoch
+        else "the last update"
+    )
     search, seen = folder / "tune.csv", f"{len(data.validation)} images"
     if search.exists():
         trials = len(search.read_text(encoding="utf-8").splitlines()) - 1
@@ -779,6 +846,10 @@ def model_card(folder: Path, recipe: Recipe, data: ImageData, result: Result) ->
     more = " ..." if data.num_classes > 12 else ""
     scale = f"minus mean {_rounded(data.mean)}, over std {_rounded(data.std)}"
     same = "within rounding" if torch.cuda.is_available() else "to the bit"
+    labels, said = data.test.labels, result.probabilities.argmax(1)
+    counts = confusion_matrix(labels, said, data.num_classes)
+    wrong = int((labels != said).sum())
+    mistakes = "; ".join(most_confused(counts, data.classes)) or "none"
     return f"""# Model card: {recipe.model} on {source}
 
 | | |
@@ -801,6 +872,15 @@ def model_card(folder: Path, recipe: Recipe, data: ImageData, result: Result) ->
 The interval is for new images drawn as these were. It covers neither another training seed nor
 other sources of images.
 
+{by_class(counts, data.classes)}
+
+Recall: the share of a class's images that got its name, with its interval. Precision: the share of
+the images with a name that are of that class.
+
+Mistakes: {wrong} of {result.count}. The most frequent: {mistakes}.
+
+`predictions.csv` has every test image, the hardest first; `hardest.png` shows twelve of them.
+
 ## Limits
 
 Trained and tested on {source} alone. Images of another kind, size, light or source need a
@@ -808,14 +888,16 @@ test of their own. It always names one of its classes, also for an image that sh
 
 ## Use
 
+```
+python -m dlcourse.predict {shlex.quote(folder.resolve().name)} photo.png folder_of_images
+```
+
 ```python
-import torch
+from dlcourse.predict import Classifier
 
-from dlcourse.recipe import load_model
-
-model, facts = load_model({folder.resolve().name!r})  # runs no code from the file
-mean, std = (torch.tensor(facts[name]).view(-1, 1, 1) for name in ("mean", "std"))
-scores = model((pixels - mean) / std)  # pixels (n, {data.channels}, {data.size}, {data.size})
+classify = Classifier({folder.resolve().name!r})  # runs no code from the file
+for answer in classify("photo.png"):  # brought to {data.size} x {data.size} pixels as in training
+    print(answer.file, answer.label, answer.probability)
 ```
 
 ## Repeat

@@ -290,7 +290,7 @@ def compress(
             save_model(small, path, facts | {"recipe": vars(own)})
         models[name] = load_model(path.parent)[0]
     lines = [
-        "| model | bytes | test accuracy | rows that changed sides |",
+        "| model | bytes | test accuracy | test images named otherwise |",
         "| --- | --- | --- | --- |",
     ]
     before = predict(model, images).argmax(1)

@@ -8,10 +8,12 @@ DLCOURSE_DEBUG=1 to see where it arose.
 from __future__ import annotations
 
 import argparse
+import difflib
 import errno
 import os
 import re
 import sys
+import warnings
 from pathlib import Path
 
 YEAR = 366 * 24 * 3600.0  # seconds: a launch needs a limit, and training has none
@@ -30,11 +32,24 @@ class OneScreen(argparse.HelpFormatter):
         return super()._format_args(action, default_metavar)
 
 
+class OneLine(argparse.ArgumentParser):
+    """A parser whose errors are one line, with the option that was probably meant."""
+
+    def error(self, message: str):
+        """Print what is wrong and what to do; exit with 2."""
+        unknown = re.search(r"unrecognized arguments: (--[\w-]+)", message)
+        near = (
+            difflib.get_close_matches(unknown[1], self._option_string_actions, 1) if unknown else []
+        )
+        advice = f"did you mean {near[0]}? " if near else ""
+        self.exit(2, f"{self.prog}: {message}; {advice}--help lists all options\n")
+
+
 def parser() -> argparse.ArgumentParser:
     """Return the parser: the command's own options, and one for each setting of a recipe."""
     from dlcourse.recipe import FIELDS, kind
 
-    command = argparse.ArgumentParser(
+    command = OneLine(
         prog="dlcourse-train",
         usage="dlcourse-train [--data digits|mnist|fashion_mnist|cifar10|folder PATH] [options]",
         description="Train an image classifier. Without options: the digits, in seconds.",
@@ -43,18 +58,20 @@ def parser() -> argparse.ArgumentParser:
     )
     run = command.add_argument_group("run")
     run.add_argument("--config", metavar="FILE", help="read settings from TOML; options go first")
-    run.add_argument("--out", metavar="DIR", help="folder for the run (default: runs/DATA)")
+    run.add_argument(
+        "--out", metavar="DIR", help="folder for the run (runs/DATA, then runs/DATA-2 ...)"
+    )
     run.add_argument("--resume", action="store_true", help="go on with the run in --out")
     run.add_argument("--dry-run", action="store_true", help="print the plan and stop")
     run.add_argument(
-        "--log", nargs="+", metavar="TRACKER", default=[], help="csv, tensorboard, ..."
+        "--log", nargs="+", metavar="TRACKER", default=[], help="write to csv, tensorboard, ..."
     )
     run.add_argument("--tune", type=int, metavar="N", help="search N settings first, by validation")
-    run.add_argument("--compress", nargs="+", metavar="HOW", help="prune, quantize, distil, after")
-    run.add_argument("--ablate", action="store_true", help="what each technique contributes")
     run.add_argument(
-        "--seeds", type=int, default=5, metavar="N", help="runs an arm of --ablate (5)"
+        "--compress", nargs="+", metavar="HOW", help="then make it smaller: prune, quantize, distil"
     )
+    run.add_argument("--ablate", action="store_true", help="what each technique contributes")
+    run.add_argument("--seeds", type=int, metavar="N", help="seeds of each arm of --ablate (5)")
     groups: dict[str, argparse._ArgumentGroup] = {}
     for name, spec in FIELDS().items():
         about = spec.metadata
@@ -84,15 +101,20 @@ def read(arguments: list[str]):
 
     Raises Problem for settings that cannot be; argparse ends the program for unknown options.
     """
-    from dlcourse.recipe import FIELDS, Problem, Recipe
+    from dlcourse.recipe import FIELDS, NAMES, Problem, Recipe
 
     arguments = [re.sub(r"^(--\w+)", lambda m: m[1].replace("_", "-"), a) for a in arguments]
     options = parser().parse_args(arguments)
+    if options.seeds is not None and not options.ablate:
+        raise Problem("--seeds goes with --ablate; --seed chooses the seed of one run")
+    options.seeds = 5 if options.seeds is None else options.seeds
     if options.resume and options.out is None:
         raise Problem("--resume needs --out, the folder of the run to go on with")
     given = {name: getattr(options, name) for name in FIELDS() if hasattr(options, name)}
     if "data" in given:
         name, *path = given.pop("data")
+        if name not in NAMES and Path(name).is_dir():
+            raise Problem(f"--data {name}: write --data folder {name}, with one folder a class")
         if len(path) > 1 or (path and name != "folder"):
             raise Problem(f"--data {name} {' '.join(path)}: only folder takes one path after it")
         given |= {"data": name, **({"root": path[0]} if path else {})}
@@ -124,9 +146,13 @@ def read(arguments: list[str]):
     return options, recipe
 
 
-def free_folder(data: str) -> Path:
-    """Return runs/DATA, or the first of runs/DATA-2, -3, ... that does not exist."""
-    base, number = Path("runs") / data, 1
+def free_folder(recipe) -> Path:
+    """Return runs/DATA, or the first of runs/DATA-2, -3, ... that does not exist.
+
+    DATA is the name of the images, and for a folder the name of that folder.
+    """
+    name = Path(recipe.root).name if recipe.data == "folder" else ""
+    base, number = Path("runs") / (name or recipe.data), 1
     folder = base
     while folder.exists():
         number += 1
@@ -216,7 +242,7 @@ def main(arguments: list[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         options, recipe = read(sys.argv[1:] if arguments is None else arguments)
-        folder = Path(options.out) if options.out else free_folder(recipe.data)
+        folder = Path(options.out) if options.out else free_folder(recipe)
         return carry_out(options, recipe, folder)
     except Problem as problem:
         return fail(str(problem), 2)
@@ -236,18 +262,26 @@ def main(arguments: list[str] | None = None) -> int:
 def carry_out(options, recipe, folder: Path) -> int:
     """Do what the options ask for; return the exit code."""
     from dlcourse import studies
-    from dlcourse.recipe import Problem, check_machine, load_data
+    from dlcourse.recipe import Problem, check_machine, load_data, refuse_used
 
     studies.check(options)
     check_machine(recipe, options.log)
-    data = load_data(recipe)
     first = int(os.environ.get("RANK", 0)) == 0
+    if first and not options.dry_run:  # before the images are read, which may take a while
+        refuse_used(folder, options.resume, "untuned.toml" if options.tune else "recipe.toml")
+    said = warnings.formatwarning
+    warnings.formatwarning = lambda message, *_, **__: f"dlcourse-train: {message}\n"
+    try:
+        data = load_data(recipe)
+    finally:
+        warnings.formatwarning = said
     if first:
         print("\n".join(plan(recipe, data, folder, options)), flush=True)
     if options.dry_run:
         return 0
     if options.ablate:
         print(studies.ablate(recipe, folder, options.seeds, options.resume))
+        print(f"the table is in {folder / 'ablation.md'}, a picture in ablation.png beside it")
         return 0
     if options.tune:
         recipe = studies.tune(recipe, folder, options.tune, options.resume, data)
@@ -260,9 +294,24 @@ def carry_out(options, recipe, folder: Path) -> int:
             f"{numbers['high']:.4f}], nll {numbers['nll']:.4f}, calibration error "
             f"{numbers['ece']:.4f}, on {numbers['count']} images; see {folder / 'MODEL_CARD.md'}"
         )
+        print(mistakes(folder))
         if options.compress:
-            print(studies.compress(folder, options.compress, data))
+            print(studies.compress(folder, options.compress, data), end="")
+            print(f"the smaller models are in {folder / 'compressed'}")
     return 0
+
+
+def mistakes(folder: Path) -> str:
+    """Return what went wrong on the test images, and how to ask the model about new ones."""
+    import shlex
+
+    from dlcourse.report import most_confused, read_confusion
+
+    counts, classes = read_confusion(folder / "confusion.csv")
+    wrong = int(counts.sum() - counts.diagonal().sum())
+    often = "; ".join(most_confused(counts, classes, longest=3))
+    said = f"wrong: {wrong}" + (f", most often {often}; see hardest.png there" if wrong else "")
+    return f"{said}\nnew images: python -m dlcourse.predict {shlex.quote(str(folder))} IMAGE ..."
 
 
 def begun(folder: Path) -> bool:

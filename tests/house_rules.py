@@ -26,7 +26,7 @@ TECHNIQUES = (
     "data_loading",
 )
 CHAPTER = {name: f"{number:02d}_{name}.ipynb" for number, name in enumerate(TECHNIQUES, 1)}
-COMMANDS = ("check", "doctor", "handout", "recipe", "studies", "train")
+COMMANDS = ("check", "doctor", "handout", "predict", "recipe", "report", "studies", "train")
 GUIDES = {"00_start_here.ipynb", "17_your_own_run.ipynb"}  # around the chapters, none of them
 OTHER_MODULES = {"__init__", "__main__", *COMMANDS}
 BUILDS_ON = {

@@ -11,7 +11,7 @@ import torchvision
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from dlcourse.lab.datasets import BLOCK_BOUNDS, Split, digits_blocks, load
+from dlcourse.lab.datasets import BLOCK_BOUNDS, Split, digits_blocks, load, read_image
 
 
 @pytest.fixture(autouse=True)
@@ -339,3 +339,28 @@ def test_folders_that_cannot_be_used_say_why(tmp_path):
 def test_three_images_a_class_are_enough(tmp_path):
     data = load("folder", make_folder(tmp_path, (3, 3)))
     assert [len(part) for part in parts(data)] == [2, 2, 2]
+
+
+# -- the file of each image -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("settings", [{}, {"train_limit": 7}, {"size": 5}, {"seed": 3}])
+def test_each_image_of_a_folder_knows_its_file(tmp_path, settings):
+    make_folder(tmp_path, counts=(20, 12))
+    (tmp_path / "class1" / "a broken one.png").write_bytes(b"no image")
+    with pytest.warns(UserWarning, match="left out"):
+        data = load("folder", tmp_path, skip_corrupt=True, normalize=False, **settings)
+    again = data.with_split(*(range(4 * k, 4 * k + 4) for k in range(3)))
+    for part in (*parts(data), *parts(again)):
+        assert len(part.files) == len(part)
+        for image, label, file in zip(part.images, part.labels, part.files, strict=True):
+            assert file.startswith(f"{data.classes[label]}/")
+            if part in parts(data):  # the others are normalised
+                assert torch.equal(image, read_image(tmp_path / file, data.size))
+    assert len({file for part in parts(data) for file in part.files}) == sum(map(len, parts(data)))
+
+
+def test_images_of_no_folder_have_no_files_and_a_wrong_count_is_refused():
+    assert load("digits").train.files is None
+    with pytest.raises(ValueError, match="one file per image, 3, not 2"):
+        Split(torch.zeros(3, 1, 2, 2), torch.zeros(3, dtype=torch.int64), files=("a", "b"))

@@ -11,12 +11,21 @@ import struct
 import numpy as np
 import pytest
 import torch
+from pictures import draw_once
+from PIL import Image
 
 from dlcourse import recipe as rc
 from dlcourse.lab.datasets import ImageData, Split, load
 from dlcourse.recipe import Problem, Recipe, build_model, build_schedule, load_model, train
 
 SMALL = Recipe(model="mlp", width=2, epochs=2, augment="shift", train_limit=320)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def pictures_are_drawn_once():
+    with pytest.MonkeyPatch.context() as patch:
+        draw_once(patch)
+        yield
 
 
 def weights(model) -> torch.Tensor:
@@ -215,6 +224,7 @@ def test_the_folder_holds_all_that_is_promised(finished):
     assert names == {
         "recipe.toml", "resume.pt", "model.safetensors", "history.csv", "validation.csv",
         "curves.png", "versions.json", "result.json", "MODEL_CARD.md", "log.csv",
+        "predictions.csv", "confusion.csv", "confusion.png", "hardest.png",
     }  # fmt: skip
     assert Recipe.from_toml((folder / "recipe.toml").read_text()) == SMALL
     assert json.loads((folder / "result.json").read_text())["accuracy"] == result.accuracy
@@ -340,16 +350,18 @@ def test_what_the_machine_lacks_is_said_before_any_work(monkeypatch, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_the_card_names_the_images_and_how_they_were_held_out(tmp_path):
+def test_the_card_names_the_images_and_how_they_were_held_out(tmp_path, monkeypatch, capsys):
     data = own(classes=("a|b", "ひ"))
     train(SMALL, tmp_path / "run", data=data, progress=False)
     card = (tmp_path / "run" / "MODEL_CARD.md").read_text(encoding="utf-8")
     assert "mlp on own" in card and "tested on own alone" in card and r"a\|b, ひ" in card
     assert "chosen by who trained it" in card and "dlcourse-train --config" not in card
     use = card.split("```python")[1].split("```")[0]
-    names = {"pixels": torch.rand(3, 1, 8, 8)}
-    exec(use.replace("'run'", repr(str(tmp_path / "run"))), names)  # the lines run as they stand
-    assert names["scores"].shape == (3, 2)
+    monkeypatch.chdir(tmp_path)
+    Image.new("L", (30, 20), 99).save("photo.png")
+    exec(use, {})  # the lines run as they stand
+    assert capsys.readouterr().out.startswith("photo.png ")
+    assert r"| a\|b | 40 |" in card and "Mistakes: " in card
 
 
 # --------------------------------------------------------------------------- files of others

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from pictures import draw_once
 
 from dlcourse import recipe as rc
 from dlcourse import studies, train
@@ -22,6 +23,13 @@ from dlcourse.train import main, read
 
 ROOT = Path(__file__).resolve().parent.parent
 FAST = ["--model", "mlp", "--width", "2", "--train-limit", "320", "--epochs", "1"]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def pictures_are_drawn_once():
+    with pytest.MonkeyPatch.context() as patch:
+        draw_once(patch)
+        yield
 
 
 @pytest.fixture(autouse=True)
@@ -338,3 +346,79 @@ def test_ablation_compares_on_the_same_seeds_and_goes_on_where_it_stopped(monkey
     seen.clear()
     assert main(["--ablate", "--seeds", "3", "--resume", "--out", "run"]) == 0
     assert {recipe.seed for recipe in seen} == {2}
+
+
+# --------------------------------------------------------------------------- what a stranger tries
+
+
+def pictures(folder: str = "shots", count: int = 60) -> None:
+    from PIL import Image
+
+    for number in range(count):
+        path = Path(folder, ("cat", "dog")[number % 2], f"{number}.png")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (32, 32), (4 * number, 99, 0)).save(path)
+
+
+def test_the_end_names_the_mistakes_and_how_to_go_on(capsys):
+    assert main([*FAST, "--out", "my run"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1] == "new images: python -m dlcourse.predict 'my run' IMAGE ..."
+    wrong = int(lines[-2].split()[1].rstrip(","))
+    accuracy = json.loads(Path("my run/result.json").read_text())["accuracy"]
+    assert wrong == round((1 - accuracy) * 269) > 0 and " taken for " in lines[-2]
+
+
+def test_a_run_on_a_folder_is_called_like_the_folder(capsys):
+    pictures()
+    assert main(["--data", "folder", "shots", "--dry-run", "--batch-size", "8"]) == 0
+    assert f"folder {Path('runs', 'shots')}" in capsys.readouterr().out
+
+
+def test_slips_get_advice(capsys):
+    pictures()
+    for arguments, words in (
+        (["--data", "shots"], "write --data folder shots"),
+        (["--seeds", "3"], "--seeds goes with --ablate"),
+        (["--data", "folder", "shots", "--resume"], "--resume needs --out"),
+    ):
+        assert main(arguments) == 2
+        assert words in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["--epoch", "3"])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "did you mean --epochs?" in line
+
+
+def test_advice_on_a_folder_names_options_of_the_command(capsys):
+    pictures(count=16)
+    Path("shots/cat/bad.png").write_bytes(b"no image")
+    folder = ["--data", "folder", "shots", "--batch-size", "4", *FAST[:4], "--epochs", "1"]
+    assert main(folder) == 2
+    err = capsys.readouterr().err
+    assert "leave them out with --skip-corrupt" in err and "skip_corrupt=" not in err
+    with pytest.warns(UserWarning, match="left out"):
+        assert main([*folder, "--skip-corrupt"]) == 0
+    Path("shots/cat/more").mkdir()
+    assert main(folder) == 2
+    err = capsys.readouterr().err
+    assert "--data folder PATH" in err and "root=" not in err
+
+
+def test_what_is_left_out_is_said_without_a_line_of_code():
+    pictures(count=16)
+    Path("shots/cat/bad.png").write_bytes(b"no image")
+    command = [sys.executable, "-m", "dlcourse.train", "--data", "folder", "shots"]
+    done = subprocess.run(
+        [*command, "--skip-corrupt", "--dry-run", "--batch-size", "4"],
+        env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0 and "UserWarning" not in done.stderr
+    assert done.stderr.startswith("dlcourse-train: 1 file(s)")
+
+
+def test_a_folder_in_use_is_refused_before_the_images_are_read(capsys, monkeypatch):
+    assert main([*FAST, "--out", "run"]) == 0
+    monkeypatch.setattr(rc, "load_data", lambda recipe: pytest.fail("images were read"))
+    assert main([*FAST, "--out", "run"]) == 2
+    assert "holds a run" in capsys.readouterr().err

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.error import URLError
 
@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image, ImageOps
 from torch import Tensor
+from tqdm import tqdm
 
 NAMES = ("digits", "mnist", "fashion_mnist", "cifar10", "folder")
 PUBLISHED = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST", "cifar10": "CIFAR10"}
@@ -32,11 +33,15 @@ BLOCK_BOUNDS = (0, 130, 256, 386, 516, 646, 776, 915, 1029, 1157, 1287, 1415, 15
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Split:
-    """Images float32 (n, c, h, w), labels int64 (n,), and groups int64 (n,) where known."""
+    """Images float32 (n, c, h, w), labels int64 (n,), and groups int64 (n,) where known.
+
+    `files` names the file of each image, as in class/image.png, where they come from a folder.
+    """
 
     images: Tensor
     labels: Tensor
     groups: Tensor | None = None
+    files: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         if self.images.ndim != 4:
@@ -47,6 +52,8 @@ class Split:
                 raise ValueError(
                     f"give one of {name} per image, ({len(self.images)},), not {shape}"
                 )
+        if self.files is not None and len(self.files) != len(self.images):
+            raise ValueError(f"give one file per image, {len(self.images)}, not {len(self.files)}")
 
     def __len__(self) -> int:
         return len(self.images)
@@ -112,10 +119,12 @@ class ImageData:
             raise ValueError("a row stands in two parts, or twice in one: give each row once")
         three = (self.train, self.validation, self.test)
         groups = [part.groups for part in three if part.groups is not None]
+        files = [part.files for part in three if part.files is not None]
         rows = Split(
             torch.cat([part.images for part in three]),
             torch.cat([part.labels for part in three]),
             torch.cat(groups) if len(groups) == 3 else None,
+            sum(files, ()) if len(files) == 3 else None,
         )
         return _image_data(self.name, [_select(rows, part) for part in parts], self.classes)
 
@@ -177,8 +186,7 @@ def load(
         train = _select(train, torch.arange(train_limit))
     if size is not None:
         train, val, held_out = (
-            Split(_resize(part.images, size), part.labels, part.groups)
-            for part in (train, val, held_out)
+            replace(part, images=_resize(part.images, size)) for part in (train, val, held_out)
         )
     return _image_data(name, (train, val, held_out), classes, normalize)
 
@@ -248,14 +256,16 @@ def _pixels(stored: Tensor) -> Tensor:
 def _load_folder(root: Path, size: int, skip_corrupt: bool) -> tuple[Split, tuple[str, ...]]:
     """Read root/<class>/<image>: one channel where all images are grey, else three."""
     files = _folder_files(root)
-    images, labels, bad = [], [], []
-    for label, paths in enumerate(files.values()):
-        for path in paths:
-            try:
-                images.append(_read_image(path, size))
-                labels.append(label)
-            except Exception as error:  # a decoder may raise anything on a damaged file
-                bad.append(f"  {path}: {error}")
+    images, labels, names, bad = [], [], [], []
+    each = [(label, path) for label, paths in enumerate(files.values()) for path in paths]
+    quiet = True if os.environ.get("DLCOURSE_PROGRESS") == "0" else None  # None: on a terminal only
+    for label, path in tqdm(each, "reading", leave=False, delay=2, unit="image", disable=quiet):
+        try:
+            images.append(read_image(path, size))
+            labels.append(label)
+            names.append(f"{path.parent.name}/{path.name}")
+        except Exception as error:  # a decoder may raise anything on a damaged file
+            bad.append(f"  {path}: {error}")
     if bad:
         message = f"{len(bad)} file(s) in {root} cannot be read as images:\n" + "\n".join(bad)
         if not skip_corrupt:
@@ -270,7 +280,7 @@ def _load_folder(root: Path, size: int, skip_corrupt: bool) -> tuple[Split, tupl
         raise ValueError(
             f"no readable image for {', '.join(empty)} in {root}; add images or remove the folder"
         )
-    return Split(torch.stack(images), torch.tensor(labels)), classes
+    return Split(torch.stack(images), torch.tensor(labels), files=tuple(names)), classes
 
 
 def _folder_files(root: Path) -> dict[str, list[Path]]:
@@ -291,8 +301,12 @@ def _folder_files(root: Path) -> dict[str, list[Path]]:
     return files
 
 
-def _read_image(path: Path, size: int) -> Tensor:
-    """Read one file as float32 (1 or 3, size, size) in [0, 1]; transparent pixels become white."""
+def read_image(path: str | os.PathLike[str], size: int) -> Tensor:
+    """Read one file as float32 (1 or 3, size, size) in [0, 1]; transparent pixels become white.
+
+    It is turned upright as its EXIF data say, and stretched to a square. Raises what Pillow raises
+    for a file that is no image, and ValueError for pixels that are floats.
+    """
     with Image.open(path) as opened:
         image = ImageOps.exif_transpose(opened)
     if image.mode == "F":
@@ -350,7 +364,8 @@ def _split(
 
 def _select(rows: Split, index: Tensor) -> Split:
     groups = None if rows.groups is None else rows.groups[index]
-    return Split(rows.images[index], rows.labels[index], groups)
+    files = None if rows.files is None else tuple(rows.files[i] for i in index.tolist())
+    return Split(rows.images[index], rows.labels[index], groups, files)
 
 
 def _resize(images: Tensor, size: int) -> Tensor:
@@ -378,4 +393,4 @@ def _image_data(
 
 def _normalize(rows: Split, mean: Tensor, std: Tensor) -> Split:
     images = (rows.images - _per_channel(mean, rows.images)) / _per_channel(std, rows.images)
-    return Split(images, rows.labels, rows.groups)
+    return replace(rows, images=images)
