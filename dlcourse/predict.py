@@ -201,19 +201,20 @@ def answer(options: argparse.Namespace) -> int:
     classify = Classifier(options.run)
     number = {name: k for k, name in enumerate(classify.classes)}
     files = find_images(options.image)
-    known = all(file.resolve().parent.name in number for file in files)
+    class_of = {file: file.resolve().parent.name for file in files}
+    known = all(name in number for name in class_of.values())
     names, shares, bad = [], [], 0
     for file, found in look(classify, files):
         if isinstance(found, str):
             bad = fail(f"{file} cannot be read as an image ({found})", 1)
             continue
-        true = file.resolve().parent.name if known else None
+        true = class_of[file] if known else None
         print(line(str(file), found, classify.classes, true, options.top), flush=True)
         names.append(file)
         shares.append(found)
     if not names:
         return bad
-    true = torch.tensor([number[f.resolve().parent.name] for f in names]) if known else None
+    true = torch.tensor([number[class_of[name]] for name in names]) if known else None
     if known:
         print(f"\n{verdict(true, torch.stack(shares), classify.classes)}")
     if options.csv:

@@ -766,13 +766,16 @@ def leave(folder: Path, recipe: Recipe, data: ImageData, result: Result) -> None
     for name, values in (("versions", versions()), ("result", result.numbers())):
         (folder / f"{name}.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
     draw_curves(result.history, folder / "curves.png")
-    leave_report(folder, data, result)
-    card = model_card(folder, recipe, data, result)
+    counts = leave_report(folder, data, result)
+    card = model_card(folder, recipe, data, result, counts)
     (folder / "MODEL_CARD.md").write_text(card, encoding="utf-8")
 
 
-def leave_report(folder: Path, data: ImageData, result: Result) -> None:
-    """Write which test images are wrong: predictions.csv (hardest first), confusion, hardest."""
+def leave_report(folder: Path, data: ImageData, result: Result) -> Tensor:
+    """Write which test images are wrong; return the confusion matrix, int64 (classes, classes).
+
+    predictions.csv has the images, the hardest first; the others are confusion and hardest.
+    """
     images, labels = data.test.tensors()
     shares = result.probabilities
     counts = confusion_matrix(labels, shares.argmax(1), data.num_classes)
@@ -784,6 +787,7 @@ def leave_report(folder: Path, data: ImageData, result: Result) -> None:
     if data.num_classes <= SHOWN_CLASSES:
         draw_confusion(folder / "confusion.png", counts, data.classes)
     draw_hardest(folder / "hardest.png", data.denormalize(images), labels, shares, data.classes)
+    return counts
 
 
 def versions() -> dict:
@@ -817,7 +821,9 @@ def draw_curves(history: History, path: Path) -> None:
     plt.close(fig)
 
 
-def model_card(folder: Path, recipe: Recipe, data: ImageData, result: Result) -> str:
+def model_card(
+    folder: Path, recipe: Recipe, data: ImageData, result: Result, counts: Tensor
+) -> str:
     """Return a model card in Markdown: what it is, how well it does, what it is not for."""
     digest = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
     size = sum(p.numel() for p in result.model.parameters())
@@ -846,9 +852,7 @@ def model_card(folder: Path, recipe: Recipe, data: ImageData, result: Result) ->
     more = " ..." if data.num_classes > 12 else ""
     scale = f"minus mean {_rounded(data.mean)}, over std {_rounded(data.std)}"
     same = "within rounding" if torch.cuda.is_available() else "to the bit"
-    labels, said = data.test.labels, result.probabilities.argmax(1)
-    counts = confusion_matrix(labels, said, data.num_classes)
-    wrong = int((labels != said).sum())
+    wrong = result.count - int(counts.trace())
     mistakes = "; ".join(most_confused(counts, data.classes)) or "none"
     return f"""# Model card: {recipe.model} on {source}
 

@@ -11,21 +11,15 @@ import struct
 import numpy as np
 import pytest
 import torch
-from pictures import draw_once
 from PIL import Image
 
 from dlcourse import recipe as rc
 from dlcourse.lab.datasets import ImageData, Split, load
 from dlcourse.recipe import Problem, Recipe, build_model, build_schedule, load_model, train
 
+pytestmark = pytest.mark.usefixtures("pictures_are_drawn_once")
+
 SMALL = Recipe(model="mlp", width=2, epochs=2, augment="shift", train_limit=320)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def pictures_are_drawn_once():
-    with pytest.MonkeyPatch.context() as patch:
-        draw_once(patch)
-        yield
 
 
 def weights(model) -> torch.Tensor:

@@ -574,6 +574,15 @@ def same_state(left, right):
     return all(torch.equal(left[name], right[name]) for name in left)
 
 
+def assert_stay_equal(ours, theirs, model, g, updates):
+    """Let both averages follow a model that is shaken, and compare them after each update."""
+    for _ in range(updates):
+        shake(model, g)
+        ours.update_parameters(model)
+        theirs.update_parameters(model)
+        assert same_state(ours, theirs)
+
+
 @pytest.mark.parametrize("dtype", [*DTYPES, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("decay", [0.0, 0.3, 0.5, 0.9, 0.999, 1.0])
 def test_average_equals_torch_to_the_bit(decay, dtype):
@@ -581,11 +590,7 @@ def test_average_equals_torch_to_the_bit(decay, dtype):
         g, model = generator(seed), Odd().to(dtype)
         ours = rg.ExponentialMovingAverage(model, decay)
         theirs = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay))
-        for _ in range(12):
-            shake(model, g)
-            ours.update_parameters(model)
-            theirs.update_parameters(model)
-            assert same_state(ours, theirs)
+        assert_stay_equal(ours, theirs, model, g, updates=12)
 
 
 def test_average_of_buffers_equals_torch_but_for_integers():
@@ -621,11 +626,7 @@ def test_warmup_equals_torch_with_that_decay(decay):
     g, model = generator(1), Odd()
     ours = rg.ExponentialMovingAverage(model, decay, warmup=True)
     theirs = AveragedModel(model, avg_fn=average)
-    for _ in range(30):
-        shake(model, g)
-        ours.update_parameters(model)
-        theirs.update_parameters(model)
-        assert same_state(ours, theirs)
+    assert_stay_equal(ours, theirs, model, g, updates=30)
 
 
 def test_average_is_the_weighted_mean_that_it_should_be():

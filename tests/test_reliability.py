@@ -19,7 +19,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from pictures import draw_once
 from PIL import Image
 from processes import alive
 
@@ -28,17 +27,12 @@ from dlcourse import studies, train
 from dlcourse.lab.datasets import ImageData, Split
 from dlcourse.train import main
 
+pytestmark = pytest.mark.usefixtures("pictures_are_drawn_once")
+
 ROOT = Path(__file__).resolve().parent.parent
 FAST = ["--model", "mlp", "--width", "2", "--train-limit", "321", "--norm", "none"]
 COMMAND = [sys.executable, "-m", "dlcourse.train", *FAST]
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="uses fork, /proc or mount of Linux")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def pictures_are_drawn_once():
-    with pytest.MonkeyPatch.context() as patch:
-        draw_once(patch)
-        yield
 
 
 def environment(**more: str) -> dict[str, str]:

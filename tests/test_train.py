@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from pictures import draw_once
 
 from dlcourse import recipe as rc
 from dlcourse import studies, train
@@ -21,15 +20,10 @@ from dlcourse.lab.training import NonFiniteLossError
 from dlcourse.recipe import FIELDS, Problem, Recipe, load_model
 from dlcourse.train import main, read
 
+pytestmark = pytest.mark.usefixtures("pictures_are_drawn_once")
+
 ROOT = Path(__file__).resolve().parent.parent
 FAST = ["--model", "mlp", "--width", "2", "--train-limit", "320", "--epochs", "1"]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def pictures_are_drawn_once():
-    with pytest.MonkeyPatch.context() as patch:
-        draw_once(patch)
-        yield
 
 
 @pytest.fixture(autouse=True)
