@@ -12,6 +12,7 @@ import itertools
 import json
 import math
 import numbers
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import BinaryIO
 
@@ -216,10 +217,12 @@ def prune_units(model: nn.Module, amount: float | int) -> nn.Module:
     """Return a smaller copy of `model` without the `amount` hidden units of least norm a layer.
 
     A unit is a row of a linear layer or a filter of a convolution. It goes with its bias and with
-    the next layer's weights for it. The layers, in the order in which they were made, must form a
-    chain with elementwise functions between; at least one unit of each layer stays. A skip
-    connection cannot be seen from the layers and would come out wrong.
-    Raises ValueError for layers that are no chain, for norm layers and for grouped convolutions.
+    the next layer's weights for it: with several columns a filter, where a linear layer reads the
+    flattened grid. The layers, in the order in which they were made, must form a chain; what stands
+    between must treat each unit by itself, as activations and pooling do. At least one unit of each
+    layer stays. A skip connection cannot be seen from the layers and would come out wrong.
+    Raises ValueError for layers that are no chain, for norm layers (`fold_batch_norms` takes them
+    away) and for grouped convolutions.
     Source: Li et al. (2017), who rank by the sum of absolute values; here it is the Euclidean norm.
     Invariant: it computes what `model` would with those units' outputs set to zero.
     """
@@ -228,19 +231,23 @@ def prune_units(model: nn.Module, amount: float | int) -> nn.Module:
     known = {id(p) for layer in layers for p in layer.parameters()}
     if any(id(p) not in known for p in model.parameters()):
         raise ValueError(
-            "prune_units knows linear and convolution layers only: take out or fold norm layers"
+            "prune_units knows linear and convolution layers only: take out or fold norm layers "
+            "(see fold_batch_norms)"
         )
     if any(getattr(layer, "groups", 1) > 1 for layer in layers):
         raise ValueError("prune_units cannot cut a grouped convolution: prune its weights instead")
     for first, second in itertools.pairwise(layers):
-        if first.weight.shape[0] != second.weight.shape[1]:
+        each, rest = divmod(second.weight.shape[1], first.weight.shape[0])
+        flattened = second.weight.ndim == 2 < first.weight.ndim  # `each` cells of the grid a filter
+        if rest or each < 1 or (each > 1 and not flattened):
             raise ValueError(
                 f"{first} does not feed {second}: prune_units needs layers that form a chain"
             )
-    kept = [unit_mask(layer.weight, amount).nonzero()[:, 0] for layer in layers[:-1]]
-    for keep, (first, second) in zip(kept, itertools.pairwise(layers), strict=True):
-        _shrink(first, first.weight[keep], None if first.bias is None else first.bias[keep])
-        _shrink(second, second.weight[:, keep], second.bias)
+    masks = [unit_mask(layer.weight, amount) for layer in layers[:-1]]
+    for mask, (first, second) in zip(masks, itertools.pairwise(layers), strict=True):
+        _shrink(first, first.weight[mask], None if first.bias is None else first.bias[mask])
+        by_unit = second.weight.unflatten(1, (-1, second.weight.shape[1] // len(mask)))
+        _shrink(second, by_unit[:, mask].flatten(1, 2), second.bias)
     return model
 
 
@@ -260,6 +267,66 @@ def _shrink(layer: nn.Module, weight: Tensor, bias: Tensor | None) -> None:
         layer.out_features, layer.in_features = weight.shape
     else:
         layer.out_channels, layer.in_channels = weight.shape[:2]
+
+
+# --- batch norms ----------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def fold_batch_norms(model: nn.Module) -> nn.Module:
+    """Return a copy with each batch norm worked into the linear or convolution layer before it.
+
+    An Identity takes its place. The inputs of a linear layer must be rows (n, features). Fold
+    before quantizing or cutting units: then the numbers that are rounded and compared are those
+    that the network multiplies by.
+    Raises ValueError for a batch norm that does not come right behind a linear or convolution layer
+    in an nn.Sequential, has another width or no running statistics, and for layers used in several
+    places. Source: Jacob et al. (2018).
+    Invariants: it computes what `model` does in evaluation; with a scale for each output channel
+    `quantize` finds the same whole numbers before and after, but for the sign of a channel whose
+    norm has a negative weight, and for values at the edge between two numbers.
+    """
+    model = bake(model)
+    uses = Counter(id(child) for module in model.modules() for child in module._modules.values())
+    for sequence in model.modules():
+        if type(sequence).forward is not nn.Sequential.forward:
+            continue
+        for (_, layer), (name, norm) in itertools.pairwise(list(sequence._modules.items())):
+            if _is_batch_norm(norm) and isinstance(layer, FOLDS):
+                if uses[id(layer)] > 1 or uses[id(norm)] > 1:
+                    raise ValueError(f"{layer} or its batch norm is used in several places")
+                _fold(layer, norm)
+                sequence._modules[name] = nn.Identity()
+    for name, module in model.named_modules():
+        if _is_batch_norm(module):
+            raise ValueError(
+                f"batch norm {name} does not come right behind a linear or convolution layer in an "
+                "nn.Sequential: put the two side by side there, or fold them by hand"
+            )
+    return model
+
+
+FOLDS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)  # outputs are the weight's first dimension
+
+
+def _is_batch_norm(module: nn.Module) -> bool:
+    return isinstance(module, nn.modules.batchnorm._BatchNorm)
+
+
+def _fold(layer: nn.Module, norm: nn.Module) -> None:
+    """Make layer(x) what norm(layer(x)) was in evaluation; the arithmetic is in float64."""
+    weight = layer.weight
+    if norm.running_mean is None or norm.num_features != len(weight):
+        raise ValueError(
+            f"cannot fold {norm} into {layer}: it needs running statistics, one for each output"
+        )
+    factor = (norm.running_var.double() + norm.eps).rsqrt()
+    factor = factor if norm.weight is None else factor * norm.weight
+    shift = (0 if layer.bias is None else layer.bias) - norm.running_mean.double()
+    shift = shift * factor + (0 if norm.bias is None else norm.bias)
+    wide = weight.double() * factor.view(-1, *[1] * (weight.ndim - 1))
+    layer.weight = nn.Parameter(wide.to(weight.dtype), weight.requires_grad)
+    layer.bias = nn.Parameter(shift.to(weight.dtype), weight.requires_grad)
 
 
 # --- quantization: numbers ------------------------------------------------------------------------
@@ -449,15 +516,44 @@ def fake_quantize(
     return ((clamped - zero_point) * scale).detach().to(x.dtype) + straight
 
 
-class QATLinear(nn.Module):
-    """A linear layer that computes with its weight fake-quantized, and trains the one behind it.
+def _conv2d(
+    x: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple[int, int],
+    padding: tuple[int, int] | str | list[int], dilation: tuple[int, int], groups: int, mode: str,
+) -> Tensor:  # fmt: skip
+    """Return F.conv2d, after a padding of its own where that is not with zeros."""
+    if mode != "zeros":
+        x, padding = F.pad(x, padding, mode), 0
+    return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
 
-    With `inputs`, what enters is fake-quantized to 8 bits too, in the range seen in training.
-    """
 
-    def __init__(self, linear: nn.Linear, bits: int, per_channel: bool, inputs: bool) -> None:
+def _geometry(layer: nn.Module) -> dict:
+    """Return how a Conv2d, or the QAT layer made of it, moves over its input; {} for a linear."""
+    if not isinstance(layer, nn.Conv2d):
+        return getattr(layer, "geometry", {})
+    zeros = layer.padding_mode == "zeros"  # else torch pads by hand, with these margins
+    return {
+        "stride": layer.stride,
+        "padding": layer.padding if zeros else layer._reversed_padding_repeated_twice,
+        "dilation": layer.dilation,
+        "groups": layer.groups,
+        "mode": layer.padding_mode,
+    }
+
+
+def _check_kind(made: nn.Module, layer: nn.Module) -> None:
+    if not isinstance(layer, made.made_of):
+        names = " or ".join(kind.__name__ for kind in made.made_of)
+        raise ValueError(f"{type(made).__name__} is made of a {names}, not of {layer}")
+
+
+class _QATLayer(nn.Module):
+    made_of: tuple[type, ...]
+    operation: Callable[..., Tensor]  # of x, weight, bias and the geometry
+
+    def __init__(self, layer: nn.Module, bits: int, per_channel: bool, inputs: bool) -> None:
         super().__init__()
-        self.weight, self.bias = linear.weight, linear.bias
+        _check_kind(self, layer)
+        self.weight, self.bias, self.geometry = layer.weight, layer.bias, _geometry(layer)
         self.weight_quantizer = FakeQuantize(bits, axis=0 if per_channel else None)
         self.input_quantizer = None
         if inputs:
@@ -466,17 +562,46 @@ class QATLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.input_quantizer is not None:
             x = self.input_quantizer(x)
-        return F.linear(x, self.weight_quantizer(self.weight), self.bias)
+        return self.operation(x, self.weight_quantizer(self.weight), self.bias, **self.geometry)
+
+
+class QATLinear(_QATLayer):
+    """A linear layer that computes with its weight fake-quantized, and trains the one behind it.
+
+    With `inputs`, what enters is fake-quantized to 8 bits too, in the range seen in training.
+    Raises ValueError for another kind of layer. Source: Jacob et al. (2018).
+    """
+
+    made_of = (nn.Linear,)
+    operation = staticmethod(F.linear)
+
+
+class QATConv2d(_QATLayer):
+    """A Conv2d that computes with its weight fake-quantized, and trains the one behind it.
+
+    Stride, padding, dilation and groups are those of the layer; a channel is one output. `inputs`
+    and the errors are those of `QATLinear`. Source: Jacob et al. (2018).
+    Invariant: outputs and gradients are those of F.conv2d with the fake-quantized weight.
+    """
+
+    made_of = (nn.Conv2d,)
+    operation = staticmethod(_conv2d)
 
 
 def prepare_qat(
     model: nn.Module, bits: int = 8, per_channel: bool = True, inputs: bool = False
 ) -> nn.Module:
-    """Return a copy with a `QATLinear` for each linear layer: train it, then `convert` it.
+    """Return a copy with a QAT layer for each linear and Conv2d layer: train it, then `convert` it.
 
-    Source: Jacob et al. (2018).
+    All other layers stay as they are, norm layers among them. Raises ValueError for a model
+    without such a layer. Source: Jacob et al. (2018).
     """
-    return _replace(bake(model), lambda _, linear: QATLinear(linear, bits, per_channel, inputs))
+
+    def fake(_, layer: nn.Module) -> nn.Module:
+        kind = QATConv2d if isinstance(layer, nn.Conv2d) else QATLinear
+        return kind(layer, bits, per_channel, inputs)
+
+    return _replace(bake(model), fake)
 
 
 def _observe(observer: RangeObserver) -> Callable:
@@ -487,9 +612,9 @@ def _observe(observer: RangeObserver) -> Callable:
 
 
 def calibrate(model: nn.Module, inputs: Tensor) -> dict[str, RangeObserver]:
-    """Run `model` on `inputs` and return, for each linear layer, the range of what entered it."""
+    """Run `model` on `inputs` and return the range of what entered each linear and Conv2d layer."""
     observers, hooks = {}, []
-    for name, layer in _linears(model):
+    for name, layer in _quantizable(model):
         observers[name] = RangeObserver()
         hooks.append(layer.register_forward_pre_hook(_observe(observers[name])))
     modes = [(module, module.training) for module in model.modules()]
@@ -504,31 +629,28 @@ def calibrate(model: nn.Module, inputs: Tensor) -> dict[str, RangeObserver]:
     return observers
 
 
-class QuantizedLinear(nn.Module):
-    """A linear layer whose weight is held as packed whole numbers of `bits` 2, 4 or 8.
-
-    activations "float": the weight is dequantized at each use. "dynamic": the input is quantized
-    to `input_bits` by its own range (that of the whole batch), and the product is one of whole
-    numbers, on the CPU. "static": the same with a fixed range, from `observer`.
-    """
+class _QuantizedLayer(nn.Module):
+    made_of: tuple[type, ...]
+    operation: Callable[..., Tensor]  # of x, weight, bias and the geometry
 
     def __init__(
-        self, linear: nn.Linear, bits: int = 8, per_channel: bool = True,
+        self, layer: nn.Module, bits: int = 8, per_channel: bool = True,
         activations: str = "float", observer: RangeObserver | None = None, input_bits: int = 8,
     ) -> None:  # fmt: skip
         super().__init__()
+        _check_kind(self, layer)
         if activations not in ("float", "dynamic", "static"):
             raise ValueError(f"activations={activations!r}: choose float, dynamic or static")
         if (activations == "static") != (observer is not None):
             raise ValueError("static quantization, and it alone, needs observer=: see calibrate()")
-        weight, axis = linear.weight.detach(), 0 if per_channel else None
+        weight, axis = layer.weight.detach(), 0 if per_channel else None
         scale, zero_point = choose_qparams(weight, bits, axis=axis)
-        self.bits, self.axis, self.shape = bits, axis, weight.shape
+        self.bits, self.axis, self.shape, self.geometry = bits, axis, weight.shape, _geometry(layer)
         self.activations, self.input_bits = activations, input_bits
         packed = pack_bits(quantize(weight, scale, zero_point, bits, axis=axis), bits)
         self.register_buffer("packed", packed)
         self.scale = nn.Parameter(scale, requires_grad=False)
-        bias = None if linear.bias is None else linear.bias.detach().clone()
+        bias = None if layer.bias is None else layer.bias.detach().clone()
         self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
         if observer is not None:
             scale, zero_point = qparams_from_range(*observer.seen(), input_bits, False)
@@ -537,33 +659,69 @@ class QuantizedLinear(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The weight (outputs, inputs) that the packed numbers stand for, in float32."""
+        """The weight, outputs first, that the packed numbers stand for, in float32."""
         return dequantize(self.whole(), self.scale, torch.zeros_like(self.scale), self.axis)
 
     def whole(self) -> Tensor:
-        """Return the weight as whole numbers, int8 (outputs, inputs)."""
+        """Return the weight as whole numbers, int8, outputs first."""
         return unpack_bits(self.packed, self.bits, self.shape, signed=True)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.activations == "float":
-            return F.linear(x, self.weight.to(x.dtype), self.bias)
+            return self.operation(x, self.weight.to(x.dtype), self.bias, **self.geometry)
         if self.activations == "static":
             scale, zero_point = self.input_scale, self.input_zero_point
         else:
             scale, zero_point = choose_qparams(x, self.input_bits, symmetric=False)
         q = quantize(x, scale, zero_point, self.input_bits, symmetric=False)
-        sums = (q.int() - zero_point) @ self.whole().int().T  # exact: no rounding in the sum
-        out = sums * (scale * self.scale)
-        return (out if self.bias is None else out + self.bias).to(x.dtype)
+        # whole numbers in float64, which has them all up to 2**53: no sum is rounded
+        numbers, weight = q.double() - zero_point, self.whole().double()
+        sums = self.operation(numbers, weight, None, **self.geometry)
+        out = sums * self._each(scale * self.scale)
+        return (out if self.bias is None else out + self._each(self.bias)).to(x.dtype)
+
+    def _each(self, values: Tensor) -> Tensor:
+        """Shape values, one for each output, so that they broadcast against the outputs."""
+        return values.reshape(-1, *[1] * (len(self.shape) - 2))
+
+
+class QuantizedLinear(_QuantizedLayer):
+    """A linear layer whose weight is held as packed whole numbers of `bits` 2, 4 or 8.
+
+    activations "float": the weight is dequantized at each use. "dynamic": the input is quantized
+    to `input_bits` by its own range (that of the whole batch), and the product is one of whole
+    numbers. "static": the same with a fixed range, from `observer`.
+    Raises ValueError for another kind of layer and for settings that do not go together.
+    """
+
+    made_of = (nn.Linear, QATLinear)
+    operation = staticmethod(F.linear)
+
+
+class QuantizedConv2d(_QuantizedLayer):
+    """A Conv2d whose weight (outputs, inputs / groups, height, width) is held as whole numbers.
+
+    There is one scale for each output channel, or one for the whole weight. `bits`, `activations`
+    and the errors are those of `QuantizedLinear`. Stride, padding (of any mode), dilation and
+    groups are those of the layer. Source: Jacob et al. (2018).
+    Invariants: with float activations it is F.conv2d with the dequantized weight, to the bit; else
+    no sum of whole numbers is rounded, and padding adds true zeros whatever the zero point.
+    """
+
+    made_of = (nn.Conv2d, QATConv2d)
+    operation = staticmethod(_conv2d)
 
 
 def quantize_model(
     model: nn.Module, bits: int = 8, per_channel: bool = True, activations: str = "float",
     calibration: Tensor | None = None,
 ) -> nn.Module:  # fmt: skip
-    """Return a copy with a `QuantizedLinear` for each linear layer; static needs `calibration`.
+    """Return a copy whose linear and Conv2d layers hold packed weights of `bits` 2, 4 or 8.
 
-    `calibration` (n, ...): inputs from the training rows, whose ranges are kept.
+    Each becomes a `QuantizedLinear` or a `QuantizedConv2d`. All other layers stay as they are, norm
+    layers and the other convolutions among them. `calibration` (n, ...): inputs from the training
+    rows, whose ranges static quantization keeps. Raises ValueError for a model without a layer to
+    quantize, and for static without `calibration`.
     """
     model = bake(model)
     observers = {}
@@ -571,27 +729,29 @@ def quantize_model(
         if calibration is None:
             raise ValueError("static quantization needs calibration=, some training inputs")
         observers = calibrate(model, calibration)
-    return _replace(
-        model,
-        lambda name, linear: QuantizedLinear(
-            linear, bits, per_channel, activations, observers.get(name)
-        ),
-    )
+
+    def real(name: str, layer: nn.Module) -> nn.Module:
+        kind = QuantizedConv2d if isinstance(layer, nn.Conv2d) else QuantizedLinear
+        return kind(layer, bits, per_channel, activations, observers.get(name))
+
+    return _replace(model, real)
 
 
 def convert(model: nn.Module) -> nn.Module:
-    """Return a copy with the `QuantizedLinear` for which each `QATLinear` was trained.
+    """Return a copy with the quantized layer for which each QAT layer was trained.
 
+    Raises ValueError for a model without QAT layers.
     Invariant: its outputs are those of `model`, but for rounding in the last bits.
     """
 
-    def real(_, layer: QATLinear) -> nn.Module:
+    def real(_, layer: _QATLayer) -> nn.Module:
+        kind = QuantizedConv2d if isinstance(layer, QATConv2d) else QuantizedLinear
         seen = None if layer.input_quantizer is None else layer.input_quantizer.observer
         mode = "float" if seen is None else "static"
         bits, axis = layer.weight_quantizer.bits, layer.weight_quantizer.axis
-        return QuantizedLinear(layer, bits, axis is not None, mode, seen)
+        return kind(layer, bits, axis is not None, mode, seen)
 
-    return _replace(bake(model), real, QATLinear)
+    return _replace(bake(model), real, (QATLinear, QATConv2d))
 
 
 # --- distillation ---------------------------------------------------------------------------------
@@ -679,7 +839,7 @@ def factorize(model: nn.Module, rank: int) -> nn.Module:
         _shrink(second, up, linear.bias)
         return nn.Sequential(first, second)
 
-    return _replace(bake(model), thin)
+    return _replace(bake(model), thin, (nn.Linear,))
 
 
 # --- bytes ----------------------------------------------------------------------------------------
@@ -743,19 +903,29 @@ def _layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     yield from found
 
 
-def _linears(model: nn.Module) -> Iterator[tuple[str, nn.Linear]]:
-    return ((name, m) for name, m in model.named_modules() if isinstance(m, nn.Linear))
+def _quantizable(model: nn.Module, kinds: tuple[type, ...] = (nn.Linear, nn.Conv2d)) -> list:
+    """Return (name, layer) of each layer of these kinds; one that has two names comes twice."""
+    modules = model.named_modules(remove_duplicate=False)
+    return [(name, layer) for name, layer in modules if isinstance(layer, kinds)]
 
 
 def _replace(
-    model: nn.Module, make: Callable[[str, nn.Module], nn.Module], kind: type = nn.Linear
-) -> nn.Module:
-    """Put make(name, layer) in the place of each layer of a kind, and return the model."""
-    if isinstance(model, kind):
-        return make("", model)
-    for name, layer in [pair for pair in model.named_modules() if isinstance(pair[1], kind)]:
+    model: nn.Module, make: Callable[[str, nn.Module], nn.Module],
+    kinds: tuple[type, ...] = (nn.Linear, nn.Conv2d),
+) -> nn.Module:  # fmt: skip
+    """Put make(name, layer) in the place of each layer of these kinds, and return the model."""
+    found = _quantizable(model, kinds)
+    if not found:
+        names = " or ".join(kind.__name__ for kind in kinds)
+        raise ValueError(f"this model has no {names} layer: there is nothing to replace")
+    made = {}
+    for name, layer in found:
+        if layer not in made:
+            made[layer] = make(name, layer)
         parent, _, child = name.rpartition(".")
-        setattr(model.get_submodule(parent), child, make(name, layer))
+        if not name:
+            return made[layer]
+        setattr(model.get_submodule(parent), child, made[layer])
     return model
 
 

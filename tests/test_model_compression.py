@@ -338,6 +338,167 @@ def test_one_unit_stays_and_the_model_trains_on():
     fit(small, (X, Y), torch.optim.SGD(small.parameters(), lr=0.1), steps=2)
 
 
+def test_units_of_what_only_looks_like_a_chain():
+    for first, second in ((nn.Linear(4, 5), nn.Linear(10, 2)), (nn.Linear(4, 5), nn.Linear(4, 2))):
+        with pytest.raises(ValueError, match="chain"):
+            mc.prune_units(nn.Sequential(first, second), 0.5)
+    with pytest.raises(ValueError, match="chain"):
+        mc.prune_units(nn.Sequential(nn.Conv2d(1, 4, 1), nn.Conv2d(8, 2, 1)), 0.5)
+    with pytest.raises(ValueError, match="chain"):
+        mc.prune_units(nn.Sequential(nn.Conv2d(1, 4, 1), nn.Flatten(), nn.Linear(9, 2)), 0.5)
+
+
+@pytest.mark.parametrize("amount", [0.0, 0.3, 0.5, 3, 1.0])
+def test_a_filter_goes_with_all_cells_of_its_grid(amount):
+    for seed in range(6):
+        torch.manual_seed(seed)
+        model = nn.Sequential(
+            nn.Conv2d(1, 6, 3, padding=1), nn.ReLU(), nn.Conv2d(6, 5, 3, stride=2, bias=seed % 2),
+            nn.ReLU(), nn.Flatten(), nn.Linear(5 * 3 * 2, 7), nn.ReLU(), nn.Linear(7, 3),
+        )  # fmt: skip
+        x = torch.randn(4, 1, 8, 6, generator=generator(seed))
+        small, masked = mc.prune_units(model, amount), copy.deepcopy(model)
+        for layer in (masked[0], masked[2], masked[5]):
+            gone = ~mc.unit_mask(layer.weight, amount)
+            layer.weight.data[gone] = 0
+            if layer.bias is not None:
+                layer.bias.data[gone] = 0
+        assert torch.allclose(small(x), masked(x), atol=1e-5)
+        assert small[5].in_features == small[2].out_channels * 6
+
+
+# --- batch norms ----------------------------------------------------------------------------------
+
+
+def with_norm(seed, dtype=torch.float64):
+    """Return (layer, batch norm in evaluation, x) of random kind and numbers."""
+    torch.manual_seed(seed)
+    kinds = (
+        (nn.Linear(4, 6, bias=seed % 2), nn.BatchNorm1d, (5, 4)),
+        (nn.Conv1d(4, 6, 3, bias=seed % 2), nn.BatchNorm1d, (5, 4, 7)),
+        (nn.Conv2d(4, 6, 3, 2, 1, groups=2, bias=seed % 2), nn.BatchNorm2d, (5, 4, 7, 6)),
+        (nn.Conv2d(4, 8, (3, 1), padding="same", groups=4), nn.BatchNorm2d, (5, 4, 7, 6)),
+        (nn.Conv2d(4, 6, 3, padding=1, padding_mode="reflect"), nn.BatchNorm2d, (5, 4, 7, 6)),
+        (nn.Conv3d(4, 6, 2, dilation=2, bias=False), nn.BatchNorm3d, (5, 4, 5, 5, 4)),
+        (nn.Conv2d(4, 6, 3), nn.SyncBatchNorm, (5, 4, 7, 6)),
+    )
+    layer, kind, shape = kinds[seed % len(kinds)]
+    norm = kind(len(layer.weight), eps=(1e-5, 0.1)[seed % 2], affine=seed % 3 > 0)
+    norm.running_mean.normal_()
+    norm.running_var.uniform_(0.01, 9)
+    if norm.affine:
+        nn.init.normal_(norm.weight)  # half of them negative
+        nn.init.normal_(norm.bias)
+    return layer.to(dtype), norm.to(dtype).eval(), torch.randn(shape, dtype=dtype)
+
+
+@pytest.mark.parametrize("seed", range(42))
+def test_folded_batch_norms_compute_the_same(seed):
+    layer, norm, x = with_norm(seed)
+    model = nn.Sequential(layer, norm, nn.Tanh())
+    before = copy.deepcopy(model.state_dict())
+    folded = mc.fold_batch_norms(model)
+    assert torch.allclose(folded(x), model(x), rtol=1e-10, atol=1e-12)
+    assert isinstance(folded[1], nn.Identity) and len(folded) == 3
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    if not norm.affine:  # torch's own folding wants a weight and a bias
+        norm.weight, norm.bias = (nn.Parameter(f(norm.running_var)) for f in (ones, zeros))
+    if isinstance(layer, nn.Linear):
+        theirs = torch.nn.utils.fusion.fuse_linear_bn_eval(layer.eval(), norm)
+    else:
+        theirs = torch.nn.utils.fusion.fuse_conv_bn_eval(layer.eval(), norm)
+    assert torch.allclose(folded[0].weight, theirs.weight, rtol=1e-12, atol=1e-14)
+    assert torch.allclose(folded[0].bias, theirs.bias, rtol=1e-12, atol=1e-14)
+
+
+ones, zeros = torch.ones_like, torch.zeros_like
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_folding_changes_no_whole_number_of_a_channel(bits):
+    for seed in range(42):
+        layer, norm, _ = with_norm(seed)
+        folded = mc.fold_batch_norms(nn.Sequential(layer, norm))[0]
+        sign = torch.ones(len(layer.weight)) if norm.weight is None else norm.weight.sign()
+        sign = sign.view(-1, *[1] * (layer.weight.ndim - 1))
+        scale, zero = mc.choose_qparams(layer.weight, bits, axis=0)
+        before = mc.quantize(layer.weight, scale, zero, bits, axis=0)
+        edge = layer.weight.detach() / scale.view(sign.shape)
+        edge = ((edge - edge.floor()) - 0.5).abs() < 1e-4
+        scale, zero = mc.choose_qparams(folded.weight, bits, axis=0)
+        after = mc.quantize(folded.weight, scale, zero, bits, axis=0)
+        assert ((before * sign == after) | edge).all()
+        assert edge.float().mean() < 0.05
+
+
+def test_folding_of_nested_repeated_and_masked_layers():
+    torch.manual_seed(0)
+    block = nn.Sequential(nn.Conv2d(2, 2, 3, padding=1), nn.BatchNorm2d(2))
+    model = nn.Sequential(block, nn.ReLU(), block, nn.Flatten(), nn.Linear(32, 3)).train()
+    x = torch.randn(6, 2, 4, 4)
+    for _ in range(3):
+        model(x)
+    mc.apply_masks(model, mc.global_prune(model, 0.5))
+    folded = mc.fold_batch_norms(model)
+    assert folded.training and isinstance(folded[0][1], nn.Identity) and folded[0] is folded[2]
+    assert torch.allclose(folded(x), model.eval()(x), atol=1e-5)  # in training mode too
+    assert not [p for p in folded.parameters() if not p.requires_grad]
+    half = mc.fold_batch_norms(copy.deepcopy(model).bfloat16())
+    assert {p.dtype for p in half.parameters()} == {torch.bfloat16}
+    plain = mc.fold_batch_norms(SmallCNN(1, 3, width=4))  # nothing to fold
+    assert [type(m) for m in plain.modules()] == [type(m) for m in SmallCNN(1, 3).modules()]
+
+
+def test_a_network_is_folded_then_cut_and_quantized():
+    model = cnn(3).eval()
+    model[1].running_var.uniform_(0.1, 3)
+    folded = mc.fold_batch_norms(model)
+    assert torch.allclose(folded(X), model(X), atol=1e-5)
+    assert mc.model_size(folded) < mc.model_size(model)
+    small = mc.quantize_model(folded, 8, activations="static", calibration=X)
+    assert (small(X) - model(X)).abs().max() < 0.05
+    chain = nn.Sequential(
+        nn.Conv2d(1, 6, 3, bias=False), nn.BatchNorm2d(6), nn.ReLU(), nn.Flatten(), nn.Linear(24, 3)
+    )
+    with pytest.raises(ValueError, match="fold_batch_norms"):
+        mc.prune_units(chain, 0.5)
+    assert mc.prune_units(mc.fold_batch_norms(chain), 0.5)[0].out_channels == 3
+
+
+class Behind(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2)
+
+    def forward(self, x):
+        return self.norm(self.conv(x))
+
+
+class Backwards(nn.Sequential):
+    def forward(self, x):
+        for layer in reversed(self):
+            x = layer(x)
+        return x
+
+
+def test_batch_norms_that_cannot_be_folded():
+    conv, norm = nn.Conv2d(2, 2, 1), nn.BatchNorm2d(2)
+    for model in (
+        Behind(), norm, nn.Sequential(norm, conv), nn.Sequential(conv, nn.ReLU(), norm),
+        nn.Sequential(nn.ConvTranspose2d(2, 2, 1), norm), Backwards(conv, norm),
+        nn.Sequential(nn.Sequential(conv), norm),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match="side by side"):
+            mc.fold_batch_norms(model)
+    for model in (nn.Sequential(conv, norm, conv), nn.Sequential(conv, norm, nn.ReLU(), norm)):
+        with pytest.raises(ValueError, match="several places"):
+            mc.fold_batch_norms(model)
+    for wrong in (nn.BatchNorm2d(2, track_running_stats=False), nn.BatchNorm2d(3)):
+        with pytest.raises(ValueError, match="running statistics, one for each output"):
+            mc.fold_batch_norms(nn.Sequential(conv, wrong))
+    assert isinstance(mc.fold_batch_norms(nn.Sequential(conv, nn.GroupNorm(1, 2)))[1], nn.GroupNorm)
+
+
 # --- quantization ---------------------------------------------------------------------------------
 
 
@@ -650,6 +811,348 @@ def test_quantized_layers_answer_in_the_dtype_of_the_model(dtype, activations):
     assert torch.allclose(got.float(), wide, atol=0.05)
 
 
+# --- quantization: convolutions -------------------------------------------------------------------
+
+
+def random_conv(seed, dtype=torch.float32):
+    """Return a Conv2d of random shape, an input for it, and the settings of F.conv2d."""
+    g = generator(seed)
+
+    def one_of(*choices):
+        return choices[int(torch.randint(0, len(choices), (), generator=g))]
+
+    groups, inputs, outputs = one_of((1, 1, 1), (1, 3, 5), (2, 4, 6), (4, 4, 4), (3, 6, 9))
+    kernel = one_of((1, 1), (3, 3), (2, 3), (1, 3), (5, 5))
+    stride, dilation = one_of((1, 1), (2, 2), (1, 2), (3, 1)), one_of((1, 1), (2, 2), (1, 2))
+    padding = one_of((0, 0), (1, 1), (2, 1), "valid", "same" if stride == (1, 1) else (3, 3))
+    conv = nn.Conv2d(
+        inputs, outputs, kernel, stride, padding, dilation, groups, bias=one_of(True, False)
+    ).to(dtype)
+    sizes = 10.0 ** (4 * torch.rand(outputs, generator=g) - 2).view(-1, 1, 1, 1)
+    conv.weight.data = (torch.randn(conv.weight.shape, generator=g) * sizes).to(dtype)
+    if conv.bias is not None:
+        conv.bias.data = torch.randn(outputs, generator=g).to(dtype)
+    x = torch.randn(one_of(1, 3), inputs, 11, 10, generator=g).to(dtype) + seed % 3
+    return conv, x, {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
+
+
+def torch_rounded(weight, bits, per_channel=True):
+    """Return torch's own fake quantization of a weight, outputs first."""
+    top = 2 ** (bits - 1) - 1
+    largest = weight.detach().abs().flatten(1).amax(1)
+    if per_channel:
+        zero = torch.zeros(len(weight), dtype=torch.int32)
+        scale = largest.float() / top
+        return torch.fake_quantize_per_channel_affine(weight, scale, zero, 0, -top, top)
+    return torch.fake_quantize_per_tensor_affine(weight, float(largest.max() / top), 0, -top, top)
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+@pytest.mark.parametrize("per_channel", [True, False])
+def test_quantized_convolutions_equal_torchs_to_the_bit(bits, per_channel):
+    for seed in range(60):
+        conv, x, how = random_conv(seed)
+        rounded = torch_rounded(conv.weight, bits, per_channel).detach()
+        layer = mc.QuantizedConv2d(conv, bits, per_channel)
+        assert torch.equal(layer.weight, rounded)
+        assert torch.equal(layer(x), F.conv2d(x, rounded, conv.bias, **how))
+        assert layer.packed.numel() == math.ceil(rounded.numel() * bits / 8)
+        last = x.to(memory_format=torch.channels_last)  # another kernel: another order of the sum
+        expected = F.conv2d(last, rounded, conv.bias, **how)
+        assert torch.allclose(layer(last), expected, rtol=1e-4, atol=1e-4)
+        alone = layer(x[0])  # an image without a batch
+        assert torch.allclose(alone, expected[0], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("per_channel", [True, False])
+def test_qat_convolutions_equal_torchs_with_their_gradients(per_channel):
+    for seed, bits in itertools.product(range(40), (2, 4, 8)):
+        conv, x, how = random_conv(seed)
+        twin = copy.deepcopy(conv)
+        ours, theirs = x.clone().requires_grad_(), x.clone().requires_grad_()
+        got = mc.QATConv2d(conv, bits, per_channel, inputs=False)(ours)
+        rounded = torch_rounded(twin.weight, bits, per_channel)
+        want = F.conv2d(theirs, rounded, twin.bias, **how)
+        assert torch.equal(got, want)
+        upstream = torch.randn(got.shape, generator=generator(seed))
+        got.backward(upstream)
+        want.backward(upstream)
+        assert torch.equal(ours.grad, theirs.grad)
+        assert torch.equal(conv.weight.grad, twin.weight.grad)
+        assert conv.bias is None or torch.equal(conv.bias.grad, twin.bias.grad)
+
+
+@pytest.mark.parametrize("activations", ["dynamic", "static"])
+def test_convolutions_of_whole_numbers_are_exact(activations):
+    for seed, bits in itertools.product(range(30), (2, 4, 8)):
+        conv, x, how = random_conv(seed)
+        seen = mc.RangeObserver()
+        seen(x if activations == "dynamic" else 0.7 * x)  # the second clamps
+        observer = seen if activations == "static" else None
+        layer = mc.QuantizedConv2d(conv, bits, True, activations, observer)
+        scale, zero = mc.qparams_from_range(*seen.seen(), 8, False)
+        coarse = torch.fake_quantize_per_tensor_affine(x, float(scale), int(zero), 0, 255)
+        rounded = torch_rounded(conv.weight, bits).double()
+        expected = F.conv2d(coarse.double(), rounded, None, **how)
+        if conv.bias is not None:
+            expected += conv.bias.double().view(-1, 1, 1)
+        room = 1e-6 * expected.abs().max()  # the reference rounds each value to float32
+        assert (layer(x) - expected).abs().max() <= room
+
+
+def test_whole_numbers_of_many_inputs_are_summed_without_rounding():
+    conv = nn.Conv2d(600, 2, 3, bias=False)
+    nn.init.ones_(conv.weight)
+    conv.weight.data[1, 0, 0, 0] = 1 / 127  # one step of 8 bits
+    x = torch.full((1, 600, 3, 3), 255.0)
+    x[0, 0, 0, 0] = 1.0
+    got = mc.QuantizedConv2d(conv, 8, activations="dynamic")(x).ravel()
+    assert got.tolist() == pytest.approx([255 * 5399 + 1, 255 * 5399 + 1 / 127], rel=1e-7)
+    numbers = torch.tensor([[255 * 127.0] * 5399 + [1.0]])
+    assert numbers.sum() != numbers.double().sum()  # what float32 would have made of it
+
+
+def brute_force(x, weight, stride, padding, dilation, groups):
+    """Return the convolution of whole numbers, by its definition."""
+    x = np.pad(x, ((0, 0), (0, 0), (padding[0],) * 2, (padding[1],) * 2))
+    outputs, each, kh, kw = weight.shape
+    height = (x.shape[2] - dilation[0] * (kh - 1) - 1) // stride[0] + 1
+    width = (x.shape[3] - dilation[1] * (kw - 1) - 1) // stride[1] + 1
+    out = np.zeros((len(x), outputs, height, width), dtype=np.int64)
+    for o, c, i, j in itertools.product(range(outputs), range(each), range(kh), range(kw)):
+        source = x[:, o // (outputs // groups) * each + c]
+        rows = i * dilation[0] + stride[0] * np.arange(height)
+        columns = j * dilation[1] + stride[1] * np.arange(width)
+        out[:, o] += weight[o, c, i, j] * source[:, rows[:, None], columns]
+    return out
+
+
+def test_dynamic_convolutions_equal_the_definition():
+    for seed in range(40):
+        conv, x, how = random_conv(seed)
+        if isinstance(how["padding"], str):
+            continue
+        layer = mc.QuantizedConv2d(conv, 4, True, "dynamic")
+        scale, zero = mc.choose_qparams(x, 8, symmetric=False)
+        q = mc.quantize(x, scale, zero, 8, symmetric=False).numpy().astype(np.int64) - int(zero)
+        sums = brute_force(q, layer.whole().numpy().astype(np.int64), **how)
+        steps = (layer.scale * scale).double().numpy()[:, None, None]
+        bias = 0 if conv.bias is None else conv.bias.detach().numpy()[:, None, None]
+        got = layer(x).numpy()
+        assert got.shape == sums.shape
+        assert np.allclose(got, sums * steps + bias, rtol=1e-6, atol=1e-6)
+
+
+def test_quantized_convolutions_equal_torchs_kernel():
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*quantized tensor creation functions")
+        for seed in range(60):
+            conv, x, how = random_conv(seed)
+            if isinstance(how["padding"], str):
+                continue
+            seen = mc.RangeObserver()
+            seen(x)
+            layer = mc.QuantizedConv2d(conv, 8, True, "static", seen, input_bits=7)
+            zero = torch.zeros(len(layer.scale), dtype=torch.int64)
+            weight = torch.quantize_per_channel(
+                conv.weight.detach(), layer.scale.double(), zero, 0, torch.qint8
+            )
+            assert torch.equal(weight.int_repr(), layer.whole())
+            packed = torch.ops.quantized.conv2d_prepack(
+                weight, conv.bias, how["stride"], how["padding"], how["dilation"], how["groups"]
+            )
+            scale, zero = float(layer.input_scale), int(layer.input_zero_point)
+            whole = torch.quantize_per_tensor(x, scale, zero, torch.quint8)
+            got = layer(x)
+            step, middle = mc.choose_qparams(got, 8, symmetric=False)  # torch rounds its answer
+            theirs = torch.ops.quantized.conv2d(whole, packed, float(step), int(middle))
+            assert whole.int_repr().max() <= 127
+            assert (got - theirs.dequantize()).abs().max() <= 0.51 * step
+
+
+@pytest.mark.parametrize("mode", ["reflect", "replicate", "circular"])
+def test_convolutions_pad_as_the_layer_did(mode):
+    for padding, activations in itertools.product((2, (1, 2), "same"), ("float", "dynamic")):
+        conv = nn.Conv2d(3, 4, 3, padding=padding, padding_mode=mode)
+        x = torch.randn(2, 3, 7, 6, generator=generator(0))
+        layer = mc.QuantizedConv2d(conv, 8, activations=activations)
+        twin = copy.deepcopy(conv)
+        twin.weight.data = layer.weight
+        inputs = x if activations == "float" else mc.FakeQuantize(8, symmetric=False)(x)
+        assert torch.allclose(layer(x), twin(inputs), atol=1e-5)
+        assert torch.allclose(mc.QATConv2d(conv, 8, True, False)(x), twin(x), atol=1e-5)
+
+
+def test_padding_adds_zeros_also_where_the_zero_point_is_not_zero():
+    conv = nn.Conv2d(1, 1, 3, padding=1, bias=False)
+    nn.init.ones_(conv.weight)
+    x = torch.full((1, 1, 2, 2), -3.0)  # the range is -3 to 0: the zero point is 255
+    for activations in ("dynamic", "static"):
+        seen = mc.RangeObserver()
+        seen(x)
+        observer = seen if activations == "static" else None
+        layer = mc.QuantizedConv2d(conv, 8, activations=activations, observer=observer)
+        assert torch.allclose(layer(x), torch.full((1, 1, 2, 2), -12.0), atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("activations", ["float", "dynamic"])
+def test_quantized_convolutions_answer_in_the_dtype_of_the_model(dtype, activations):
+    conv, x = nn.Conv2d(3, 5, 3), torch.randn(2, 3, 6, 6, generator=generator(0))
+    wide = mc.QuantizedConv2d(conv, activations=activations)(x)
+    got = mc.QuantizedConv2d(conv.to(dtype), activations=activations)(x.to(dtype))
+    assert got.dtype == dtype
+    assert torch.allclose(got.float(), wide, atol=0.05)
+
+
+def test_odd_convolutions():
+    conv = nn.Conv2d(2, 3, 3)
+    nn.init.zeros_(conv.weight[1])
+    layer = mc.QuantizedConv2d(conv, 2)
+    assert layer.scale[1] == 1 and layer.weight[1].abs().sum() == 0
+    assert layer(torch.empty(0, 2, 5, 5)).shape == (0, 3, 3, 3)
+    last = copy.deepcopy(conv).to(memory_format=torch.channels_last)
+    assert torch.equal(mc.QuantizedConv2d(last, 2).packed, layer.packed)
+    conv.weight.data[0, 0, 0, 0] = math.nan
+    with pytest.raises(ValueError, match="NaN or infinity"):
+        mc.QuantizedConv2d(conv)
+    for wrong in (nn.Linear(2, 2), nn.ConvTranspose2d(2, 2, 3), nn.Conv1d(2, 2, 3)):
+        with pytest.raises(ValueError, match="is made of a Conv2d or QATConv2d"):
+            mc.QuantizedConv2d(wrong)
+    for wrong in (nn.Linear(2, 2), nn.Conv1d(2, 2, 3)):
+        with pytest.raises(ValueError, match="QATConv2d is made of a Conv2d, not of"):
+            mc.QATConv2d(wrong, 8, True, False)
+    with pytest.raises(ValueError, match="QATLinear is made of a Linear, not of"):
+        mc.QATLinear(nn.Conv2d(2, 2, 1), 8, True, False)
+    with pytest.raises(ValueError, match="is made of a Linear or QATLinear"):
+        mc.QuantizedLinear(nn.Conv2d(2, 2, 1))
+    with pytest.raises(ValueError, match="calibrate"):
+        mc.QuantizedConv2d(nn.Conv2d(2, 2, 1), activations="static")
+
+
+def cnn(seed=0):
+    """Return a network with every kind of layer that matters here."""
+    torch.manual_seed(seed)
+    return nn.Sequential(
+        nn.Conv2d(1, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4), nn.ReLU(),
+        nn.Conv2d(4, 8, 3, stride=2, padding=2, dilation=2, groups=2), nn.ReLU(),
+        nn.Conv2d(8, 8, 1), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(8, 3),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("settings", [
+    {}, {"activations": "dynamic"}, {"activations": "static", "calibration": X},
+])  # fmt: skip
+def test_quantize_model_takes_convolutions_too(settings):
+    model = cnn().eval()
+    before = copy.deepcopy(model.state_dict())
+    small = mc.quantize_model(model, **settings)
+    kinds = [type(layer) for layer in small]
+    assert kinds.count(mc.QuantizedConv2d) == 3 and kinds.count(mc.QuantizedLinear) == 1
+    assert kinds.count(nn.BatchNorm2d) == 1
+    assert (small(X) - model(X)).abs().max() < 0.05
+    assert evaluate(small, (X, Y))["count"] == 60
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    last = X.to(memory_format=torch.channels_last)
+    assert torch.allclose(small(last), small(X), atol=1e-5)
+
+
+@pytest.mark.parametrize("inputs", [False, True])
+def test_convolutions_train_with_the_rounding_and_convert(inputs):
+    for bits in (2, 4, 8):
+        model = mc.prepare_qat(cnn(bits), bits, per_channel=bits != 4, inputs=inputs)
+        assert [type(layer) for layer in model].count(mc.QATConv2d) == 3
+        before = model[3].weight.detach().clone()
+        fit(model, (X, Y), torch.optim.SGD(model.parameters(), lr=0.05), steps=10)
+        assert not torch.equal(before, model[3].weight)
+        model.eval()
+        small = mc.convert(model).eval()
+        assert torch.allclose(small(X), model(X), atol=1e-4)
+        assert small[3].activations == ("static" if inputs else "float")
+        assert isinstance(small[3], mc.QuantizedConv2d) and isinstance(model[3], mc.QATConv2d)
+
+
+def test_calibration_sees_what_enters_each_convolution():
+    model = cnn().eval()
+    seen = mc.calibrate(model, X)
+    assert set(seen) == {"0", "3", "5", "8"}
+    assert seen["0"].low == X.min() and seen["0"].high == X.max() and seen["3"].low >= 0
+    assert seen["5"].high == model[:5](X).max()
+
+
+def test_a_layer_with_two_names_is_replaced_under_both():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first = nn.Conv2d(1, 1, 3, padding=1)
+            self.second = self.first
+
+        def forward(self, x):
+            return self.second(self.first(x))
+
+    model = Twice()
+    small = mc.quantize_model(model, 8, activations="static", calibration=X)
+    assert isinstance(small.second, mc.QuantizedConv2d) and small.first is small.second
+    assert (small(X) - model(X)).abs().max() < 0.1
+    assert mc.prepare_qat(model).second.weight is not model.second.weight
+
+
+def test_models_without_a_layer_to_quantize_say_so():
+    for call in (mc.quantize_model, mc.prepare_qat):
+        with pytest.raises(ValueError, match="no Linear or Conv2d layer"):
+            call(nn.Sequential(nn.Conv1d(1, 1, 1), nn.ReLU()))
+    with pytest.raises(ValueError, match="no QATLinear or QATConv2d layer"):
+        mc.convert(cnn())
+    with pytest.raises(ValueError, match="no Linear layer"):
+        mc.factorize(nn.Conv2d(1, 1, 1), 1)
+
+
+def test_bytes_of_quantized_convolutions_are_counted():
+    model = SmallCNN(1, 3, width=8)
+    for p in model.parameters():
+        p.data += p.ndim == 1
+    weights = sum(p.numel() for p in model.parameters() if p.ndim > 1)
+    rest = sum(p.numel() for p in model.parameters() if p.ndim == 1)
+    for bits in (8, 4, 2):
+        size = mc.model_size(mc.quantize_model(model, bits))
+        assert weights * bits // 8 < size < weights * bits // 8 + rest * 8 + 1100
+    file, small = io.BytesIO(), mc.quantize_model(model, 4)
+    mc.save_compact(small, file)
+    file.seek(0)
+    other = mc.load_compact(mc.quantize_model(SmallCNN(1, 3, width=8, seed=1), 4), file)
+    images = torch.randn(3, 1, 8, 8, generator=generator(0))
+    assert torch.equal(small(images), other(images))
+    again = io.BytesIO()
+    torch.save(small, again)  # the whole object, as some do
+    again.seek(0)
+    assert torch.equal(torch.load(again, weights_only=False)(images), small(images))
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_channels_are_cut_from_any_chain_of_convolutions(seed):
+    kinds = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+    dims = 1 + seed % 3
+    torch.manual_seed(seed)
+    model = nn.Sequential(
+        kinds[dims - 1](2, 6, 3, stride=2, padding=1, bias=seed % 2 == 0), nn.ReLU(),
+        (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d)[dims - 1](2),
+        kinds[dims - 1](6, 5, 2, dilation=2, padding=2), nn.Tanh(),
+        kinds[dims - 1](5, 4, 1, bias=False),
+    )  # fmt: skip
+    x = torch.randn(3, 2, *[9] * dims, generator=generator(seed))
+    for amount in (0.0, 0.5, 2, 1.0):
+        masked = copy.deepcopy(model)
+        for layer in (masked[0], masked[3]):
+            count = min(round(amount * len(layer.weight)) if isinstance(amount, float) else amount,
+                        len(layer.weight) - 1)  # fmt: skip
+            prune.ln_structured(layer, "weight", count, n=2, dim=0)
+            if layer.bias is not None:
+                layer.bias.data *= layer.weight_mask.flatten(1)[:, 0]
+        small = mc.prune_units(model, amount)
+        assert torch.allclose(small(x), masked(x), atol=1e-5)
+        assert small[0].out_channels == small[3].in_channels == len(small[0].weight)
+
+
 # --- distillation ---------------------------------------------------------------------------------
 
 
@@ -778,6 +1281,7 @@ def variants():
     yield "double", copy.deepcopy(model).double()
     yield "bfloat16", copy.deepcopy(model).bfloat16()
     yield "cnn", SmallCNN(1, 3, width=4)
+    yield "cnn, int4", mc.quantize_model(SmallCNN(1, 3, width=4), 4)
 
 
 @pytest.mark.parametrize(("name", "model"), list(variants()), ids=lambda v: v if v is str else "")
