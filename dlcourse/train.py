@@ -201,7 +201,8 @@ def plan(recipe, data, folder: Path, options) -> list[str]:
     lines += [f"{steps} updates: {epochs} epochs of {per_epoch}"]
     if options.ablate:
         count = len(arms(recipe))
-        lines += [f"ablation: {count} arms x {len(FACTORS)} rates x {options.seeds} seeds of this"]
+        each = f"{count} arms x {len(FACTORS)} rates or more x {options.seeds} seeds"
+        lines += [f"ablation: {each} of this"]
     return [*lines, f"folder {folder}"]
 
 
