@@ -482,31 +482,67 @@ class Event(NamedTuple):
     micro_batch: int
     start: float
     end: float
+    chunk: int = 0
 
 
-def pipeline_schedule(stages: int, micro_batches: int, kind: str = "1f1b") -> list[list[tuple]]:
+def pipeline_schedule(
+    stages: int, micro_batches: int, kind: str = "1f1b", chunks: int = 1
+) -> list[list[tuple]]:
     """Return for each stage the order of its work: a list of ("F" or "B", micro-batch).
 
     "gpipe": all forwards, then all backwards (Huang et al. 2019). "1f1b": a stage starts a backward
-    as soon as it can, then alternates (Narayanan et al. 2019, with a flush 2021). Raises ValueError
-    for other kinds and counts below 1. Invariants: each F and B occurs once, F before its B; under
-    1f1b stage s holds at most stages - s micro-batches.
+    as soon as it can, then alternates (Narayanan et al. 2019, with a flush 2021). With several
+    `chunks` 1F1B is interleaved (Narayanan et al. 2021): the model is cut into stages x chunks
+    pieces, stage s has the pieces s, s + stages, ..., and work is (kind, micro-batch, chunk).
+    Raises ValueError for other kinds and counts below 1, and where several chunks meet gpipe, one
+    stage, or micro-batches that are no multiple of the stages. Invariants: each F and B occurs
+    once, F before its B; under 1f1b stage s holds at most stages - s micro-batches, interleaved at
+    most stages (chunks + 1) - 2 s - 1 micro-batches of one chunk.
     """
-    if stages < 1 or micro_batches < 1:
-        raise ValueError(f"{stages} stages, {micro_batches} micro-batches: give at least 1 of each")
+    if min(stages, micro_batches, chunks) < 1:
+        counts = f"{stages} stages, {micro_batches} micro-batches, {chunks} chunks"
+        raise ValueError(f"{counts}: give at least 1 of each")
+    if kind not in ("gpipe", "1f1b"):
+        raise ValueError(f"kind={kind!r}: choose 'gpipe' or '1f1b'")
+    if chunks > 1:
+        if kind == "gpipe" or stages == 1:
+            raise ValueError(f"{chunks} chunks need kind='1f1b' and 2 stages or more: use chunks=1")
+        return _interleaved(stages, micro_batches, chunks)
     forwards = [("F", i) for i in range(micro_batches)]
     backwards = [("B", i) for i in range(micro_batches)]
     if kind == "gpipe":
         return [forwards + backwards for _ in range(stages)]
-    if kind != "1f1b":
-        raise ValueError(f"kind={kind!r}: choose 'gpipe' or '1f1b'")
-    orders = []
-    for stage in range(stages):
-        ahead = min(stages - stage - 1, micro_batches)  # forwards before the first backward
-        pairs = zip(forwards[ahead:], backwards, strict=False)
-        steady = [work for pair in pairs for work in pair]
-        orders.append(forwards[:ahead] + steady + backwards[micro_batches - ahead :])
-    return orders
+    ahead = [stages - stage - 1 for stage in range(stages)]
+    return [_alternate(forwards, backwards, first) for first in ahead]
+
+
+def _alternate(forwards: list, backwards: list, ahead: int) -> list:
+    """Return `ahead` forwards, then a forward and a backward in turn, then what is left."""
+    pairs = zip(forwards[ahead:], backwards, strict=False)
+    steady = [work for pair in pairs for work in pair]
+    return forwards[:ahead] + steady + backwards[len(steady) // 2 :]
+
+
+def _interleaved(stages: int, micro_batches: int, chunks: int) -> list[list[tuple]]:
+    """Return the interleaved 1F1B orders: `stages` micro-batches through each chunk in turn."""
+    if micro_batches % stages:
+        raise ValueError(
+            f"{micro_batches} micro-batches on {stages} stages: interleaving needs a multiple of "
+            f"{stages}; change micro_batches, or use chunks=1"
+        )
+    forwards, backwards = [], []
+    for start in range(0, micro_batches, stages):
+        for chunk in range(chunks):
+            for i in range(start, start + stages):
+                forwards.append(("F", i, chunk))
+                backwards.append(("B", i, chunks - 1 - chunk))
+    ahead = [(chunks - 1) * stages + 2 * (stages - stage - 1) for stage in range(stages)]
+    return [_alternate(forwards, backwards, first) for first in ahead]
+
+
+def _chunks(schedule: list[list[tuple]]) -> int:
+    """Return the number of chunks of a schedule; work without a chunk is of chunk 0."""
+    return 1 + max((work[2] for order in schedule for work in order if len(work) > 2), default=0)
 
 
 def simulate_pipeline(
@@ -514,36 +550,41 @@ def simulate_pipeline(
 ) -> list[Event]:
     """Return the trace of a schedule where a stage's forward and backward take this many seconds.
 
-    A forward waits for the stage before, a backward for the stage after; messages take no time.
-    Raises ValueError for a schedule in which the stages wait for each other for ever.
+    A forward waits for the piece before, a backward for the piece after; messages take no time. Of
+    several chunks each takes its equal share of the seconds. Raises ValueError for a schedule in
+    which the stages wait for each other for ever. Invariant: with `fractions.Fraction` seconds the
+    times are exact.
     """
-    last, done, clock = len(schedule) - 1, {}, [0.0] * len(schedule)
-    queues, trace = [list(order) for order in schedule], []
+    stages, chunks = len(schedule), _chunks(schedule)
+    seconds = {"F": forward / chunks, "B": backward / chunks}
+    queues, trace, done, clock = [list(order) for order in schedule], [], {}, [0] * stages
     while any(queues):
         before = len(trace)
         for stage, queue in enumerate(queues):
             while queue:
-                kind, i = queue[0]
-                source = (stage - 1, "F", i) if kind == "F" else (stage + 1, "B", i)
-                if kind == "B" and stage == last:
-                    source = (stage, "F", i)
-                if source not in done and not (kind == "F" and stage == 0):
+                kind, i, chunk = (*queue[0], 0)[:3]
+                piece = chunk * stages + stage
+                source = (piece - 1, "F", i) if kind == "F" else (piece + 1, "B", i)
+                if kind == "B" and piece == stages * chunks - 1:
+                    source = (piece, "F", i)
+                if source not in done and not (kind == "F" and piece == 0):
                     break
-                start = max(clock[stage], done.get(source, 0.0))
-                clock[stage] = done[stage, kind, i] = start + (forward, backward)[kind == "B"]
-                trace.append(Event(stage, kind, i, start, clock[stage]))
+                start = max(clock[stage], done.get(source, 0))
+                clock[stage] = done[piece, kind, i] = start + seconds[kind]
+                trace.append(Event(stage, kind, i, start, clock[stage], chunk))
                 queue.pop(0)
         if len(trace) == before:
             raise ValueError("deadlock: every stage waits for a message that none will send")
     return trace
 
 
-def bubble_fraction(stages: int, micro_batches: int) -> float:
-    """Return the idle share of a pipeline with equal stages, (p - 1) / (m + p - 1).
+def bubble_fraction(stages: int, micro_batches: int, chunks: int = 1) -> float:
+    """Return the idle share of a pipeline with equal stages, (p - 1) / (v m + p - 1).
 
-    The same for GPipe and 1F1B. Source: Huang et al. (2019).
+    The same for GPipe and 1F1B, where v = 1 (Huang et al. 2019). With v chunks that of interleaved
+    1F1B: Narayanan et al. (2021) state it as idle over busy time, (p - 1) / (v m).
     """
-    return (stages - 1) / (micro_batches + stages - 1)
+    return (stages - 1) / (chunks * micro_batches + stages - 1)
 
 
 def idle_fraction(trace: Sequence[Event]) -> float:
@@ -554,58 +595,257 @@ def idle_fraction(trace: Sequence[Event]) -> float:
 
 
 def most_in_flight(order: Sequence[tuple]) -> int:
-    """Return the most micro-batches of which a stage holds the activations at one time."""
+    """Return the most micro-batches (of one chunk each) whose activations a stage holds at once."""
     held = most = 0
-    for kind, _ in order:
+    for kind, *_ in order:
         held += 1 if kind == "F" else -1
         most = max(most, held)
     return most
 
 
 def run_pipeline(
-    stage: nn.Module, schedule: list[list[tuple]], inputs: Sequence[Tensor],
+    stage: nn.Module | Sequence[nn.Module], schedule: list[list[tuple]], inputs: Sequence[Tensor],
     targets: Sequence[Tensor], loss_fn: Callable, like: Tensor, group: Group = None,
 ) -> tuple[float, list[Event]]:  # fmt: skip
     """Run one batch through the processes, one a stage; return (mean loss or 0, own trace).
 
     `inputs` and `targets` hold micro-batches of one size; `like` has the shape and dtype of what
-    one stage hands to the next. Gradients add up in `.grad`. The loss is the last stage's. Sends do
-    not block, so that no two stages wait for each other. Invariant: the gradients are those of the
-    whole model on the whole batch.
+    one piece hands to the next. For an interleaved schedule `stage` lists this process's chunks.
+    Gradients add up in `.grad`. The loss is the last stage's. Sends do not block, so that no two
+    stages wait for each other. Raises ValueError where stages or chunks do not fit the schedule.
+    Invariant: the gradients are those of the whole model on the whole batch.
     """
     rank, n = _place(group)
-    saved, sent, trace, total = {}, [], [], 0.0
+    chunks = [stage] if isinstance(stage, nn.Module) else list(stage)
+    saved, sent, trace, total, last = {}, [], [], 0.0, n * len(chunks) - 1
     if len(schedule) != n:
         raise ValueError(f"{len(schedule)} stages on {n} processes: make a schedule for {n}")
-    first, last = rank == 0, rank == n - 1
+    if _chunks(schedule) != len(chunks):
+        raise ValueError(f"the schedule has {_chunks(schedule)} chunks, `stage` {len(chunks)}")
+
+    def tag(kind: str, piece: int, i: int) -> int:
+        return 2 * (piece * len(inputs) + i) + (kind == "B")
 
     def receive(source: int, tag: int) -> Tensor:
         got = torch.empty_like(like)
-        _irecv(got, source, group, tag).wait()
+        _irecv(got, source % n, group, tag).wait()
         return got
 
-    for kind, i in schedule[rank]:
+    for work in schedule[rank]:
+        kind, i, chunk = (*work, 0)[:3]
+        piece = chunk * n + rank  # of all n * chunks pieces of the model
         if kind == "F":
-            x = inputs[i] if first else receive(rank - 1, 2 * i).requires_grad_()
+            first = piece == 0
+            x = inputs[i] if first else receive(rank - 1, tag("F", piece, i)).requires_grad_()
             start = time.monotonic()
-            y = stage(x)
-            if last:
+            y = chunks[chunk](x)
+            if piece == last:
                 y = loss_fn(y, targets[i]) / len(inputs)
                 total += y.item()
-            saved[i] = x, y
+            saved[piece, i] = x, y
         else:
-            x, y = saved.pop(i)
-            grad = None if last else receive(rank + 1, 2 * i + 1)
+            x, y = saved.pop((piece, i))
+            grad = None if piece == last else receive(rank + 1, tag("B", piece, i))
             start = time.monotonic()
             y.backward(grad)
-        trace.append(Event(rank, kind, i, start, time.monotonic()))
-        if kind == "F" and not last:
-            sent.append(_isend(y.detach(), rank + 1, group, 2 * i))
-        if kind == "B" and not first:
-            sent.append(_isend(x.grad, rank - 1, group, 2 * i + 1))
+        trace.append(Event(rank, kind, i, start, time.monotonic(), chunk))
+        if kind == "F" and piece < last:
+            sent.append(_isend(y.detach(), (rank + 1) % n, group, tag("F", piece + 1, i)))
+        if kind == "B" and piece > 0:
+            sent.append(_isend(x.grad, (rank - 1) % n, group, tag("B", piece - 1, i)))
     for message in sent:
         message.wait()
     return total, trace
+
+
+# --- context parallel: a sequence in pieces -------------------------------------------------------
+
+
+def ring_attention(
+    q: Tensor, k: Tensor, v: Tensor, causal: bool = False, group: Group = None
+) -> Tensor:
+    """Return softmax(q k^T / sqrt(width)) v for this process's rows of one long sequence.
+
+    All are (batch, heads, rows, width); the sequence is the rows of all processes, in the order of
+    the ranks. Keys and values go once round the ring, and an online softmax takes them block by
+    block. `causal`: a row sees itself and the rows before. Each process sends (n - 1) times its
+    keys and values forward, 2 n - 1 times backward. Source: Liu et al. (2023), without the overlap
+    of messages and computing. Scores and sums are float32 at least, under autocast too. Raises
+    ValueError for shapes or dtypes that differ, whole numbers, no rows or no width, and for shapes
+    that differ between processes. Invariants: output and gradients are those of the whole sequence
+    on one process; no tensor on the way is larger than rows x rows scores of each head, or than
+    one block of keys and values, however many processes there are.
+    """
+    shapes, dtypes = [tuple(t.shape) for t in (q, k, v)], {t.dtype for t in (q, k, v)}
+    if q.ndim != 4 or len(set(shapes)) > 1 or 0 in q.shape[2:]:
+        advice = "(batch, heads, rows, width), with a row and a column at least"
+        raise ValueError(f"{shapes}: give q, k and v one shape, {advice}")
+    if len(dtypes) > 1 or not q.is_floating_point():
+        raise ValueError(f"{sorted(map(str, dtypes))}: give q, k and v one floating-point dtype")
+    _require_same(q.shape, "the shapes", group)
+    with torch.autocast(q.device.type, enabled=False):
+        return _RingAttention.apply(q, k, v, causal, group)
+
+
+class _RingAttention(torch.autograd.Function):
+    """Attention of this process's queries to the keys and values that come round the ring."""
+
+    @staticmethod
+    def forward(ctx, q: Tensor, k: Tensor, v: Tensor, causal: bool, group: Group) -> Tensor:
+        rank, n = _place(group)
+        block = torch.stack([k, v])  # our own first, then that of rank - 1, rank - 2, ...
+        top = torch.full_like(q[..., :1], -math.inf, dtype=_wide(q))
+        total, out = torch.zeros_like(top), torch.zeros_like(q, dtype=_wide(q))
+        for step in range(n):
+            if step:
+                block = _pass_on(block, group)
+            if causal and step > rank:
+                continue  # all its rows come after ours
+            scores = _scores(q, block[0], causal and not step)
+            higher = torch.maximum(top, scores.amax(-1, keepdim=True))
+            weights, shrink = (scores - higher).exp(), (top - higher).exp()
+            total = total * shrink + weights.sum(-1, keepdim=True)
+            out = out * shrink + weights @ block[1].to(_wide(q))
+            top = higher
+        out = (out / total).to(q.dtype)
+        ctx.save_for_backward(q, k, v, out, top + total.log())
+        ctx.causal, ctx.group = causal, group
+        return out
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad: Tensor):
+        q, k, v, out, log_total = ctx.saved_tensors
+        (rank, n), wide = _place(ctx.group), _wide(q)
+        block, grad = torch.stack([k, v]), grad.to(wide)
+        block_grad, q_grad = torch.zeros_like(block, dtype=wide), torch.zeros_like(q, dtype=wide)
+        inner = (grad * out).sum(-1, keepdim=True)
+        for step in range(n):
+            if not ctx.causal or step <= rank:
+                k, v = block.to(wide)
+                weights = (_scores(q, k, ctx.causal and not step) - log_total).exp()
+                slope = weights * (grad @ v.mT - inner) / math.sqrt(q.shape[-1])
+                q_grad += slope @ k
+                block_grad += torch.stack([slope.mT @ q.to(wide), weights.mT @ grad])
+            if n > 1:
+                block_grad = _pass_on(block_grad, ctx.group)  # n steps: it ends where it began
+            if step < n - 1:
+                block = _pass_on(block, ctx.group)
+        return q_grad.to(q.dtype), *block_grad.to(q.dtype), None, None
+
+
+def _wide(tensor: Tensor) -> torch.dtype:
+    """Return the dtype to add up in: the tensor's own, but at least float32."""
+    return torch.promote_types(tensor.dtype, torch.float32)
+
+
+def _scores(q: Tensor, k: Tensor, causal: bool) -> Tensor:
+    """Return q k^T / sqrt(width), with -inf where `causal` and the key's row comes after."""
+    scores = q.to(_wide(q)) @ k.to(_wide(q)).mT / math.sqrt(q.shape[-1])
+    if causal:
+        after = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).triu(1)
+        scores = scores.masked_fill(after, -math.inf)
+    return scores
+
+
+def _require_same(numbers: Sequence[int], what: str, group: Group) -> None:
+    """Raise ValueError, on every process, unless all have the same numbers."""
+    both = torch.tensor([*numbers, *(-number for number in numbers)])
+    if dist.is_initialized():
+        dist.all_reduce(both, dist.ReduceOp.MAX, group=group)
+    most, least = both.chunk(2)
+    if not torch.equal(most, -least):
+        least, most = (-least).tolist(), most.tolist()
+        raise ValueError(f"{what} differ between processes ({least} to {most}): make them equal")
+
+
+# --- expert parallel: a layer for each kind of token ----------------------------------------------
+
+
+def all_to_all(parts: Tensor, group: Group = None) -> Tensor:
+    """Send parts[j] to process j; return what each has sent here, (n, ...) to the same shape.
+
+    Each process sends (n - 1) / n of `parts`. Raises ValueError for another first size than n.
+    Invariant: twice is nothing done.
+    """
+    rank, n = _place(group)
+    if not parts.ndim or len(parts) != n:
+        raise ValueError(f"{tuple(parts.shape)}: give one part for each of the {n} processes")
+    parts = parts.detach().contiguous()
+    got, messages = parts.clone(), []
+    for peer in range(n):
+        if peer != rank:
+            messages += [_isend(parts[peer], peer, group), _irecv(got[peer], peer, group)]
+    for message in messages:
+        message.wait()
+    return got
+
+
+class _Exchange(torch.autograd.Function):
+    """All-to-all; the gradients go back the way that the tokens came."""
+
+    @staticmethod
+    def forward(ctx, parts: Tensor, group: Group) -> Tensor:
+        ctx.group = group
+        return all_to_all(parts, group)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        return all_to_all(grad, ctx.group), None
+
+
+class MixtureOfExperts(nn.Module):
+    """A layer in which each token uses one of E experts, E / n of them on each process.
+
+    Input (tokens, width), as many tokens on each process; output the same shape. `router` is an
+    `nn.Linear(width, E)`, the same on all processes; `experts` are all E modules, width to width,
+    of which this process keeps its own. A token's output is its likeliest expert's, times the
+    router's probability. An expert takes ceil(capacity_factor * tokens / E) tokens from a process,
+    in their order; it drops the others, whose output is 0 (`dropped` counts those of the last
+    call). A factor of E drops none. Gradients of experts add up over the processes, those of the
+    router are this process's part. Source: Fedus et al. (2021), without their balancing loss.
+    Raises ValueError where E and the router or the processes do not fit, for a factor of 0 or
+    less, for other shapes, and for unequal tokens. Invariant: output and gradients are those of
+    the same mixture on one process that gets each process's tokens in a call of their own.
+    """
+
+    def __init__(
+        self, router: nn.Linear, experts: Sequence[nn.Module], capacity_factor: float = 1.25,
+        group: Group = None,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        rank, n = _place(group)
+        if len(experts) != router.out_features or len(experts) % n:
+            raise ValueError(
+                f"{len(experts)} experts, {router.out_features} outputs of the router, {n} "
+                "processes: give an output for each expert, and a multiple of the processes"
+            )
+        if not capacity_factor > 0:
+            raise ValueError(f"capacity_factor={capacity_factor}: give more than 0")
+        self.capacity_factor, self.group, self.dropped = capacity_factor, group, 0
+        own = len(experts) // n
+        self.router = router
+        self.experts = nn.ModuleList(list(experts)[rank * own : (rank + 1) * own])
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.ndim != 2:
+            raise ValueError(f"{tuple(x.shape)}: give (tokens, width), with x.flatten(0, -2)")
+        _require_same([len(x)], "the numbers of tokens", self.group)
+        (_, n), experts = _place(self.group), self.router.out_features
+        capacity = math.ceil(self.capacity_factor * len(x) / experts)
+        gate, choice = self.router(x).softmax(-1).max(-1)
+        queue = F.one_hot(choice, experts).cumsum(0) - 1
+        place = queue.gather(1, choice[:, None])[:, 0]  # how many came to its expert before it
+        kept = place < capacity
+        self.dropped = len(x) - int(kept.sum())
+        slot = choice[kept], place[kept]
+        sent = x.new_zeros(experts, capacity, x.shape[-1]).index_put(slot, x[kept])
+        came = _Exchange.apply(sent.unflatten(0, (n, -1)), self.group)
+        pairs = zip(self.experts, came.unbind(1), strict=True)  # (n, capacity, width) for each
+        done = torch.stack([expert(tokens) for expert, tokens in pairs], 1)
+        back = _Exchange.apply(done, self.group).flatten(0, 1)  # (experts, capacity, width)
+        scaled = (gate[kept, None] * back[slot]).to(x.dtype)
+        return torch.zeros_like(x).masked_scatter(kept[:, None], scaled)
 
 
 # --- asynchronous: nobody waits -------------------------------------------------------------------
@@ -731,7 +971,8 @@ class Layout:
     """How `devices` share out a model: in `tensor` pieces of each layer times `pipeline` stages.
 
     The rest of the devices are data parallel, at ZeRO stage `zero`. `batch` is in sequences, over
-    all devices. Raises ValueError where the numbers do not divide each other.
+    all devices. `chunks` > 1 interleaves the stages. Raises ValueError where the numbers do not
+    divide each other.
     """
 
     devices: int
@@ -740,6 +981,7 @@ class Layout:
     pipeline: int = 1
     zero: int = 0
     micro_batch: int = 1
+    chunks: int = 1
 
     def __post_init__(self) -> None:
         model = self.tensor * self.pipeline
@@ -747,6 +989,11 @@ class Layout:
             raise ValueError(
                 f"{self}: devices must be a multiple of tensor x pipeline, and batch of the "
                 "replicas x micro_batch"
+            )
+        if self.chunks > 1 and (self.pipeline == 1 or self.micro_batches % self.pipeline):
+            raise ValueError(
+                f"{self}: chunks > 1 needs several stages, and micro-batches that are a multiple "
+                f"of them, not {self.micro_batches}"
             )
 
     @property
@@ -800,8 +1047,10 @@ def memory_per_device(model: GPT, layout: Layout) -> float:
     """
     t, h, s = layout.tensor, model.hidden, model.sequence
     tokens = s * layout.micro_batch * h
-    kept = 2 * tokens * model.layers / layout.pipeline
-    kept *= min(layout.pipeline, layout.micro_batches)
+    held = min(layout.pipeline, layout.micro_batches)  # micro-batches, on the first stage
+    if layout.chunks > 1:
+        held = min(held + (layout.pipeline - 1) / layout.chunks, layout.micro_batches)
+    kept = 2 * tokens * model.layers / layout.pipeline * held
     working = tokens * (10 + 24 / t + 5 * model.heads * s / (h * t))
     own = model.parameters / (t * layout.pipeline)
     return state_bytes(own, layout.replicas, layout.zero) + kept + working
@@ -813,7 +1062,7 @@ def step_time(model: GPT, layout: Layout, machine: Machine = Machine()) -> dict[
     Tensor: six all-reduces of a layer's output a micro-batch, two of them for the second forward
     pass. Data: a ring all-reduce of 16-bit gradients after the last backward pass; at ZeRO stage 3,
     half as much again for each micro-batch, hidden behind the computing as far as that lasts. The
-    messages between pipeline stages are left out.
+    messages between pipeline stages are left out, so that interleaving costs nothing here.
     """
     t, p, d, m = layout.tensor, layout.pipeline, layout.replicas, layout.micro_batches
     compute = model.flops(layout.batch) / layout.devices / (machine.flops * machine.efficiency)
@@ -824,7 +1073,7 @@ def step_time(model: GPT, layout: Layout, machine: Machine = Machine()) -> dict[
     data = 2 * (d - 1) / d * 2 * model.parameters / (t * p) / link
     if layout.zero == 3:
         data = max(0.0, 1.5 * m * data - compute)
-    bubble = (p - 1) / m * (compute + tensor)
+    bubble = (p - 1) / (layout.chunks * m) * (compute + tensor)
     parts = {"compute": compute, "tensor": tensor, "bubble": bubble, "data": data}
     return parts | {"total": sum(parts.values())}
 

@@ -3,12 +3,15 @@
 import math
 import threading
 import time
+from fractions import Fraction
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from dlcourse import parallelism as par
 from dlcourse.lab.launching import launch
@@ -305,6 +308,207 @@ def check_pipeline(rank, n):
         par.run_pipeline(net[rank], order[:1], xs, ys, F.cross_entropy, like)
     except ValueError as error:
         report["advice"] = str(error)
+    for chunks in (2, 3):
+        report[f"{chunks} chunks"] = check_interleaved(rank, n, chunks)
+    return report
+
+
+def check_interleaved(rank, n, chunks):
+    from torch.distributed.pipelining import PipelineStage, ScheduleInterleaved1F1B
+
+    m = 2 * n
+    torch.manual_seed(0)
+    places = [nn.Sequential(nn.Linear(6, 6), nn.Tanh()).double() for _ in range(n * chunks)]
+    net = nn.Sequential(*places)
+    x, y = rows(2 * m)
+    xs, ys = x.split(2), y.split(2)
+    loss = F.cross_entropy(net(x), y)
+    loss.backward()
+    own, like = places[rank::n], torch.empty(2, 6, dtype=torch.float64)
+    want = flat(p.grad for piece in own for p in piece.parameters())
+    net.zero_grad()
+    order = par.pipeline_schedule(n, m, chunks=chunks)
+    with par.SentBytes() as sent:
+        total, trace = par.run_pipeline(own, order, xs, ys, F.cross_entropy, like)
+    got = flat(p.grad for piece in own for p in piece.parameters())
+    assert [(event.kind, event.micro_batch, event.chunk) for event in trace] == order[rank]
+    assert total == pytest.approx(loss.item() if rank == n - 1 else 0, abs=1e-12)
+    net.zero_grad()
+    stages = [
+        PipelineStage(piece, rank + n * k, n * chunks, torch.device("cpu"))
+        for k, piece in enumerate(own)
+    ]
+    runner = ScheduleInterleaved1F1B(stages, m, loss_fn=F.cross_entropy)
+    theirs = [
+        [("FB"["BACK" in work.computation_type.name], work.microbatch_index, work.stage_index // n)
+         for work in runner.pipeline_order[stage] if work]
+        for stage in range(n)
+    ]  # fmt: skip
+    extra = {"target": y} if rank == n - 1 else {}
+    runner.step(*([x] if rank == 0 else []), **extra)
+    with pytest.raises(ValueError, match="`stage` 1"):
+        par.run_pipeline(own[0], order, xs, ys, F.cross_entropy, like)
+    return {
+        "off": off(got, want),
+        "torch": off(flat(p.grad for piece in own for p in piece.parameters()), got),
+        "order": theirs == order,
+        "messages": sent.total / like.nbytes,
+    }
+
+
+def whole_attention(parts, causal):
+    """Return output and gradients of torch's attention on the joined rows, by torch's chunks."""
+    whole = [torch.cat(each, 2).requires_grad_() for each in zip(*parts, strict=True)]
+    out = F.scaled_dot_product_attention(*whole, is_causal=causal)
+    out.backward(out.detach() * 0.3 + 1)
+    return [t.chunk(len(parts), 2) for t in (out.detach(), *(t.grad for t in whole))]
+
+
+class Largest(TorchDispatchMode):
+    """Note the size of the largest tensor that an operation makes."""
+
+    numbers = 0
+
+    def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+        made = op(*args, **(kwargs or {}))
+        sizes = [t.numel() for t in tree_leaves(made) if isinstance(t, torch.Tensor)]
+        self.numbers = max([self.numbers, *sizes])
+        return made
+
+
+def check_context(rank, n, group=None):
+    report = {"off": 0.0, "float32": 0.0, "half": 0.0, "bytes": []}
+    draw = torch.Generator().manual_seed(3)
+    shapes = [(2, 3, 4, 5), (1, 1, 1, 1), (1, 2, 7, 3), (2, 1, 5, 8), (0, 2, 3, 4)]
+    for shape in shapes:
+        for scale, dtype in ((1, torch.float64), (300, torch.float64), (1, torch.float32)):
+            parts = [[torch.randn(shape, generator=draw, dtype=torch.float64) for _ in "qkv"]
+                     for _ in range(n)]  # fmt: skip
+            for part in parts:
+                part[0] *= scale  # scores of thousands: exp would overflow without the maximum
+            parts = [[t.to(dtype) for t in part] for part in parts]
+            for causal in (False, True):
+                own = [t.clone().transpose(2, 3).contiguous().transpose(2, 3) for t in parts[rank]]
+                q, k, v = (t.requires_grad_() for t in own)  # not contiguous
+                with par.SentBytes() as forward, Largest() as size:
+                    out = par.ring_attention(q, k, v, causal, group)
+                with par.SentBytes() as backward, size:
+                    out.backward(out.detach() * 0.3 + 1)
+                scores = (
+                    max(1, math.prod(shape[:2])) * shape[2] ** 2
+                )  # a causal mask has one head's
+                assert size.numbers <= max(
+                    scores, 2 * k.numel(), 2 * k.ndim
+                )  # last: all the shapes
+                report["bytes"].append([forward.total, 2 * (n - 1) * k.nbytes])
+                report["bytes"].append([backward.total, 2 * (2 * n - 1) * k.nbytes * (n > 1)])
+                want = [chunks[rank] for chunks in whole_attention(parts, causal)]
+                pairs = zip((out.detach(), q.grad, k.grad, v.grad), want, strict=True)
+                gaps = [(a - b).abs().max().item() / (1 + b.abs().max().item())
+                        for a, b in pairs if a.numel()]  # fmt: skip
+                key = "off" if dtype == torch.float64 else "float32"
+                report[key] = max([report[key], *gaps])
+    q, k, v = (torch.randn(1, 2, 6, 4, generator=draw).bfloat16() for _ in "qkv")
+    q, k, v = (t.requires_grad_() for t in (q, k, v))
+    out = par.ring_attention(q, k, v, True, group)
+    out.sum().backward()
+    assert {out.dtype, q.grad.dtype, k.grad.dtype} == {torch.bfloat16}
+    wide = [t.detach().double() for t in (q, k, v)]
+    wide = [torch.cat([wide[0]] * n, 2), torch.cat([wide[1]] * n, 2), torch.cat([wide[2]] * n, 2)]
+    want = F.scaled_dot_product_attention(*wide, is_causal=True).chunk(n, 2)[rank]
+    report["half"] = (out.double() - want).abs().max().item()
+    errors = []
+    for shapes in ([(1, 1, 2, 3)] * 2 + [(1, 1, 2, 4)], [(2, 3)] * 3, [(1, 1, 2 + rank, 3)] * 3):
+        try:
+            par.ring_attention(*(torch.zeros(shape) for shape in shapes), group=group)
+        except ValueError as error:
+            errors.append(str(error))
+    report["errors"] = errors
+    return report
+
+
+def mixture(experts, width=5, factor=1.25, seed=0, group=None):
+    """Return a mixture whose experts all differ."""
+    torch.manual_seed(seed)
+    router = nn.Linear(width, experts).double()
+    each = [nn.Sequential(nn.Linear(width, 7), nn.Tanh(), nn.Linear(7, width)).double()
+            for _ in range(experts)]  # fmt: skip
+    return par.MixtureOfExperts(router, each, factor, group), each
+
+
+def token_by_token(router, experts, x, factor):
+    """Return what the mixture must give, in plain loops, and the number of tokens dropped."""
+    room = [math.ceil(factor * len(x) / len(experts))] * len(experts)
+    out, dropped = [], 0
+    for token in x:
+        probabilities = router(token).softmax(0)
+        best = int(probabilities.argmax())
+        room[best] -= 1
+        if room[best] < 0:
+            dropped += 1
+            out.append(token * 0)
+        else:
+            out.append(probabilities[best] * experts[best](token))
+    return torch.stack(out) if out else x, dropped
+
+
+def check_experts(rank, n):
+    import torch.distributed as dist
+
+    report = {"off": 0.0, "dropped": [], "bytes": [], "errors": []}
+    draw = torch.Generator().manual_seed(rank)
+    for shape in ((n,), (n, 3), (n, 2, 0), (n, 4, 2)):
+        for dtype in (torch.float32, torch.float64, torch.int64):
+            parts = (torch.randn(shape, generator=draw, dtype=torch.float64) * 9).to(dtype)
+            want = torch.empty_like(parts)
+            dist.all_to_all_single(want, parts)
+            assert torch.equal(par.all_to_all(parts), want)
+            assert torch.equal(par.all_to_all(par.all_to_all(parts)), parts)
+            turned = parts.flip(0).transpose(0, -1).contiguous().transpose(0, -1)
+            dist.all_to_all_single(want, turned.contiguous())
+            assert torch.equal(par.all_to_all(turned), want)
+    draw = torch.Generator().manual_seed(9)
+    for seed, (each, tokens, factor) in enumerate(
+        ((1, 6, 1.25), (2, 9, 1.0), (2, 9, 0.3), (3, 8, 3.0 * n), (2, 1, 1.0), (1, 0, 1.0))
+    ):
+        layer, experts = mixture(each * n, factor=factor, seed=seed)
+        _, twins = mixture(each * n, factor=factor, seed=seed)
+        router = mixture(each * n, factor=factor, seed=seed)[0].router
+        parts = [torch.randn(tokens, 5, generator=draw, dtype=torch.float64) for _ in range(n)]
+        x = parts[rank].clone().requires_grad_()
+        with par.SentBytes() as sent:
+            out = layer(x)
+            (out * (rank + 1)).square().sum().backward()
+        inputs = [part.clone().requires_grad_() for part in parts]
+        found = [token_by_token(router, twins, part, factor) for part in inputs]
+        sum((k + 1) ** 2 * y.square().sum() for k, (y, _) in enumerate(found)).backward()
+        own = slice(rank * each, (rank + 1) * each)
+        pairs = [(out, found[rank][0])]
+        pairs += [(x.grad, inputs[rank].grad)] if tokens else []
+        for mine, theirs in zip(layer.experts.parameters(), nn.ModuleList(twins[own]).parameters(),
+                                strict=True):  # fmt: skip
+            blank = torch.zeros_like(mine)
+            pairs.append([blank if p.grad is None else p.grad for p in (mine, theirs)])
+        total = par.ring_all_reduce(layer.router.weight.grad)  # the router is on all of them
+        grad = router.weight.grad
+        pairs.append((total, torch.zeros_like(total) if grad is None else grad))
+        gaps = [(a - b).abs().max().item() for a, b in pairs if a.numel()]
+        report["off"] = max([report["off"], *gaps])
+        report["dropped"].append([layer.dropped, found[rank][1]])
+        room = each * n * math.ceil(factor * tokens / (each * n)) * 5 * 8  # bytes of all slots
+        report["bytes"].append([sent.total, 4 * (n - 1) * room // n])
+    for make in (
+        lambda: mixture(n + 1)[0],
+        lambda: par.MixtureOfExperts(nn.Linear(5, 2 * n), [nn.Linear(5, 5)] * n),
+        lambda: mixture(n, factor=0.0)[0],
+        lambda: mixture(n)[0](torch.zeros(4 + rank, 5, dtype=torch.float64)),
+        lambda: par.all_to_all(torch.zeros(n + 1)),
+        lambda: par.all_to_all(torch.zeros(())),
+    ):
+        try:
+            make()
+        except ValueError as error:
+            report["errors"].append(str(error))
     return report
 
 
@@ -343,6 +547,7 @@ def check_grid(rank, n):
     want = F.cross_entropy(net(x), y)
     want.backward()
     torch.optim.SGD(net.parameters(), lr=0.5).step()
+    report["context"] = check_context(rank % 2, 2, across)  # a ring of two of the four
     report["grid"] = off(mine[2].weight.detach(), net.head.weight.detach().chunk(2, 1)[rank % 2])
     report["loss"] = abs(float(loss) - want.item())
     return report
@@ -400,12 +605,19 @@ def peer_missing():
 @pytest.fixture(scope="module")
 def two():
     names = ("collectives", "data_parallel", "sharded", "tensor_parallel", "pipeline", "server")
+    names += ("context", "experts")
     return launch(on_two, 2, args=(names,), timeout=120)
 
 
 @pytest.fixture(scope="module")
+def three():
+    names = ("pipeline", "context", "experts")
+    return launch(on_two, 3, args=(names,), timeout=120)
+
+
+@pytest.fixture(scope="module")
 def four():
-    names = ("collectives", "data_parallel", "sharded", "pipeline", "server", "grid")
+    names = ("collectives", "data_parallel", "sharded", "pipeline", "server", "grid", "experts")
     return launch(on_two, 4, args=(names,), timeout=120)
 
 
@@ -499,6 +711,40 @@ def test_pipeline_equals_the_whole_model_and_torch(ranks, kind):
         assert "make a schedule for" in report["pipeline"]["advice"]
 
 
+@pytest.mark.parametrize("chunks", [2, 3])
+def test_interleaved_pipeline_equals_the_whole_model_and_torch(two, three, four, chunks):
+    for reports in (two, three, four):
+        n = len(reports)
+        found = [report["pipeline"][f"{chunks} chunks"] for report in reports]
+        for one in found:
+            assert one["off"] < 1e-12 and one["torch"] < 1e-12
+            assert one["order"]  # the same work in the same order as torch's schedule
+        assert sum(one["messages"] for one in found) == 2 * 2 * n * (n * chunks - 1)
+
+
+def test_ring_attention_is_torchs_on_the_whole_sequence(two, three, four):
+    found = [r["context"] for r in two + three] + [r["grid"]["context"] for r in four]
+    for report in found:
+        assert report["off"] < 1e-12 and report["float32"] < 1e-5 and report["half"] < 0.02
+        assert all(sent == theory for sent, theory in report["bytes"])
+        assert len(report["errors"]) == 3
+        assert all("one shape" in text for text in report["errors"][:2])
+        assert "make them equal" in report["errors"][2]
+
+
+def test_experts_on_several_processes_equal_a_loop_over_the_tokens(two, three, four):
+    for reports in (two, three, four):
+        for report in (r["experts"] for r in reports):
+            assert report["off"] < 1e-12
+            assert all(mine == theirs for mine, theirs in report["dropped"])
+            assert any(mine for mine, _ in report["dropped"])
+            assert all(sent == theory for sent, theory in report["bytes"])
+            advice = ["output for each expert"] * 2 + ["more than 0", "make them equal"]
+            advice += ["one part for each"] * 2
+            errors = zip(report["errors"], advice, strict=True)
+            assert all(wanted in text for text, wanted in errors)
+
+
 def test_parameter_server_applies_what_comes_and_counts_staleness(ranks):
     server, *workers = (report["server"] for report in ranks)
     assert len(server["order"]) == 120 and server["off"] < 1e-3
@@ -573,6 +819,51 @@ def test_on_one_process_everything_is_the_ordinary_thing():
     assert torch.allclose(par.ParallelAttention(*names, 4)(z), attention(z), atol=1e-5)
 
 
+def test_on_one_process_attention_and_mixture_are_the_ordinary_things():
+    draw = torch.Generator().manual_seed(0)
+    for causal in (False, True):
+        parts = [[torch.randn(2, 3, 6, 4, generator=draw, dtype=torch.float64) for _ in "qkv"]]
+        own = [t.clone().requires_grad_() for t in parts[0]]
+        with par.SentBytes() as sent:
+            out = par.ring_attention(*own, causal)
+            out.backward(out.detach() * 0.3 + 1)
+        want = [chunks[0] for chunks in whole_attention(parts, causal)]
+        got = [out.detach(), *(t.grad for t in own)]
+        assert sent.total == 0 and all(off(a, b) < 1e-13 for a, b in zip(got, want, strict=True))
+    nan = torch.full((1, 1, 2, 3), math.nan)
+    assert par.ring_attention(nan, nan, nan).isnan().all()
+    own = [t.detach().float() for t in own]
+    plain = par.ring_attention(*own)
+    with torch.autocast("cpu", torch.bfloat16):  # it adds up in float32 all the same
+        assert torch.equal(par.ring_attention(*own), plain)
+    for shape in ((1, 1, 0, 3), (1, 1, 3, 0), (2, 3, 4)):
+        with pytest.raises(ValueError, match="one shape"):
+            par.ring_attention(*[torch.zeros(shape)] * 3)
+    for dtypes in ((torch.float32, torch.float64), (torch.int64, torch.int64)):
+        q, k = (torch.zeros(1, 1, 2, 3, dtype=dtype) for dtype in dtypes)
+        with pytest.raises(ValueError, match="floating-point dtype"):
+            par.ring_attention(q, k, k)
+    for seed in range(10):
+        factor = [0.2, 1.0, 1.25, 2.0, 4.0][seed % 5]
+        layer, experts = mixture(4, factor=factor, seed=seed)
+        x = torch.randn(13, 5, generator=draw, dtype=torch.float64)
+        want, dropped = token_by_token(layer.router, experts, x, factor)
+        assert off(layer(x).detach(), want.detach()) < 1e-14 and layer.dropped == dropped
+        assert not (factor == 4.0 and dropped)  # a factor of E drops none
+    with pytest.raises(ValueError, match="flatten"):
+        layer(x[None])
+    for dtype in (torch.float32, torch.bfloat16):  # mixed precision keeps the input's dtype
+        with torch.autocast("cpu", torch.bfloat16):
+            half = layer.float()(x.to(dtype))
+        assert half.dtype == dtype and off(half.detach().double(), want.detach()) < 0.05
+    assert torch.equal(par.all_to_all(torch.ones(1, 3)), torch.ones(1, 3))
+    layer, _ = mixture(2, factor=1.0)
+    layer.router.weight.data.zero_(), layer.router.bias.data.copy_(torch.tensor([9.0, 0.0]))
+    x = torch.tensor([1.0, 2.0, math.nan, math.nan], dtype=torch.float64)[:, None].expand(4, 5)
+    out = layer(x)  # all to the first expert, with room for two
+    assert layer.dropped == 2 and out[:2].isfinite().all() and torch.equal(out[2:], 0 * x[:2])
+
+
 def test_a_unit_without_a_gradient_is_reduced_all_the_same():
     class Skips(nn.Module):
         def __init__(self):
@@ -628,6 +919,18 @@ def test_bad_settings_say_what_to_do():
         par.pipeline_schedule(2, 2, "zigzag")
     with pytest.raises(ValueError, match="at least 1"):
         par.pipeline_schedule(2, 0)
+    for p, m, v in ((2, 3, 2), (4, 6, 2), (3, 1, 3)):
+        with pytest.raises(ValueError, match=f"multiple of {p}"):
+            par.pipeline_schedule(p, m, chunks=v)
+    for p, kind in ((1, "1f1b"), (2, "gpipe")):
+        with pytest.raises(ValueError, match="use chunks=1"):
+            par.pipeline_schedule(p, 4, kind, chunks=2)
+    with pytest.raises(ValueError, match="at least 1"):
+        par.pipeline_schedule(2, 2, chunks=0)
+    with pytest.raises(ValueError, match="multiple of them"):
+        par.Layout(8, 9, pipeline=8, chunks=2)
+    with pytest.raises(ValueError, match="several stages"):
+        par.Layout(8, 8, chunks=2)
     with pytest.raises(ValueError, match="deadlock"):
         par.simulate_pipeline([[("B", 0), ("F", 0)], [("F", 0), ("B", 0)]])
     with pytest.raises(ValueError, match="above 0"):
@@ -669,6 +972,45 @@ def test_schedules_keep_their_promises(p, m, kind):
         assert par.idle_fraction(trace) == pytest.approx(par.bubble_fraction(p, m), abs=1e-12)
 
 
+ROUNDS = [(p, r * p, v) for p in (2, 3, 4, 7) for r in (1, 2, 5) for v in (2, 3, 4)]
+
+
+@pytest.mark.parametrize(("p", "m", "v"), ROUNDS)
+def test_interleaved_schedules_keep_their_promises(p, m, v):
+    orders = par.pipeline_schedule(p, m, chunks=v)
+    for stage, order in enumerate(orders):
+        works = [(i, c) for i in range(m) for c in range(v)]
+        assert sorted(order) == sorted((k, *work) for k in "FB" for work in works)
+        assert all(order.index(("F", *work)) < order.index(("B", *work)) for work in works)
+        assert par.most_in_flight(order) == min(p * (v + 1) - 2 * stage - 1, m * v)
+    for forward, backward in ((1, 2), (1, 1), (2, 1)):
+        trace = par.simulate_pipeline(orders, Fraction(forward), Fraction(backward))
+        assert len(trace) == 2 * p * m * v
+        assert par.idle_fraction(trace) == Fraction(p - 1, v * m + p - 1)  # exactly
+        assert par.bubble_fraction(p, m, v) == pytest.approx((p - 1) / (v * m + p - 1))
+        check_trace(trace, p, v)
+        span = max(event.end for event in trace)
+        ideal = m * (forward + backward)
+        assert (span - ideal) / ideal == Fraction(p - 1, v * m)  # as Narayanan et al. state it
+
+
+def check_trace(trace, p, v=1):
+    """Nothing starts before what it needs has ended, nor while its stage does something else."""
+    ends = {(e.chunk * p + e.stage, e.kind, e.micro_batch): e.end for e in trace}
+    assert len(ends) == len(trace)
+    for e in trace:
+        piece = e.chunk * p + e.stage
+        if e.kind == "F" and piece:
+            assert e.start >= ends[piece - 1, "F", e.micro_batch]
+        if e.kind == "B":
+            before = (piece, "F") if piece == p * v - 1 else (piece + 1, "B")
+            assert e.start >= ends[*before, e.micro_batch]
+            assert e.start >= ends[piece, "F", e.micro_batch]
+    for stage in range(p):
+        own = sorted((e.start, e.end) for e in trace if e.stage == stage)
+        assert all(a[1] <= b[0] + 1e-12 for a, b in zip(own, own[1:], strict=False))
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_traces_respect_what_must_come_first(seed):
     draw = np.random.default_rng(seed)
@@ -676,15 +1018,7 @@ def test_traces_respect_what_must_come_first(seed):
     forward, backward = draw.uniform(0.5, 3, 2)
     for kind in KINDS:
         trace = par.simulate_pipeline(par.pipeline_schedule(p, m, kind), forward, backward)
-        ends = {(e.stage, e.kind, e.micro_batch): e.end for e in trace}
-        for e in trace:
-            if e.kind == "F" and e.stage:
-                assert e.start >= ends[e.stage - 1, "F", e.micro_batch]
-            if e.kind == "B" and e.stage < p - 1:
-                assert e.start >= ends[e.stage + 1, "B", e.micro_batch]
-        for stage in range(p):
-            own = sorted((e.start, e.end) for e in trace if e.stage == stage)
-            assert all(a[1] <= b[0] + 1e-12 for a, b in zip(own, own[1:], strict=False))
+        check_trace(trace, p)
 
 
 def test_workers_push_in_proportion_to_their_speed():
@@ -758,6 +1092,18 @@ def test_layout_counts():
     hidden = slow["compute"] * 4  # four times the batch of `slow`
     many, one = (par.step_time(model, plan, par.Machine(slow=1e9))["data"] for plan in plans)
     assert many + hidden == pytest.approx(4 * (one + hidden))  # each gathers and reduces
+
+
+def test_interleaving_shrinks_the_bubble_and_holds_more():
+    model = par.GPT(96, 12288, 96)
+    plain, cut = (par.Layout(1536, 1536, 8, 12, chunks=chunks) for chunks in (1, 4))
+    before, after = par.step_time(model, plain), par.step_time(model, cut)
+    assert after["bubble"] == pytest.approx(before["bubble"] / 4)
+    assert all(before[part] == after[part] for part in ("compute", "tensor", "data"))
+    more = par.memory_per_device(model, cut) - par.memory_per_device(model, plain)
+    one = 2 * model.sequence * model.hidden * model.layers / 12  # a stage's inputs, a micro-batch
+    order = par.pipeline_schedule(12, plain.micro_batches, chunks=4)
+    assert more == pytest.approx(one * (par.most_in_flight(order[0]) / 4 - 12))
 
 
 # --- exercises ------------------------------------------------------------------------------------
