@@ -19,11 +19,13 @@ from typing import BinaryIO
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils import parametrize, skip_init
+from torch.nn.utils import fuse_conv_bn_weights, parametrize, skip_init
 
 from dlcourse.lab.exercises import Exercise, Wrong, expect
 
 Masks = dict[str, Tensor]  # module name -> bool, True where the weight stays
+FOLDS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)  # outputs are the weight's first dimension
+QUANTIZABLE = (nn.Linear, nn.Conv2d)
 
 # --- pruning: single weights ----------------------------------------------------------------------
 
@@ -306,9 +308,6 @@ def fold_batch_norms(model: nn.Module) -> nn.Module:
     return model
 
 
-FOLDS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)  # outputs are the weight's first dimension
-
-
 def _is_batch_norm(module: nn.Module) -> bool:
     return isinstance(module, nn.modules.batchnorm._BatchNorm)
 
@@ -320,13 +319,12 @@ def _fold(layer: nn.Module, norm: nn.Module) -> None:
         raise ValueError(
             f"cannot fold {norm} into {layer}: it needs running statistics, one for each output"
         )
-    factor = (norm.running_var.double() + norm.eps).rsqrt()
-    factor = factor if norm.weight is None else factor * norm.weight
-    shift = (0 if layer.bias is None else layer.bias) - norm.running_mean.double()
-    shift = shift * factor + (0 if norm.bias is None else norm.bias)
-    wide = weight.double() * factor.view(-1, *[1] * (weight.ndim - 1))
-    layer.weight = nn.Parameter(wide.to(weight.dtype), weight.requires_grad)
-    layer.bias = nn.Parameter(shift.to(weight.dtype), weight.requires_grad)
+    given = (weight, layer.bias, norm.running_mean, norm.running_var)
+    wide = [None if values is None else values.double() for values in given]
+    folded = fuse_conv_bn_weights(*wide, norm.eps, norm.weight, norm.bias)  # of a linear layer too
+    layer.weight, layer.bias = (
+        nn.Parameter(values.to(weight.dtype), weight.requires_grad) for values in folded
+    )
 
 
 # --- quantization: numbers ------------------------------------------------------------------------
@@ -903,7 +901,7 @@ def _layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     yield from found
 
 
-def _quantizable(model: nn.Module, kinds: tuple[type, ...] = (nn.Linear, nn.Conv2d)) -> list:
+def _quantizable(model: nn.Module, kinds: tuple[type, ...] = QUANTIZABLE) -> list:
     """Return (name, layer) of each layer of these kinds; one that has two names comes twice."""
     modules = model.named_modules(remove_duplicate=False)
     return [(name, layer) for name, layer in modules if isinstance(layer, kinds)]
@@ -911,7 +909,7 @@ def _quantizable(model: nn.Module, kinds: tuple[type, ...] = (nn.Linear, nn.Conv
 
 def _replace(
     model: nn.Module, make: Callable[[str, nn.Module], nn.Module],
-    kinds: tuple[type, ...] = (nn.Linear, nn.Conv2d),
+    kinds: tuple[type, ...] = QUANTIZABLE,
 ) -> nn.Module:  # fmt: skip
     """Put make(name, layer) in the place of each layer of these kinds, and return the model."""
     found = _quantizable(model, kinds)

@@ -402,16 +402,14 @@ def test_folded_batch_norms_compute_the_same(seed):
     assert isinstance(folded[1], nn.Identity) and len(folded) == 3
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     if not norm.affine:  # torch's own folding wants a weight and a bias
-        norm.weight, norm.bias = (nn.Parameter(f(norm.running_var)) for f in (ones, zeros))
+        norm.weight = nn.Parameter(torch.ones_like(norm.running_var))
+        norm.bias = nn.Parameter(torch.zeros_like(norm.running_var))
     if isinstance(layer, nn.Linear):
         theirs = torch.nn.utils.fusion.fuse_linear_bn_eval(layer.eval(), norm)
     else:
         theirs = torch.nn.utils.fusion.fuse_conv_bn_eval(layer.eval(), norm)
     assert torch.allclose(folded[0].weight, theirs.weight, rtol=1e-12, atol=1e-14)
     assert torch.allclose(folded[0].bias, theirs.bias, rtol=1e-12, atol=1e-14)
-
-
-ones, zeros = torch.ones_like, torch.zeros_like
 
 
 @pytest.mark.parametrize("bits", [2, 4, 8])
