@@ -682,7 +682,7 @@ def ring_attention(
         raise ValueError(f"{shapes}: give q, k and v one shape, {advice}")
     if len(dtypes) > 1 or not q.is_floating_point():
         raise ValueError(f"{sorted(map(str, dtypes))}: give q, k and v one floating-point dtype")
-    _require_same(q.shape, "the shapes", group)
+    _require_same(q.shape, "the shapes", q.device, group)
     with torch.autocast(q.device.type, enabled=False):
         return _RingAttention.apply(q, k, v, causal, group)
 
@@ -748,9 +748,12 @@ def _scores(q: Tensor, k: Tensor, causal: bool) -> Tensor:
     return scores
 
 
-def _require_same(numbers: Sequence[int], what: str, group: Group) -> None:
-    """Raise ValueError, on every process, unless all have the same numbers."""
-    both = torch.tensor([*numbers, *(-number for number in numbers)])
+def _require_same(numbers: Sequence[int], what: str, device: torch.device, group: Group) -> None:
+    """Raise ValueError, on every process, unless all have the same numbers.
+
+    `device` is one on which the group can send: that of what it sends afterwards.
+    """
+    both = torch.tensor([*numbers, *(-number for number in numbers)], device=device)
     if dist.is_initialized():
         dist.all_reduce(both, dist.ReduceOp.MAX, group=group)
     most, least = both.chunk(2)
@@ -830,7 +833,7 @@ class MixtureOfExperts(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if x.ndim != 2:
             raise ValueError(f"{tuple(x.shape)}: give (tokens, width), with x.flatten(0, -2)")
-        _require_same([len(x)], "the numbers of tokens", self.group)
+        _require_same([len(x)], "the numbers of tokens", x.device, self.group)
         (_, n), experts = _place(self.group), self.router.out_features
         capacity = math.ceil(self.capacity_factor * len(x) / experts)
         gate, choice = self.router(x).softmax(-1).max(-1)

@@ -4,6 +4,7 @@ import math
 import threading
 import time
 from fractions import Fraction
+from functools import partial
 
 import numpy as np
 import pytest
@@ -46,6 +47,17 @@ def flat(tensors):
 def off(a, b):
     """Return the largest difference; infinite where the shapes differ."""
     return float((a - b).abs().max()) if a.shape == b.shape and a.numel() else math.inf
+
+
+def refusals(*calls):
+    """Return the message of each call that raises ValueError."""
+    said = []
+    for call in calls:
+        try:
+            call()
+        except ValueError as error:
+            said.append(str(error))
+    return said
 
 
 def alone(steps=3, count=8, make=lambda p: torch.optim.Adam(p, lr=0.01)):
@@ -260,17 +272,11 @@ def check_tensor_parallel(rank, n, group=None):
     want, got = whole(x, x, x, need_weights=False)[0], mine(z)
     want.square().sum().backward(), got.square().sum().backward()
     report["attention"] = max(off(got.detach(), want.detach()), off(z.grad, x.grad))
-    errors = []
-    for make in (
+    report["errors"] = refusals(
         lambda: par.ColumnParallelLinear(nn.Linear(4, 4 * n + 1), group=group),
         lambda: par.RowParallelLinear(nn.Linear(4 * n + 1, 4), group),
         lambda: par.ParallelAttention(*(nn.Linear(9, 9) for _ in range(4)), 3 * n + 1, group),
-    ):
-        try:
-            make()
-        except ValueError as error:
-            errors.append(str(error))
-    report["errors"] = errors
+    )
     return report
 
 
@@ -394,12 +400,9 @@ def check_context(rank, n, group=None):
                     out = par.ring_attention(q, k, v, causal, group)
                 with par.SentBytes() as backward, size:
                     out.backward(out.detach() * 0.3 + 1)
-                scores = (
-                    max(1, math.prod(shape[:2])) * shape[2] ** 2
-                )  # a causal mask has one head's
-                assert size.numbers <= max(
-                    scores, 2 * k.numel(), 2 * k.ndim
-                )  # last: all the shapes
+                head = shape[2] ** 2  # the scores of one head, and the causal mask
+                largest = [max(1, math.prod(shape[:2])) * head, 2 * k.numel(), 2 * k.ndim]
+                assert size.numbers <= max(largest)  # scores, a block, all the shapes
                 report["bytes"].append([forward.total, 2 * (n - 1) * k.nbytes])
                 report["bytes"].append([backward.total, 2 * (2 * n - 1) * k.nbytes * (n > 1)])
                 want = [chunks[rank] for chunks in whole_attention(parts, causal)]
@@ -417,13 +420,10 @@ def check_context(rank, n, group=None):
     wide = [torch.cat([wide[0]] * n, 2), torch.cat([wide[1]] * n, 2), torch.cat([wide[2]] * n, 2)]
     want = F.scaled_dot_product_attention(*wide, is_causal=True).chunk(n, 2)[rank]
     report["half"] = (out.double() - want).abs().max().item()
-    errors = []
-    for shapes in ([(1, 1, 2, 3)] * 2 + [(1, 1, 2, 4)], [(2, 3)] * 3, [(1, 1, 2 + rank, 3)] * 3):
-        try:
-            par.ring_attention(*(torch.zeros(shape) for shape in shapes), group=group)
-        except ValueError as error:
-            errors.append(str(error))
-    report["errors"] = errors
+    wrong = ([(1, 1, 2, 3)] * 2 + [(1, 1, 2, 4)], [(2, 3)] * 3, [(1, 1, 2 + rank, 3)] * 3)
+    report["errors"] = refusals(
+        *(partial(par.ring_attention, *map(torch.zeros, shapes), group=group) for shapes in wrong)
+    )
     return report
 
 
@@ -455,7 +455,7 @@ def token_by_token(router, experts, x, factor):
 def check_experts(rank, n):
     import torch.distributed as dist
 
-    report = {"off": 0.0, "dropped": [], "bytes": [], "errors": []}
+    report = {"off": 0.0, "dropped": [], "bytes": []}
     draw = torch.Generator().manual_seed(rank)
     for shape in ((n,), (n, 3), (n, 2, 0), (n, 4, 2)):
         for dtype in (torch.float32, torch.float64, torch.int64):
@@ -497,18 +497,14 @@ def check_experts(rank, n):
         report["dropped"].append([layer.dropped, found[rank][1]])
         room = each * n * math.ceil(factor * tokens / (each * n)) * 5 * 8  # bytes of all slots
         report["bytes"].append([sent.total, 4 * (n - 1) * room // n])
-    for make in (
+    report["errors"] = refusals(
         lambda: mixture(n + 1)[0],
         lambda: par.MixtureOfExperts(nn.Linear(5, 2 * n), [nn.Linear(5, 5)] * n),
         lambda: mixture(n, factor=0.0)[0],
         lambda: mixture(n)[0](torch.zeros(4 + rank, 5, dtype=torch.float64)),
         lambda: par.all_to_all(torch.zeros(n + 1)),
         lambda: par.all_to_all(torch.zeros(())),
-    ):
-        try:
-            make()
-        except ValueError as error:
-            report["errors"].append(str(error))
+    )
     return report
 
 
