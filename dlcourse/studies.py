@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import csv
+import functools
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -195,10 +196,15 @@ def ablate(recipe: Recipe, folder: Path, seeds: int, resume: bool) -> str:
     table = Table(folder / "ablation.csv", ["arm", "factor", "seed"], values)
     results: dict[str, dict[float, list[dict]]] = {arm: {} for arm in changes}
 
-    def run(arm: str, factor: float, seed: int, data: ImageData) -> None:
+    @functools.lru_cache(maxsize=1)  # the runs of a seed come one after another
+    def images(seed: int) -> ImageData:
+        return load_data(recipe.changed(seed=recipe.seed + seed))
+
+    def run(arm: str, factor: float, seed: int) -> None:
         one = recipe.changed(seed=recipe.seed + seed, lr=recipe.lr * factor, **changes[arm])
 
         def compute() -> dict:
+            data = images(seed)
             try:
                 result = train(one, data=data, progress=False)
                 nll = evaluate(result.model, data.validation, F.cross_entropy)["loss"]
@@ -213,13 +219,9 @@ def ablate(recipe: Recipe, folder: Path, seeds: int, resume: bool) -> str:
 
     wanted = [(arm, factor) for arm in changes for factor in FACTORS]
     while wanted:
-        bar = tqdm(total=seeds * len(wanted), unit="run", disable=not show_progress(), leave=False)
-        with bar:
-            for seed in range(seeds):
-                data = load_data(recipe.changed(seed=recipe.seed + seed))
-                for arm, factor in wanted:
-                    run(arm, factor, seed, data)
-                    bar.update()
+        jobs = [(arm, factor, seed) for seed in range(seeds) for arm, factor in wanted]
+        for job in tqdm(jobs, unit="run", disable=not show_progress(), leave=False):
+            run(*job)
         wanted = [(arm, f) for arm in changes for f in _further(results[arm])]
     return _report(results, recipe, folder)
 
