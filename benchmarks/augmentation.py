@@ -2,11 +2,12 @@
 
     python benchmarks/augmentation.py [--rounds 31] [--batch 128] [--kornia FOLDER]
 
-Contenders: this package, one decision a sample; v2 called on every image; v2 called on the batch,
-which takes one decision for all and so does less; and Kornia, one decision a sample, where it is
-installed (FOLDER: a folder given to `pip install --target`). In each round every contender runs
-once in a random order, and each ratio is of two runs of the same round. First each one's decisions
-are counted: how many different results it makes of a batch of equal images.
+Contenders: this package, one decision a sample; v2 called on every image; v2 called on
+the batch, which takes one decision for all and so does less; and Kornia, one decision a
+sample, where it is installed (FOLDER: a folder given to `pip install --target`). In each
+round every contender runs once in a random order, and each ratio is of two runs of the
+same round. First each one's decisions are counted: how many different results it makes of
+a batch of equal images.
 """
 
 from __future__ import annotations
@@ -41,7 +42,9 @@ def contenders(kornia):
         ),
         "affine, bilinear": (
             da.RandomAffine(15, (0.1, 0.1), (0.9, 1.1)),
-            v2.RandomAffine(15, (0.1, 0.1), (0.9, 1.1), interpolation=InterpolationMode.BILINEAR),
+            v2.RandomAffine(
+                15, (0.1, 0.1), (0.9, 1.1), interpolation=InterpolationMode.BILINEAR
+            ),
         ),
         "brightness, contrast, saturation": (
             da.ColorJitter(0.4, 0.4, 0.4),
@@ -61,8 +64,12 @@ def contenders(kornia):
         tasks["crop and flip"]["Kornia"] = lambda images: flip(crop(images))
         slices = k.RandomCrop((SIDE, SIDE), padding=4, cropping_mode="slice")
         tasks["crop and flip"]["Kornia, slices"] = lambda images: flip(slices(images))
-        tasks["affine, bilinear"]["Kornia"] = k.RandomAffine(15, (0.1, 0.1), (0.9, 1.1), p=1.0)
-        tasks["brightness, contrast, saturation"]["Kornia"] = k.ColorJiggle(0.4, 0.4, 0.4, p=1.0)
+        tasks["affine, bilinear"]["Kornia"] = k.RandomAffine(
+            15, (0.1, 0.1), (0.9, 1.1), p=1.0
+        )
+        tasks["brightness, contrast, saturation"]["Kornia"] = k.ColorJiggle(
+            0.4, 0.4, 0.4, p=1.0
+        )
         tasks["erasing"]["Kornia"] = k.RandomErasing(p=1.0)
         tasks["Gaussian noise"]["Kornia"] = k.RandomGaussianNoise(std=0.1, p=1.0)
     return tasks
@@ -105,7 +112,8 @@ def main() -> None:
         "ratio: seconds of the other / seconds of dlcourse, above 1 means dlcourse is faster"
     )
     print(
-        "\n| Task | contender | decisions | thousand images a second | ratio | quartiles |", end=""
+        "\n| Task | contender | decisions | thousand images a second | ratio | quartiles |",
+        end="",
     )
     print(" 95 % of the median |\n|---|---|---|---|---|---|---|")
     for task, functions in contenders(kornia).items():

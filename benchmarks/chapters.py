@@ -1,10 +1,13 @@
-"""How long `make test` takes for each chapter: its notebook under nbval, and its unit tests.
+"""How long `make test` takes for each chapter: its notebook under nbval, and its unit
+tests.
 
-    python benchmarks/chapters.py                   # runs the suite once, as `make test` does
-    python benchmarks/chapters.py --junit FILE      # reads a run made with pytest --junitxml=FILE
+    python benchmarks/chapters.py                   # runs the suite once, as `make test`
+    does python benchmarks/chapters.py --junit FILE      # reads a run made with pytest
+    --junitxml=FILE
 
-The seconds are those of the cells and tests themselves, set-up included, summed over the two
-processes of the suite. Starting Python and importing torch is extra, some seconds a file.
+The seconds are those of the cells and tests themselves, set-up included, summed over the
+two processes of the suite. Starting Python and importing torch is extra, some seconds a
+file.
 """
 
 from __future__ import annotations
@@ -29,11 +32,15 @@ def run_suite(junit: Path) -> None:
     """Run what `make test` runs, and leave a report; stop where a test fails."""
     env = {**os.environ, "DLCOURSE_PROGRESS": "0", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "pytest", *SUITE, f"--junitxml={junit}"]
-    subprocess.run([*command, "chapters", "tests", "dlcourse"], cwd=ROOT, env=env, check=True)
+    subprocess.run(
+        [*command, "chapters", "tests", "dlcourse"], cwd=ROOT, env=env, check=True
+    )
 
 
 def seconds_by_file(junit: Path) -> dict[str, float]:
-    """Return the seconds of each notebook or test file, by its name without folder and ending."""
+    """Return the seconds of each notebook or test file, by its name without folder and
+    ending.
+    """
     total: dict[str, float] = defaultdict(float)
     for case in ElementTree.parse(junit).iter("testcase"):
         parts = case.get("classname", "").replace("/", ".").split(".")

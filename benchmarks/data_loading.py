@@ -1,16 +1,19 @@
-"""How fast data that is in memory can be loaded: a sample at a time, by the batch, and the limit.
+"""How fast data that is in memory can be loaded: a sample at a time, by the batch, and
+the limit.
 
     python benchmarks/data_loading.py [--rounds 15] [--batch-size 128]
 
 One shuffled pass over all rows, by four contenders that stand side by side in each round:
 
 - PyTorch's `DataLoader` over a `TensorDataset`, a sample at a time, without workers;
-- `TensorLoader`, which makes the same batches in the same order (checked before the clock runs);
+- `TensorLoader`, which makes the same batches in the same order (checked before the clock
+runs);
 - bare `index_select` with a ready-made permutation: the gather and nothing else;
 - one copy of the same rows in one piece: each byte read once and written once, the limit.
 
-Ratios are of runs in the same round. The machine's memory bandwidth, from copying a tensor much
-larger than its caches, is printed beside them: small data sets live in the caches and exceed it.
+Ratios are of runs in the same round. The machine's memory bandwidth, from copying a
+tensor much larger than its caches, is printed beside them: small data sets live in the
+caches and exceed it.
 """
 
 from __future__ import annotations
@@ -41,7 +44,9 @@ def settings():
         ("28x28 float32", (1, 28, 28), 10_000),
         ("3x32x32 float32", (3, 32, 32), 5_000),
     ):
-        images = torch.randint(0, 256, (rows, *shape), generator=generator, dtype=torch.uint8)
+        images = torch.randint(
+            0, 256, (rows, *shape), generator=generator, dtype=torch.uint8
+        )
         labels = torch.randint(0, 10, (rows,), generator=generator)
         yield name, images if "uint8" in name else images.float(), labels
 
@@ -64,11 +69,17 @@ def bandwidth() -> float:
 
 
 def contenders(images, labels, batch_size: int):
-    """Return {name: a function that reads one shuffled pass}, after a check that two agree."""
+    """Return {name: a function that reads one shuffled pass}, after a check that two
+    agree.
+    """
     pairs, order = (images, labels), torch.randperm(len(images))
     copies = [tensor.clone() for tensor in pairs]
     theirs, ours = (
-        kind(batch_size=batch_size, shuffle=True, generator=torch.Generator().manual_seed(0))
+        kind(
+            batch_size=batch_size,
+            shuffle=True,
+            generator=torch.Generator().manual_seed(0),
+        )
         for kind in (
             lambda **settings: DataLoader(TensorDataset(*pairs), **settings),
             lambda **settings: TensorLoader(*pairs, **settings),
@@ -113,14 +124,19 @@ def main() -> None:
         taken: dict[str, list[float]] = {contender: [] for contender in runs}
         for number in range(arguments.rounds + 1):
             names = list(runs) if number % 2 else list(runs)[::-1]
-            found = {which: seconds(runs[which], 1 if "per" in which else QUICK) for which in names}
+            found = {
+                which: seconds(runs[which], 1 if "per" in which else QUICK)
+                for which in names
+            }
             if number:  # the first round warms up
                 for which, value in found.items():
                     taken[which].append(value)
         took = {which: np.array(values) for which, values in taken.items()}
         moved = 2 * (images.nbytes + labels.nbytes)
         print(f"\n{name}, {len(images)} rows of {images[0].nbytes} bytes")
-        print("| Contender | thousand rows/s | GB/s | ratio | median | quartiles | 95 % |")
+        print(
+            "| Contender | thousand rows/s | GB/s | ratio | median | quartiles | 95 % |"
+        )
         print("|---|---|---|---|---|---|---|")
         for which, over, under in (
             ("TensorLoader", "per sample", "TensorLoader"),

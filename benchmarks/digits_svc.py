@@ -2,9 +2,10 @@
 
     python benchmarks/digits_svc.py [--seeds 10] [--first 100]
 
-Both get the same rows of scikit-learn's digits. The machine's C and gamma are chosen by five-fold
-cross-validation on all rows that are not test rows, from 42 pairs. The network's settings are the
-defaults, which were chosen by validation rows of the splits 0 to 3; so begin later than that.
+Both get the same rows of scikit-learn's digits. The machine's C and gamma are chosen by
+five-fold cross-validation on all rows that are not test rows, from 42 pairs. The
+network's settings are the defaults, which were chosen by validation rows of the splits 0
+to 3; so begin later than that.
 """
 
 from __future__ import annotations
@@ -54,7 +55,9 @@ def main() -> None:
     )
     print("| | test accuracy | seconds |\n| --- | --- | --- |")
     print(f"| network | {interval(ours)} | {np.median(took):.1f} |")
-    print(f"| support vector machine | {interval(theirs)} | {np.median(theirs_took):.1f} |")
+    print(
+        f"| support vector machine | {interval(theirs)} | {np.median(theirs_took):.1f} |"
+    )
     gap = paired(ours, theirs)
     print(f"\nNetwork minus machine: {gap}; better on {gap.wins} of {gap.n} splits.")
 

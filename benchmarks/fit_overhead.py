@@ -2,12 +2,12 @@
 
     python benchmarks/fit_overhead.py [--rounds 30] [--steps 400]
 
-Every contender trains the same model from the same weights on the same batches in the same order
-with the same optimizer. The batches come ready-made, so that no one pays for a DataLoader. The
-model notes when each forward pass begins. The time from the first update of the second epoch to
-the last update is divided by the updates between, so set-up, the first epoch and tear-down count
-for no one. Before and after each run of a contender stands one of the bare loop, and the ratio is
-to the mean of the two.
+Every contender trains the same model from the same weights on the same batches in the
+same order with the same optimizer. The batches come ready-made, so that no one pays for a
+DataLoader. The model notes when each forward pass begins. The time from the first update
+of the second epoch to the last update is divided by the updates between, so set-up, the
+first epoch and tear-down count for no one. Before and after each run of a contender
+stands one of the bare loop, and the ratio is to the mean of the two.
 """
 
 from __future__ import annotations
@@ -50,7 +50,9 @@ class Clocked(MLP):
 
 
 class Feed:
-    """Ready-made batches in the order that `fit` draws; each pass over it is the next epoch."""
+    """Ready-made batches in the order that `fit` draws; each pass over it is the next
+    epoch.
+    """
 
     def __init__(self, inputs, targets, as_dict: bool = False) -> None:
         self.inputs, self.targets, self.epoch, self.as_dict = inputs, targets, 0, as_dict
@@ -98,7 +100,15 @@ def bare_loop(model, feed, epochs):
 
 
 def dlcourse(model, x, y, epochs):
-    fit(model, (x, y), sgd(model), epochs=epochs, batch_size=BATCH_SIZE, seed=SEED, cpu=True)
+    fit(
+        model,
+        (x, y),
+        sgd(model),
+        epochs=epochs,
+        batch_size=BATCH_SIZE,
+        seed=SEED,
+        cpu=True,
+    )
 
 
 def lightning(model, x, y, epochs):
@@ -230,7 +240,9 @@ def installed(package: str) -> str | None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=30)
-    parser.add_argument("--steps", type=int, default=400, help="updates measured in each run")
+    parser.add_argument(
+        "--steps", type=int, default=400, help="updates measured in each run"
+    )
     arguments = parser.parse_args()
     use_one_thread()
     os.environ["DLCOURSE_PROGRESS"] = "0"
@@ -251,7 +263,9 @@ def main() -> None:
         try:
             *_, losses[name] = run(train, x, y, epochs)  # warms up, too
         except Exception as error:
-            print(f"{name} {versions[name]}: does not run: {type(error).__name__}: {error}")
+            print(
+                f"{name} {versions[name]}: does not run: {type(error).__name__}: {error}"
+            )
             continue
         far = abs(losses[name] - target)
         if far > (AGREE if train is not bare_with_loader else 0.2):
@@ -284,7 +298,9 @@ def main() -> None:
         f"{arguments.rounds} rounds of {updates} updates; MLP 64-64-64-10, batch {BATCH_SIZE}, SGD"
     )
     print()
-    print("| Loop | version | us an update | ratio to the bare loop | quartiles | ", end="")
+    print(
+        "| Loop | version | us an update | ratio to the bare loop | quartiles | ", end=""
+    )
     print("95 % of the median | whole run, s | loss after |")
     print("|---|---|---|---|---|---|---|---|")
     for name in contenders:

@@ -2,9 +2,9 @@
 
     python benchmarks/imports.py [--rounds 15]
 
-Each import runs in a fresh Python, in turn with `import torch`; a ratio is to the mean of the two
-imports of torch beside it. `import torch, torchvision, accelerate, matplotlib.pyplot` shows what
-the libraries that a chapter needs cost without the course.
+Each import runs in a fresh Python, in turn with `import torch`; a ratio is to the mean of
+the two imports of torch beside it. `import torch, torchvision, accelerate,
+matplotlib.pyplot` shows what the libraries that a chapter needs cost without the course.
 """
 
 from __future__ import annotations
@@ -31,7 +31,9 @@ STATEMENTS = [
 def seconds(statement: str) -> float:
     """Return how long a fresh Python takes for a statement, start and end included."""
     start = time.perf_counter()
-    subprocess.run([sys.executable, "-c", statement], check=True, stderr=subprocess.DEVNULL)
+    subprocess.run(
+        [sys.executable, "-c", statement], check=True, stderr=subprocess.DEVNULL
+    )
     return time.perf_counter() - start
 
 
@@ -49,7 +51,10 @@ def main() -> None:
             before = seconds("import torch")
             took.append(seconds(statement))
             ratios.append(took[-1] / ((before + seconds("import torch")) / 2))
-        print(f"| `{statement}` | {spread(ratios)} | {sorted(took)[rounds // 2]:.2f} |", flush=True)
+        print(
+            f"| `{statement}` | {spread(ratios)} | {sorted(took)[rounds // 2]:.2f} |",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

@@ -2,8 +2,8 @@
 
     python benchmarks/many_seeds.py [--rounds 21] [--steps 200]
 
-Both arms are the same call, with `stack=True` and `stack=False`, so both count building the models.
-They run in turn, and each ratio is of two runs that stand side by side.
+Both arms are the same call, with `stack=True` and `stack=False`, so both count building
+the models. They run in turn, and each ratio is of two runs that stand side by side.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ from dlcourse.lab.training import use_one_thread
 from dlcourse.lab.trials import run_trials
 
 SEEDS = range(16)
-AGREE = 1e-3  # the largest difference of two training losses that still counts as the same run
+# the largest difference of two training losses that still counts as the same run
+AGREE = 1e-3
 
 
 def mlp(width: int, depth: int):
@@ -37,13 +38,25 @@ def mlp(width: int, depth: int):
 SETTINGS = [
     ("MLP 32 x 1, batch 32", mlp(32, 1), 32, 1.0, {}),
     ("MLP 32 x 2, batch 32", mlp(32, 2), 32, 1.0, {}),
-    ("MLP 32 x 1, batch 32, Adam", mlp(32, 1), 32, 1.0, {"optimizer": "adam", "lr": 0.001}),
+    (
+        "MLP 32 x 1, batch 32, Adam",
+        mlp(32, 1),
+        32,
+        1.0,
+        {"optimizer": "adam", "lr": 0.001},
+    ),
     ("MLP 64 x 2, batch 32", mlp(64, 2), 32, 1.0, {}),
     ("MLP 64 x 2, batch 128", mlp(64, 2), 128, 1.0, {}),
     ("MLP 32 x 10, batch 32", mlp(32, 10), 32, 0.5, {}),
     ("MLP 512 x 3, batch 128", mlp(512, 3), 128, 0.1, {}),
     ("RowRNN 32, batch 32", lambda seed: RowRNN(8, 10, width=32, seed=seed), 32, 0.5, {}),
-    ("SmallCNN 8, batch 32", lambda seed: SmallCNN(1, 10, width=8, seed=seed), 32, 0.1, {}),
+    (
+        "SmallCNN 8, batch 32",
+        lambda seed: SmallCNN(1, 10, width=8, seed=seed),
+        32,
+        0.1,
+        {},
+    ),
 ]
 
 
@@ -51,7 +64,9 @@ def machine() -> str:
     """Return the processor, its cores, and the versions, in one line."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
-    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    names = [
+        line.split(":")[1].strip() for line in lines if line.startswith("model name")
+    ]
     cpu = names[0] if names else platform.processor() or platform.machine()
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
     return (
@@ -105,7 +120,9 @@ def main() -> None:
         for number in range(arguments.rounds + 1):
             order = (True, False) if number % 2 else (False, True)
             runs = {stack: seconds(build, data, stack, **settings) for stack in order}
-            difference = max(difference, float(np.abs(runs[True][1] - runs[False][1]).max()))
+            difference = max(
+                difference, float(np.abs(runs[True][1] - runs[False][1]).max())
+            )
             if number:  # the first round warms up
                 loops.append(runs[False][0])
                 stacks.append(runs[True][0])
@@ -114,7 +131,9 @@ def main() -> None:
         ratio = spread(np.array(loops) / stacks)
         medians = f"{np.median(loops):.3f} | {np.median(stacks):.3f}"
         steps = settings["steps"]
-        print(f"| {name} | {steps} | {medians} | {ratio} | {difference:.0e} |", flush=True)
+        print(
+            f"| {name} | {steps} | {medians} | {ratio} | {difference:.0e} |", flush=True
+        )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,6 @@
-"""Settings for a plain `pytest --nbval chapters`: no progress bars, and one thread a kernel."""
+"""Settings for a plain `pytest --nbval chapters`: no progress bars, and one thread a
+kernel.
+"""
 
 import os
 

@@ -1,3 +1,5 @@
-"""dlcourse: sixteen chapters on training deep networks, and the tested package behind them."""
+"""dlcourse: sixteen chapters on training deep networks, and the tested package behind
+them.
+"""
 
 __version__ = "0.1.0"

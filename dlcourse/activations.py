@@ -1,7 +1,8 @@
-"""Activations: the functions between layers, the outputs that belong to a loss, and what to watch.
+"""Activations: the functions between layers, the outputs that belong to a loss, and what
+to watch.
 
-All are written from exp, expm1, log1p and erfc, in forms that neither overflow nor turn a gradient
-into NaN. PyTorch's autograd makes the gradients.
+All are written from exp, expm1, log1p and erfc, in forms that neither overflow nor turn a
+gradient into NaN. PyTorch's autograd makes the gradients.
 """
 
 from __future__ import annotations
@@ -21,14 +22,16 @@ from dlcourse.lab.exercises import Exercise, Wrong, expect
 def relu(x: Tensor) -> Tensor:
     """Return max(x, 0), entry by entry; the slope at 0 is 0.
 
-    Source: Nair & Hinton (2010); Glorot, Bordes & Bengio (2011). Invariant: relu(c x) = c relu(x)
-    for c > 0. NaN stays NaN.
+    Source: Nair & Hinton (2010); Glorot, Bordes & Bengio (2011). Invariant: relu(c x) = c
+    relu(x) for c > 0. NaN stays NaN.
     """
-    return torch.where(x <= 0, 0.0, x)  # not x > 0: NaN fails every comparison, and must stay
+    # not x > 0: NaN fails every comparison, and must stay
+    return torch.where(x <= 0, 0.0, x)
 
 
 def leaky_relu(x: Tensor, negative_slope: float = 0.01) -> Tensor:
-    """Return x where x > 0, else `negative_slope` * x; the slope at 0 is `negative_slope`.
+    """Return x where x > 0, else `negative_slope` * x; the slope at 0 is
+    `negative_slope`.
 
     Source: Maas, Hannun & Ng (2013). Invariant: with slope 1 it is the identity.
     """
@@ -38,8 +41,8 @@ def leaky_relu(x: Tensor, negative_slope: float = 0.01) -> Tensor:
 def sigmoid(x: Tensor) -> Tensor:
     """Return 1 / (1 + exp(-x)), in [0, 1].
 
-    Finite in value and gradient for every finite x, and exact to rounding in both tails. NaN stays
-    NaN. Invariant: sigmoid(x) + sigmoid(-x) = 1.
+    Finite in value and gradient for every finite x, and exact to rounding in both tails.
+    NaN stays NaN. Invariant: sigmoid(x) + sigmoid(-x) = 1.
     """
     positive = x >= 0
     # exp(-|x|), at most 1; not by abs, whose slope at 0 is 0
@@ -50,8 +53,8 @@ def sigmoid(x: Tensor) -> Tensor:
 def tanh(x: Tensor) -> Tensor:
     """Return (exp(x) - exp(-x)) / (exp(x) + exp(-x)), in [-1, 1].
 
-    Exact to rounding also near 0, where the difference of two exponentials is not. Invariant:
-    tanh(x) = 2 sigmoid(2 x) - 1.
+    Exact to rounding also near 0, where the difference of two exponentials is not.
+    Invariant: tanh(x) = 2 sigmoid(2 x) - 1.
     """
     positive = x >= 0
     t = torch.expm1(torch.where(positive, -2 * x, 2 * x))  # exp(-2|x|) - 1, from -1 to 0
@@ -61,14 +64,16 @@ def tanh(x: Tensor) -> Tensor:
 def gelu(x: Tensor, approximate: str = "none") -> Tensor:
     """Return x * Phi(x), with Phi the share of a standard normal below x.
 
-    `approximate="tanh"` is the older formula with tanh, within 5e-4 of it. As in torch, -inf gives
-    NaN (it is -inf times 0). Raises ValueError for another `approximate`.
+    `approximate="tanh"` is the older formula with tanh, within 5e-4 of it. As in torch,
+    -inf gives NaN (it is -inf times 0). Raises ValueError for another `approximate`.
     Source: Hendrycks & Gimpel (2016). Invariant: gelu(x) - gelu(-x) = x.
     """
     if approximate == "none":
-        return x * (0.5 * torch.erfc(x * -math.sqrt(0.5)))  # 1 + erf would lose the left tail
+        # 1 + erf would lose the left tail
+        return x * (0.5 * torch.erfc(x * -math.sqrt(0.5)))
     if approximate == "tanh":
-        y = x.clamp(-20, 20)  # beyond that tanh is 1, and in float16 the cube would overflow
+        # beyond that tanh is 1, and in float16 the cube would overflow
+        y = x.clamp(-20, 20)
         return 0.5 * x * (1 + tanh(math.sqrt(2 / math.pi) * (y + 0.044715 * y**3)))
     raise ValueError(f"approximate={approximate!r}: choose 'none' or 'tanh'")
 
@@ -85,10 +90,11 @@ def silu(x: Tensor) -> Tensor:
 class SwiGLU(nn.Module):
     """The gated feed-forward layer down(silu(gate(x)) * up(x)) on the last dimension.
 
-    `gate` and `up` are in_features x hidden_features, `down` leads to `out_features` (default:
-    in_features). Three matrices instead of two: with hidden_features = 2/3 of a plain layer's width
-    the number of weights is the same. Weights are normal, scaled so that inputs of mean square 1
-    give outputs of mean square 1; biases, if any, are 0. Raises ValueError for sizes below 1.
+    `gate` and `up` are in_features x hidden_features, `down` leads to `out_features`
+    (default: in_features). Three matrices instead of two: with hidden_features = 2/3 of a
+    plain layer's width the number of weights is the same. Weights are normal, scaled so
+    that inputs of mean square 1 give outputs of mean square 1; biases, if any, are 0.
+    Raises ValueError for sizes below 1.
     Source: Shazeer (2020).
     """
 
@@ -105,10 +111,17 @@ class SwiGLU(nn.Module):
         if min(in_features, hidden_features, out_features) < 1:
             raise ValueError("give sizes of at least 1")
         self.gate, self.up = (
-            nn.utils.skip_init(nn.Linear, in_features, hidden_features, bias=bias) for _ in range(2)
+            nn.utils.skip_init(nn.Linear, in_features, hidden_features, bias=bias)
+            for _ in range(2)
         )
-        self.down = nn.utils.skip_init(nn.Linear, hidden_features, out_features, bias=bias)
-        for layer, gain in ((self.gate, 1.0), (self.up, 1.0), (self.down, forward_gain(silu))):
+        self.down = nn.utils.skip_init(
+            nn.Linear, hidden_features, out_features, bias=bias
+        )
+        for layer, gain in (
+            (self.gate, 1.0),
+            (self.up, 1.0),
+            (self.down, forward_gain(silu)),
+        ):
             _normal_(layer, gain, generator)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -122,8 +135,9 @@ class SwiGLU(nn.Module):
 def softmax(x: Tensor, dim: int = -1) -> Tensor:
     """Return exp(x) over its sum along `dim`: numbers in [0, 1] that sum to 1.
 
-    The largest entry is subtracted first, which changes nothing but the size of the numbers. An
-    entry of -inf gets 0; a row of nothing but -inf, or with +inf or NaN, gets NaN, as in torch.
+    The largest entry is subtracted first, which changes nothing but the size of the
+    numbers. An entry of -inf gets 0; a row of nothing but -inf, or with +inf or NaN, gets
+    NaN, as in torch.
     Invariant: softmax(x + c) = softmax(x).
     """
     if x.numel() == 0:
@@ -133,7 +147,8 @@ def softmax(x: Tensor, dim: int = -1) -> Tensor:
 
 
 def log_softmax(x: Tensor, dim: int = -1) -> Tensor:
-    """Return the logarithm of softmax(x), by log-sum-exp: finite where softmax rounds to 0.
+    """Return the logarithm of softmax(x), by log-sum-exp: finite where softmax rounds to
+    0.
 
     Invariant: exp(log_softmax(x)) sums to 1 along `dim`.
     """
@@ -146,9 +161,9 @@ def log_softmax(x: Tensor, dim: int = -1) -> Tensor:
 def cross_entropy(logits: Tensor, targets: Tensor, reduction: str = "mean") -> Tensor:
     """Return minus the log-probability of the right class: softmax and its loss in one.
 
-    `logits` (n, classes), `targets` (n,) class numbers int64. `reduction`: "mean", "sum", "none".
-    The gradient of a row is softmax(logits) minus the one-hot target. Raises ValueError for other
-    shapes, TypeError for targets that are no integers.
+    `logits` (n, classes), `targets` (n,) class numbers int64. `reduction`: "mean", "sum",
+    "none". The gradient of a row is softmax(logits) minus the one-hot target. Raises
+    ValueError for other shapes, TypeError for targets that are no integers.
     """
     if logits.ndim != 2 or targets.shape != logits.shape[:1]:
         raise ValueError(
@@ -164,11 +179,12 @@ def cross_entropy(logits: Tensor, targets: Tensor, reduction: str = "mean") -> T
 def binary_cross_entropy_with_logits(
     logits: Tensor, targets: Tensor, reduction: str = "mean"
 ) -> Tensor:
-    """Return -y log p - (1 - y) log(1 - p) with p = sigmoid(logits): sigmoid and its loss in one.
+    """Return -y log p - (1 - y) log(1 - p) with p = sigmoid(logits): sigmoid and its loss
+    in one.
 
-    `targets` y in [0, 1], of the shape of `logits`. Computed as max(x, 0) - x y + log(1 + e^-|x|),
-    so it is finite for every finite logit. The gradient of an entry is sigmoid(logit) - y. Raises
-    ValueError for shapes that differ.
+    `targets` y in [0, 1], of the shape of `logits`. Computed as max(x, 0) - x y + log(1 +
+    e^-|x|), so it is finite for every finite logit. The gradient of an entry is
+    sigmoid(logit) - y. Raises ValueError for shapes that differ.
     """
     if logits.shape != targets.shape:
         raise ValueError(
@@ -181,10 +197,14 @@ def binary_cross_entropy_with_logits(
     return _reduce(losses, reduction)
 
 
-def half_squared_error(outputs: Tensor, targets: Tensor, reduction: str = "mean") -> Tensor:
-    """Return (outputs - targets)^2 / 2: the loss that belongs to an output without an activation.
+def half_squared_error(
+    outputs: Tensor, targets: Tensor, reduction: str = "mean"
+) -> Tensor:
+    """Return (outputs - targets)^2 / 2: the loss that belongs to an output without an
+    activation.
 
-    The gradient of an entry is output - target; `torch.nn.functional.mse_loss` is twice as large.
+    The gradient of an entry is output - target; `torch.nn.functional.mse_loss` is twice
+    as large.
     Raises ValueError for shapes that differ.
     """
     if outputs.shape != targets.shape:
@@ -209,10 +229,10 @@ def _reduce(losses: Tensor, reduction: str) -> Tensor:
 def ever_active(outputs: Tensor, dim: int = -1) -> Tensor:
     """Return for each unit whether it is not 0 on at least one row; bool (units,).
 
-    `outputs` are those after the activation; `dim` is the dimension of the units, and all others
-    count as rows (for images (n, c, h, w): dim=1). NaN counts as active. Masks of batches or of
-    processes are joined by "or". Raises ValueError for a single number. Invariant: joined masks of
-    parts equal the mask of the whole.
+    `outputs` are those after the activation; `dim` is the dimension of the units, and all
+    others count as rows (for images (n, c, h, w): dim=1). NaN counts as active. Masks of
+    batches or of processes are joined by "or". Raises ValueError for a single number.
+    Invariant: joined masks of parts equal the mask of the whole.
     """
     if outputs.ndim == 0:
         raise ValueError("outputs is a single number: give outputs (rows, units)")
@@ -223,29 +243,35 @@ def ever_active(outputs: Tensor, dim: int = -1) -> Tensor:
 def dead_fraction(outputs: Tensor | Iterable[Tensor], dim: int = -1) -> float:
     """Return the share of units, from 0 to 1, that are 0 on every row of every batch.
 
-    `outputs`: one tensor (rows, ..., units) after the activation, or an iterable of them, one a
-    batch. Raises ValueError where there is nothing to count (no batch, row or unit), and where the
-    batches differ in their units.
+    `outputs`: one tensor (rows, ..., units) after the activation, or an iterable of them,
+    one a batch. Raises ValueError where there is nothing to count (no batch, row or
+    unit), and where the batches differ in their units.
     Invariant: cutting the rows into batches does not change the result.
     """
     alive, numbers = None, 0
     for batch in [outputs] if isinstance(outputs, Tensor) else outputs:
         mask, numbers = ever_active(batch, dim), numbers + batch.numel()
         if alive is not None and len(alive) != len(mask):
-            raise ValueError(f"batches of {len(alive)} and of {len(mask)} units: give one layer's")
+            raise ValueError(
+                f"batches of {len(alive)} and of {len(mask)} units: give one layer's"
+            )
         alive = mask if alive is None else alive | mask
     if not numbers:
-        raise ValueError("no units to count: give outputs (rows, units), at least one row")
+        raise ValueError(
+            "no units to count: give outputs (rows, units), at least one row"
+        )
     return 1 - alive.double().mean().item()
 
 
 def gradient_ratio(module: nn.Module) -> float:
-    """Return the root mean square gradient of the first weight matrix over that of the last.
+    """Return the root mean square gradient of the first weight matrix over that of the
+    last.
 
-    Reads the `.grad` of the parameters with two dimensions or more, in the module's order; call it
-    after `backward`. Far below 1 the gradient vanishes on its way down, far above 1 it explodes.
-    Where the last gradient is 0 the ratio is inf, or NaN if the first is 0 too. Raises
-    ValueError where fewer than two weight matrices have a gradient.
+    Reads the `.grad` of the parameters with two dimensions or more, in the module's
+    order; call it after `backward`. Far below 1 the gradient vanishes on its way down,
+    far above 1 it explodes. Where the last gradient is 0 the ratio is inf, or NaN if the
+    first is 0 too. Raises ValueError where fewer than two weight matrices have a
+    gradient.
     Invariant: scaling the loss does not change it.
     """
     grads = [p.grad for p in module.parameters() if p.ndim >= 2 and p.grad is not None]
@@ -263,37 +289,41 @@ def gradient_ratio(module: nn.Module) -> float:
 def moments(activation: Callable[[Tensor], Tensor]) -> tuple[float, float]:
     """Return the mean squares of f(z) and of its slope f'(z), for z standard normal.
 
-    By the midpoint rule on 40,000 points from -10 to 10; `activation` works entry by entry, in
-    place or not.
+    By the midpoint rule on 40,000 points from -10 to 10; `activation` works entry by
+    entry, in place or not.
     """
     z = torch.arange(-10 + 2.5e-4, 10, 5e-4, dtype=torch.float64).requires_grad_()
     with torch.enable_grad():
         values = activation(z.clone())
-        (slopes,) = torch.autograd.grad(values.sum() + 0 * z.sum(), z)  # a constant has slope 0
+        # a constant has slope 0
+        (slopes,) = torch.autograd.grad(values.sum() + 0 * z.sum(), z)
     weight = torch.exp(-0.5 * z.detach() ** 2) * (5e-4 / math.sqrt(2 * math.pi))
     return (weight * values.detach() ** 2).sum().item(), (weight * slopes**2).sum().item()
 
 
 def forward_gain(activation: Callable[[Tensor], Tensor]) -> float:
-    """Return the gain g for which weights of SD g / sqrt(fan_in) keep the signal's mean square.
+    """Return the gain g for which weights of SD g / sqrt(fan_in) keep the signal's mean
+    square.
 
-    Source: He et al. (2015) for ReLU, where it is sqrt(2). Invariant: g^2 times the mean square of
-    f(z) is 1 for z standard normal. Raises ValueError for a function that is 0 everywhere, or not
-    finite on [-10, 10].
+    Source: He et al. (2015) for ReLU, where it is sqrt(2). Invariant: g^2 times the mean
+    square of f(z) is 1 for z standard normal. Raises ValueError for a function that is 0
+    everywhere, or not finite on [-10, 10].
     """
     size = moments(activation)[0]
     if not math.isfinite(size):
         raise ValueError("this activation is not finite on [-10, 10]: give one that is")
     if size == 0:
-        raise ValueError("this activation is 0 everywhere: no gain can keep a signal that is gone")
+        raise ValueError(
+            "this activation is 0 everywhere: no gain can keep a signal that is gone"
+        )
     return size**-0.5
 
 
 def gradient_factor(activation: Callable[[Tensor], Tensor]) -> float:
     """Return by what one layer multiplies the size of the gradient on its way back.
 
-    For wide layers whose weights have the SD forward_gain / sqrt(fan_in). Invariant: it is 1 for
-    ReLU and for the identity.
+    For wide layers whose weights have the SD forward_gain / sqrt(fan_in). Invariant: it
+    is 1 for ReLU and for the identity.
     """
     return forward_gain(activation) * math.sqrt(moments(activation)[1])
 
@@ -303,11 +333,12 @@ def matched_init_(
     activation: Callable[[Tensor], Tensor],
     generator: torch.Generator | None = None,
 ) -> None:
-    """Draw the weights of a chain of layers so that every pre-activation has mean square 1.
+    """Draw the weights of a chain of layers so that every pre-activation has mean square
+    1.
 
-    Inputs of mean square 1 are assumed: the first layer has SD 1 / sqrt(fan_in), each later one
-    forward_gain(activation) / sqrt(fan_in). Biases become 0. Raises TypeError, and changes
-    nothing, where something is no Linear layer.
+    Inputs of mean square 1 are assumed: the first layer has SD 1 / sqrt(fan_in), each
+    later one forward_gain(activation) / sqrt(fan_in). Biases become 0. Raises TypeError,
+    and changes nothing, where something is no Linear layer.
     """
     gain = 1.0
     for layer in _only_linear(layers):
@@ -316,15 +347,19 @@ def matched_init_(
 
 
 def as_sigmoid_(layers: Iterable[nn.Linear]) -> None:
-    """Rewrite a chain of layers with tanh between them, so that it computes the same with sigmoid.
+    """Rewrite a chain of layers with tanh between them, so that it computes the same with
+    sigmoid.
 
-    From tanh(x) = 2 sigmoid(2 x) - 1: all layers but the last are doubled, and all but the first
-    take 2 s - 1 where they took tanh. Invariant: the outputs stay the same. Raises TypeError where
-    something is no Linear layer, ValueError where a layer has no bias, and then changes nothing.
+    From tanh(x) = 2 sigmoid(2 x) - 1: all layers but the last are doubled, and all but
+    the first take 2 s - 1 where they took tanh. Invariant: the outputs stay the same.
+    Raises TypeError where something is no Linear layer, ValueError where a layer has no
+    bias, and then changes nothing.
     """
     layers = _only_linear(layers)
     if any(layer.bias is None for layer in layers):
-        raise ValueError("a layer has no bias to take the half out of: build it with bias=True")
+        raise ValueError(
+            "a layer has no bias to take the half out of: build it with bias=True"
+        )
     with torch.no_grad():
         for number, layer in enumerate(layers):
             if number > 0:  # W (2 s - 1) + b = 2 W s + (b - the row sums of W)
@@ -339,12 +374,16 @@ def _only_linear(layers: Iterable[nn.Linear]) -> list[nn.Linear]:
     layers = list(layers)
     for layer in layers:
         if not isinstance(layer, nn.Linear):
-            raise TypeError(f"{type(layer).__name__} among the layers: give the Linear ones alone")
+            raise TypeError(
+                f"{type(layer).__name__} among the layers: give the Linear ones alone"
+            )
     return layers
 
 
 def _normal_(layer: nn.Linear, gain: float, generator: torch.Generator | None) -> None:
-    nn.init.normal_(layer.weight, std=gain / math.sqrt(layer.in_features), generator=generator)
+    nn.init.normal_(
+        layer.weight, std=gain / math.sqrt(layer.in_features), generator=generator
+    )
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)
 
@@ -480,9 +519,7 @@ def _check_std(answer: Callable) -> None:
             size = math.prod(sizes) ** (1 / 3)
             if 0.15 < size < 7:
                 continue
-            what = (
-                f"20 layers of {width} {name} units: the signal's size goes from 1 to {size:.1g}. "
-            )
+            what = f"20 layers of {width} {name} units: the signal's size goes from 1 to {size:.1g}. "
             narrow, wide = float(answer(64, f)), float(answer(256, f))
             if not 1.9 < narrow / wide < 2.1:
                 what += "A sum over fan_in inputs grows like its root: divide by it."
@@ -496,7 +533,9 @@ def _check_std(answer: Callable) -> None:
             expect(False, what)
 
 
-def _size_after(depth: int, width: int, activation: Callable, std: float, seed: int) -> float:
+def _size_after(
+    depth: int, width: int, activation: Callable, std: float, seed: int
+) -> float:
     """Return the root mean square pre-activation of the last layer, for inputs of size 1."""
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(64, width, generator=generator)
@@ -655,8 +694,12 @@ def _check_dead(answer: Callable) -> None:
         abs(got - zeros) > 1e-6,
         f"{got:.3f} is the share of zeros. A unit that is 0 on some rows is selective, not dead.",
     )
-    expect(abs(got - 0.25) < 1e-6, f"One of these four units is dead, but you say {got:.3f}.")
-    got = float(answer([torch.zeros(2, 3), torch.tensor([[0.0, 1.0, 1.0]]), torch.zeros(1, 3)]))
+    expect(
+        abs(got - 0.25) < 1e-6, f"One of these four units is dead, but you say {got:.3f}."
+    )
+    got = float(
+        answer([torch.zeros(2, 3), torch.tensor([[0.0, 1.0, 1.0]]), torch.zeros(1, 3)])
+    )
     expect(abs(got - 1 / 3) < 1e-6, f"One of three units is dead, but you say {got:.3f}.")
 
 
@@ -666,7 +709,9 @@ def _solve_dead(batches):
 
 
 def _dead_mean_of_batches(batches):
-    return sum((batch == 0).all(0).float().mean().item() for batch in batches) / len(batches)
+    return sum((batch == 0).all(0).float().mean().item() for batch in batches) / len(
+        batches
+    )
 
 
 def _dead_share_of_zeros(batches):
@@ -688,7 +733,9 @@ EXERCISES = (
         _check_sigmoid,
         _solve_sigmoid,
         {
-            "the formula suffices": Wrong(_sigmoid_by_formula, "gradient at [-1000.0] is NaN"),
+            "the formula suffices": Wrong(
+                _sigmoid_by_formula, "gradient at [-1000.0] is NaN"
+            ),
             "the other formula": Wrong(_sigmoid_other_formula, "value at [1000.0]"),
             "where mends it": Wrong(_sigmoid_where_after, "not the result after it"),
             "replace the NaN": Wrong(_sigmoid_nan_to_num, "not the result after it"),
@@ -706,7 +753,9 @@ EXERCISES = (
         _check_std,
         _solve_std,
         {
-            "ReLU cures everything": Wrong(_std_without_gain, "the gain must depend on it"),
+            "ReLU cures everything": Wrong(
+                _std_without_gain, "the gain must depend on it"
+            ),
             "Kaiming for all": Wrong(_std_of_relu, "the gain must depend on it"),
             "one gain for all": Wrong(_std_one_gain, "the gain must depend on it"),
             "a small constant": Wrong(_std_constant, "divide by it"),
@@ -723,10 +772,14 @@ EXERCISES = (
             "softmax before cross_entropy": Wrong(_loss_softmax_twice, "softmax twice"),
             "log of softmax": Wrong(_loss_log_of_softmax, "rounds to 0"),
             "no maximum": Wrong(_loss_no_maximum, "subtract the row's maximum"),
-            "a small number in the log": Wrong(_loss_small_number, "hides the largest errors"),
+            "a small number in the log": Wrong(
+                _loss_small_number, "hides the largest errors"
+            ),
             "sum": Wrong(_loss_sum, "divide by their number"),
             "no softmax": Wrong(_loss_no_softmax, "minus the log of softmax"),
-            "torch's own": Wrong(torch.nn.functional.cross_entropy, "calls torch's cross_entropy"),
+            "torch's own": Wrong(
+                torch.nn.functional.cross_entropy, "calls torch's cross_entropy"
+            ),
         },
     ),
     Exercise(
@@ -735,7 +788,9 @@ EXERCISES = (
         _check_dead,
         _solve_dead,
         {
-            "mean of the batches": Wrong(_dead_mean_of_batches, "mean of the batches' shares"),
+            "mean of the batches": Wrong(
+                _dead_mean_of_batches, "mean of the batches' shares"
+            ),
             "share of zeros": Wrong(_dead_share_of_zeros, "selective, not dead"),
             "last batch": Wrong(_dead_last_batch, "last batch alone"),
             "ever asleep": Wrong(_dead_anywhere, "One of these four"),

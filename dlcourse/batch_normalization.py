@@ -1,4 +1,6 @@
-"""Batch normalisation and its kin: standardise what a layer hands on, then let it learn a scale."""
+"""Batch normalisation and its kin: standardise what a layer hands on, then let it learn a
+scale.
+"""
 
 from __future__ import annotations
 
@@ -17,16 +19,19 @@ from dlcourse.lab.exercises import Exercise, Wrong, expect
 class Standardize(torch.autograd.Function):
     """y = (x - mean) / sqrt(var + eps), with the backward pass written out.
 
-    `Standardize.apply(x, dims, eps, center, group)` returns (y, mean, var). `dims`: negative, those
-    that a mean runs over; var is the biased variance. Without `center`, mean is 0 and var the mean
-    square. With a process `group`, every mean also runs over its processes. Statistics are at least
-    float32, and y has the dtype of x. Differentiable once, and in y only.
-    Source: Ioffe & Szegedy (2015), section 3. Invariants: the gradient of x sums to zero over
-    `dims`, and where eps is small against var so does the gradient times y.
+    `Standardize.apply(x, dims, eps, center, group)` returns (y, mean, var). `dims`:
+    negative, those that a mean runs over; var is the biased variance. Without `center`,
+    mean is 0 and var the mean square. With a process `group`, every mean also runs over
+    its processes. Statistics are at least float32, and y has the dtype of x.
+    Differentiable once, and in y only.
+    Source: Ioffe & Szegedy (2015), section 3. Invariants: the gradient of x sums to zero
+    over `dims`, and where eps is small against var so does the gradient times y.
     """
 
     @staticmethod
-    def forward(x: Tensor, dims: tuple[int, ...], eps: float, center: bool = True, group=None):
+    def forward(
+        x: Tensor, dims: tuple[int, ...], eps: float, center: bool = True, group=None
+    ):
         wide = _wide(x)
         mean = _mean(wide, dims, group)
         mean = mean if center else torch.zeros_like(mean)
@@ -45,7 +50,8 @@ class Standardize(torch.autograd.Function):
     def backward(ctx, grad: Tensor, *_):
         y, var = ctx.saved_tensors
         y, wide = _wide(y), _wide(grad)
-        change = wide - y * _mean(wide * y, ctx.dims, ctx.group)  # what only rescales x is lost
+        # what only rescales x is lost
+        change = wide - y * _mean(wide * y, ctx.dims, ctx.group)
         if ctx.center:
             change = change - _mean(wide, ctx.dims, ctx.group)  # and what only shifts it
         return (change * (var + ctx.eps).rsqrt()).to(grad.dtype), None, None, None, None
@@ -57,7 +63,9 @@ class Standardize(torch.autograd.Function):
 
 
 def _wide(x: Tensor) -> Tensor:
-    """Return x in float32 where it has half precision: its squares would overflow or round off."""
+    """Return x in float32 where it has half precision: its squares would overflow or
+    round off.
+    """
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
@@ -67,7 +75,9 @@ def _check_dtype(x: Tensor) -> None:
 
 
 def _mean(values: Tensor, dims: tuple[int, ...], group) -> Tensor:
-    """Return the mean over `dims`, and over the processes of `group`: each value counts once."""
+    """Return the mean over `dims`, and over the processes of `group`: each value counts
+    once.
+    """
     if group is None:
         return values.mean(dims, keepdim=True)
     total = values.sum(dims, keepdim=True)
@@ -135,7 +145,11 @@ class _BatchNorm(nn.Module):
     def reset_running_stats(self) -> None:
         """Forget the statistics: mean 0, variance 1, no batch seen."""
         if self.track_running_stats:
-            self.running_mean.zero_(), self.running_var.fill_(1), self.num_batches_tracked.zero_()
+            (
+                self.running_mean.zero_(),
+                self.running_var.fill_(1),
+                self.num_batches_tracked.zero_(),
+            )
 
     def _group(self):
         return None
@@ -173,15 +187,18 @@ class _BatchNorm(nn.Module):
 
 
 class BatchNorm1d(_BatchNorm):
-    """Standardise each channel of (N, C) or (N, C, L) over the rest, then scale and shift it.
+    """Standardise each channel of (N, C) or (N, C, L) over the rest, then scale and shift
+    it.
 
-    In training by the batch's mean and biased variance; running averages of the mean and of the
-    unbiased variance are kept, in which a new value weighs `momentum` (None: all batches alike).
-    In evaluation by those averages. Parameters and buffers are named as torch's.
-    Raises ValueError for other shapes, and in training for fewer than two values a channel;
-    TypeError for integers.
-    Source: Ioffe & Szegedy (2015). Invariants: in evaluation a row's output does not depend on the
-    other rows; in training the output does not change when the input is scaled (up to eps).
+    In training by the batch's mean and biased variance; running averages of the mean and
+    of the unbiased variance are kept, in which a new value weighs `momentum` (None: all
+    batches alike). In evaluation by those averages. Parameters and buffers are named as
+    torch's.
+    Raises ValueError for other shapes, and in training for fewer than two values a
+    channel; TypeError for integers.
+    Source: Ioffe & Szegedy (2015). Invariants: in evaluation a row's output does not
+    depend on the other rows; in training the output does not change when the input is
+    scaled (up to eps).
     """
 
     ndims = (2, 3)
@@ -196,9 +213,11 @@ class BatchNorm2d(_BatchNorm):
 class SyncBatchNorm(_BatchNorm):
     """Batch norm whose statistics in training run over all processes of `process_group`.
 
-    (N, C, ...) of two to five dimensions; N may differ between processes, and may be 1. Works on
-    the CPU with gloo, where torch's refuses. Without processes it is plain batch norm.
-    Invariant: n processes with equal shares give the outputs and gradients of the whole batch.
+    (N, C, ...) of two to five dimensions; N may differ between processes, and may be 1.
+    Works on the CPU with gloo, where torch's refuses. Without processes it is plain batch
+    norm.
+    Invariant: n processes with equal shares give the outputs and gradients of the whole
+    batch.
     """
 
     ndims = (2, 3, 4, 5)
@@ -215,13 +234,21 @@ class SyncBatchNorm(_BatchNorm):
 
     @classmethod
     def convert_sync_batchnorm(cls, module: nn.Module, process_group=None) -> nn.Module:
-        """Return `module` with each batch norm, ours or torch's, replaced; weights are shared."""
+        """Return `module` with each batch norm, ours or torch's, replaced; weights are
+        shared.
+        """
         if is_batch_norm(module) and not isinstance(module, cls):
             new = cls(
                 module.num_features, module.eps, module.momentum, module.affine,
                 module.track_running_stats, process_group=process_group,
             )  # fmt: skip
-            for name in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked"):
+            for name in (
+                "weight",
+                "bias",
+                "running_mean",
+                "running_var",
+                "num_batches_tracked",
+            ):
                 setattr(new, name, getattr(module, name))  # None where it has none
             return new.train(module.training)
         for name, child in module.named_children():
@@ -238,11 +265,12 @@ def is_batch_norm(module: nn.Module) -> bool:
 
 
 class LayerNorm(nn.Module):
-    """Standardise each example over its last dimensions `normalized_shape`, then scale and shift.
+    """Standardise each example over its last dimensions `normalized_shape`, then scale
+    and shift.
 
-    Raises ValueError where the input does not end in `normalized_shape`, or that is empty;
-    TypeError for integers. Source: Ba, Kiros & Hinton (2016). Invariant: training and evaluation
-    are the same, row by row.
+    Raises ValueError where the input does not end in `normalized_shape`, or that is
+    empty; TypeError for integers. Source: Ba, Kiros & Hinton (2016). Invariant: training
+    and evaluation are the same, row by row.
     """
 
     center = True
@@ -258,17 +286,26 @@ class LayerNorm(nn.Module):
         whole = isinstance(normalized_shape, int)
         self.normalized_shape = (normalized_shape,) if whole else tuple(normalized_shape)
         if not self.normalized_shape:
-            raise ValueError("normalized_shape is empty: give the sizes of the last dimensions")
+            raise ValueError(
+                "normalized_shape is empty: give the sizes of the last dimensions"
+            )
         self.eps = eps
-        ones, zeros = torch.ones(self.normalized_shape), torch.zeros(self.normalized_shape)
+        ones, zeros = (
+            torch.ones(self.normalized_shape),
+            torch.zeros(self.normalized_shape),
+        )
         self.weight = nn.Parameter(ones) if elementwise_affine else None
-        self.bias = nn.Parameter(zeros) if elementwise_affine and bias and self.center else None
+        self.bias = (
+            nn.Parameter(zeros) if elementwise_affine and bias and self.center else None
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         _check_dtype(x)
         size = len(self.normalized_shape)
         if x.ndim < size:
-            raise ValueError(f"the input {tuple(x.shape)} needs {size} dimensions or more")
+            raise ValueError(
+                f"the input {tuple(x.shape)} needs {size} dimensions or more"
+            )
         if x.shape[-size:] != self.normalized_shape:
             raise ValueError(
                 f"the input {tuple(x.shape)} must end in {self.normalized_shape}: build the layer "
@@ -282,7 +319,8 @@ class LayerNorm(nn.Module):
 
 
 class RMSNorm(LayerNorm):
-    """Divide each example by its root mean square over the last dimensions; no mean, no shift.
+    """Divide each example by its root mean square over the last dimensions; no mean, no
+    shift.
 
     eps None is the machine epsilon. Raises as LayerNorm does.
     Source: Zhang & Sennrich (2019).
@@ -302,8 +340,9 @@ class RMSNorm(LayerNorm):
 class GroupNorm(nn.Module):
     """Standardise each example of (N, C, ...) within `num_groups` groups of channels.
 
-    One group normalises a whole example, C groups each channel by itself. Raises ValueError where
-    the groups do not divide the channels, or the input has others; TypeError for integers.
+    One group normalises a whole example, C groups each channel by itself. Raises
+    ValueError where the groups do not divide the channels, or the input has others;
+    TypeError for integers.
     Source: Wu & He (2018).
     Invariant: training and evaluation are the same, row by row.
     """
@@ -313,7 +352,9 @@ class GroupNorm(nn.Module):
     ) -> None:
         super().__init__()
         if num_groups < 1 or num_channels < 1 or num_channels % num_groups:
-            raise ValueError(f"num_groups={num_groups} does not divide num_channels={num_channels}")
+            raise ValueError(
+                f"num_groups={num_groups} does not divide num_channels={num_channels}"
+            )
         self.num_groups, self.num_channels, self.eps = num_groups, num_channels, eps
         self.weight = nn.Parameter(torch.ones(num_channels)) if affine else None
         self.bias = nn.Parameter(torch.zeros(num_channels)) if affine else None
@@ -325,8 +366,11 @@ class GroupNorm(nn.Module):
                 f"the input {tuple(x.shape)} must be (batch, {self.num_channels}, ...): build the "
                 "layer with num_channels of your input"
             )
-        groups = x.unflatten(1, (self.num_groups, -1))  # (N, groups, channels a group, ...)
-        y, _, _ = Standardize.apply(groups, tuple(range(2 - groups.ndim, 0)), self.eps, True, None)
+        # (N, groups, channels a group, ...)
+        groups = x.unflatten(1, (self.num_groups, -1))
+        y, _, _ = Standardize.apply(
+            groups, tuple(range(2 - groups.ndim, 0)), self.eps, True, None
+        )
         y = y.flatten(1, 2)
         if self.weight is not None:
             column = (-1,) + (1,) * (x.ndim - 2)
@@ -341,8 +385,8 @@ class GroupNorm(nn.Module):
 def fold_batch_norm(layer: nn.Linear | nn.Conv1d | nn.Conv2d, bn: nn.Module) -> nn.Module:
     """Return a copy of `layer` that computes bn(layer(x)) of evaluation by itself.
 
-    `bn` is ours or torch's. Raises TypeError for other layers, ValueError for a batch norm in
-    training mode, without running statistics, or of another size.
+    `bn` is ours or torch's. Raises TypeError for other layers, ValueError for a batch
+    norm in training mode, without running statistics, or of another size.
     Invariant: the output is that of the pair, for any input.
     """
     if not isinstance(layer, (nn.Linear, nn.Conv1d, nn.Conv2d)) or not is_batch_norm(bn):
@@ -351,11 +395,15 @@ def fold_batch_norm(layer: nn.Linear | nn.Conv1d | nn.Conv2d, bn: nn.Module) -> 
             "or Conv2d and the batch norm that follows it"
         )
     if bn.running_mean is None:
-        raise ValueError("this batch norm has no running statistics, so there is no fixed map")
+        raise ValueError(
+            "this batch norm has no running statistics, so there is no fixed map"
+        )
     if bn.training:
         raise ValueError("in training mode batch norm is no fixed map: call eval() first")
     if len(layer.weight) != bn.num_features:
-        raise ValueError(f"the layer has {len(layer.weight)} outputs, the norm {bn.num_features}")
+        raise ValueError(
+            f"the layer has {len(layer.weight)} outputs, the norm {bn.num_features}"
+        )
     scale = (bn.running_var + bn.eps).rsqrt()
     scale = scale if bn.weight is None else scale * bn.weight
     shift = -bn.running_mean * scale + (0 if bn.bias is None else bn.bias)
@@ -368,14 +416,18 @@ def fold_batch_norm(layer: nn.Linear | nn.Conv1d | nn.Conv2d, bn: nn.Module) -> 
 
 @torch.no_grad()
 def recalibrate_bn(model: nn.Module, batches: Iterable) -> int:
-    """Set the running statistics of `model` to the mean over `batches`; return their number.
+    """Set the running statistics of `model` to the mean over `batches`; return their
+    number.
 
-    `batches`: inputs, or tuples that start with the inputs; each batch counts the same. Only the
-    batch norms run in training mode meanwhile, so that dropout stays off. Modes and momenta are as
-    before at the end. Raises ValueError where there is no batch, or no batch norm that tracks.
+    `batches`: inputs, or tuples that start with the inputs; each batch counts the same.
+    Only the batch norms run in training mode meanwhile, so that dropout stays off. Modes
+    and momenta are as before at the end. Raises ValueError where there is no batch, or no
+    batch norm that tracks.
     Source: Wu & Johnson (2021), who call it PreciseBN. Invariant: no parameter changes.
     """
-    norms = [m for m in model.modules() if is_batch_norm(m) and m.running_mean is not None]
+    norms = [
+        m for m in model.modules() if is_batch_norm(m) and m.running_mean is not None
+    ]
     if not norms:
         raise ValueError("this model has no batch norm with running statistics")
     modes = {module: module.training for module in model.modules()}
@@ -417,15 +469,25 @@ class _ByHand(TorchFunctionMode):
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         name = getattr(func, "__name__", "")
-        expect(not name.endswith("batch_norm"), f"Write it yourself, without torch's {name}.")
-        expect(name not in ("grad", "backward"), "Write the formula down, without autograd.")
+        expect(
+            not name.endswith("batch_norm"), f"Write it yourself, without torch's {name}."
+        )
+        expect(
+            name not in ("grad", "backward"), "Write the formula down, without autograd."
+        )
         return func(*args, **(kwargs or {}))
 
 
 def _check_layer(answer: Callable) -> None:
     x = (2 * _draw(5, 3, seed=0) + torch.tensor([1.0, -3.0, 0.5])).requires_grad_()
-    weight, bias = torch.tensor([2.0, 0.5, -1.0]).double(), torch.tensor([0.3, 0.0, 1.0]).double()
-    start = torch.tensor([4.0, -2.0, 1.0]).double(), torch.tensor([3.0, 0.5, 2.0]).double()
+    weight, bias = (
+        torch.tensor([2.0, 0.5, -1.0]).double(),
+        torch.tensor([0.3, 0.0, 1.0]).double(),
+    )
+    start = (
+        torch.tensor([4.0, -2.0, 1.0]).double(),
+        torch.tensor([3.0, 0.5, 2.0]).double(),
+    )
     mean, var = (tensor.clone() for tensor in start)
     momentum, eps = 0.2, 0.1
     center = x - x.mean(0)
@@ -437,7 +499,9 @@ def _check_layer(answer: Callable) -> None:
     with _ByHand():
         got = answer(x, weight, bias, mean, var, True, momentum, eps)
     expect(isinstance(got, Tensor), "Return the output, a tensor of the shape of x.")
-    expect(got.shape == x.shape, f"The output has shape {tuple(got.shape)}, x has (5, 3).")
+    expect(
+        got.shape == x.shape, f"The output has shape {tuple(got.shape)}, x has (5, 3)."
+    )
     expect(
         not _close(got, affine(center / (unbiased + eps).sqrt())),
         "In training the output uses the biased variance of the batch, divided by N.",
@@ -446,7 +510,9 @@ def _check_layer(answer: Callable) -> None:
         not _close(got, affine(center / (biased.sqrt() + eps))),
         "eps belongs under the square root, with the variance.",
     )
-    rows = (x - x.mean(1, keepdim=True)) / (x.var(1, correction=0, keepdim=True) + eps).sqrt()
+    rows = (x - x.mean(1, keepdim=True)) / (
+        x.var(1, correction=0, keepdim=True) + eps
+    ).sqrt()
     expect(
         not _close(got, affine(rows)),
         "You standardised each row, which is layer norm. Batch norm takes each column over the "
@@ -495,7 +561,10 @@ def _check_running(mean, var, start, new_mean, biased, unbiased, momentum) -> No
 
 
 def _check_evaluation(answer, weight, bias, eps, affine) -> None:
-    mean, var = torch.tensor([4.0, -2.0, 1.0]).double(), torch.tensor([3.0, 0.5, 2.0]).double()
+    mean, var = (
+        torch.tensor([4.0, -2.0, 1.0]).double(),
+        torch.tensor([3.0, 0.5, 2.0]).double(),
+    )
     x = _draw(4, 3, seed=2)
 
     def evaluate(rows: Tensor) -> Tensor:
@@ -512,12 +581,16 @@ def _check_evaluation(answer, weight, bias, eps, affine) -> None:
     )
     mates = torch.cat([x[:1], 10 * _draw(3, 3, seed=3)])
     expect(
-        _close(got[:1], evaluate(mates)[:1], 1e-5) and _close(got[:1], evaluate(x[:1]), 1e-5),
+        _close(got[:1], evaluate(mates)[:1], 1e-5)
+        and _close(got[:1], evaluate(x[:1]), 1e-5),
         "In evaluation a row's output changed with the other rows: evaluation uses the running "
         "statistics, not the batch.",
     )
     wanted = affine((x - mean) / (var + eps).sqrt())
-    expect(_close(got, wanted), "In evaluation: (x - running_mean) / sqrt(running_var + eps).")
+    expect(
+        _close(got, wanted),
+        "In evaluation: (x - running_mean) / sqrt(running_var + eps).",
+    )
 
 
 def _solve_layer(x, weight, bias, running_mean, running_var, training, momentum, eps):
@@ -562,8 +635,13 @@ def _layer_over_rows(x, weight, bias, *_):
 def _pair(
     bias: bool = True, affine: bool = True, outputs: int = 4
 ) -> tuple[nn.Linear, nn.BatchNorm1d]:
-    """Return a Linear and a batch norm in evaluation mode, with numbers that differ everywhere."""
-    linear, norm = nn.Linear(4, outputs, bias=bias), nn.BatchNorm1d(outputs, 0.1, affine=affine)
+    """Return a Linear and a batch norm in evaluation mode, with numbers that differ
+    everywhere.
+    """
+    linear, norm = (
+        nn.Linear(4, outputs, bias=bias),
+        nn.BatchNorm1d(outputs, 0.1, affine=affine),
+    )
     linear, norm = linear.double().eval(), norm.double().eval()
     with torch.no_grad():
         for seed, tensor in enumerate((*linear.parameters(), *norm.parameters())):
@@ -587,7 +665,9 @@ def _check_fold(answer: Callable) -> None:
     linear, norm = _pair()  # as they came in
     before, after = nn.Sequential(linear, norm).state_dict(), given.state_dict()
     same = all(_close(before[name], after[name]) for name in before)
-    expect(folded is not given[0] and same, "Build a new layer: what came in has changed.")
+    expect(
+        folded is not given[0] and same, "Build a new layer: what came in has changed."
+    )
     with torch.no_grad():
         got, right = copy.deepcopy(folded).double()(x), norm(linear(x))
         scale = (norm.running_var + norm.eps).rsqrt() * norm.weight
@@ -624,7 +704,9 @@ def _check_fold(answer: Callable) -> None:
         linear, norm = _pair(**setting)
         with torch.no_grad():
             right, folded = norm(linear(x)), copy.deepcopy(answer(linear, norm)).double()
-            fits = folded.in_features == linear.in_features and _close(folded(x), right, 1e-5)
+            fits = folded.in_features == linear.in_features and _close(
+                folded(x), right, 1e-5
+            )
             expect(fits, f"It is right for one pair, and wrong for {what}.")
 
 
@@ -634,7 +716,9 @@ def _solve_fold(linear, bn):
     folded = nn.Linear(linear.in_features, linear.out_features).to(linear.weight.dtype)
     with torch.no_grad():
         folded.weight.copy_(linear.weight * scale[:, None])
-        folded.bias.copy_((old - bn.running_mean) * scale + (0 if bn.bias is None else bn.bias))
+        folded.bias.copy_(
+            (old - bn.running_mean) * scale + (0 if bn.bias is None else bn.bias)
+        )
     return folded
 
 
@@ -667,12 +751,19 @@ def _fold_batch_statistics(linear, bn):
 
 def _check_gradient(answer: Callable) -> None:
     for rows, seed in ((4, 0), (7, 5)):
-        x, grad, eps = 1.5 * _draw(rows, 3, seed=seed) + 2, _draw(rows, 3, seed=seed + 1), 0.1
+        x, grad, eps = (
+            1.5 * _draw(rows, 3, seed=seed) + 2,
+            _draw(rows, 3, seed=seed + 1),
+            0.1,
+        )
         rstd = (x.var(0, correction=0) + eps).rsqrt()
         y = (x - x.mean(0)) * rstd
         with _ByHand():
             got = answer(x.clone(), grad.clone(), eps)
-        expect(isinstance(got, Tensor) and got.shape == x.shape, "Return a tensor of x's shape.")
+        expect(
+            isinstance(got, Tensor) and got.shape == x.shape,
+            "Return a tensor of x's shape.",
+        )
         through_y = (grad * y).mean(0) * y
         mistakes = {
             "You treated the mean and the variance as constants: both depend on every row.": grad,
@@ -708,8 +799,12 @@ def _gradient_with(mean=True, var=True, sums=False, scale=True):
     def gradient(x, grad, eps):
         rstd = (x.var(0, correction=0) + eps).rsqrt()
         y = (x - x.mean(0)) * rstd
-        average = (lambda values: values.sum(0)) if sums else (lambda values: values.mean(0))
-        change = grad - (average(grad) if mean else 0) - (average(grad * y) * y if var else 0)
+        average = (
+            (lambda values: values.sum(0)) if sums else (lambda values: values.mean(0))
+        )
+        change = (
+            grad - (average(grad) if mean else 0) - (average(grad * y) * y if var else 0)
+        )
         return change * rstd if scale else change
 
     return gradient
@@ -723,18 +818,28 @@ EXERCISES = (
         _check_layer,
         _solve_layer,
         {
-            "evaluation uses the batch": Wrong(_layer_with(always_batch=True), "not the batch"),
+            "evaluation uses the batch": Wrong(
+                _layer_with(always_batch=True), "not the batch"
+            ),
             "no standardisation at test": Wrong(
                 _layer_with(skip_evaluation=True), "standardised too"
             ),
-            "unbiased in the output": Wrong(_layer_with(correction=1), "biased variance of"),
+            "unbiased in the output": Wrong(
+                _layer_with(correction=1), "biased variance of"
+            ),
             "biased in the running variance": Wrong(
                 _layer_with(running_correction=0), "takes the unbiased"
             ),
-            "momentum weights the old": Wrong(_layer_with(swap=True), "weight of the new value"),
+            "momentum weights the old": Wrong(
+                _layer_with(swap=True), "weight of the new value"
+            ),
             "statistics are constants": Wrong(_layer_with(detach=True), "do not detach"),
-            "eps beside the root": Wrong(_layer_with(eps_outside=True), "under the square root"),
-            "evaluation updates": Wrong(_layer_with(update_always=True), "leave the running"),
+            "eps beside the root": Wrong(
+                _layer_with(eps_outside=True), "under the square root"
+            ),
+            "evaluation updates": Wrong(
+                _layer_with(update_always=True), "leave the running"
+            ),
             "layer norm": Wrong(_layer_over_rows, "which is layer norm"),
         },
     ),
@@ -749,7 +854,9 @@ EXERCISES = (
             "forgets the bias": Wrong(_fold_with(bias=False), "bias of the linear layer"),
             "forgets the mean": Wrong(_fold_with(mean=False), "lost the running mean"),
             "scales the columns": Wrong(_fold_with(columns=True), "not its columns"),
-            "batch statistics": Wrong(_fold_batch_statistics, "running statistics that bn holds"),
+            "batch statistics": Wrong(
+                _fold_batch_statistics, "running statistics that bn holds"
+            ),
         },
     ),
     Exercise(
@@ -758,9 +865,15 @@ EXERCISES = (
         _check_gradient,
         _solve_gradient,
         {
-            "statistics are constants": Wrong(_gradient_with(mean=False, var=False), "constants"),
-            "forgets the variance": Wrong(_gradient_with(var=False), "the variance's is missing"),
-            "forgets the mean": Wrong(_gradient_with(mean=False), "the mean's is missing"),
+            "statistics are constants": Wrong(
+                _gradient_with(mean=False, var=False), "constants"
+            ),
+            "forgets the variance": Wrong(
+                _gradient_with(var=False), "the variance's is missing"
+            ),
+            "forgets the mean": Wrong(
+                _gradient_with(mean=False), "the mean's is missing"
+            ),
             "sums": Wrong(_gradient_with(sums=True), "not sums"),
             "forgets the scale": Wrong(_gradient_with(scale=False), "at the end"),
         },

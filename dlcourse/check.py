@@ -1,16 +1,17 @@
 """Check what participants handed in: `python -m dlcourse.check FOLDER --csv results.csv`.
 
-FOLDER is a notebook, a participant's folder, or a folder with one sub-folder a participant; files
-named `anna__04_gradient_clipping.ipynb` work too. For each exercise the answer is taken out of the
-notebook with the statements that it needs, is run in a process of its own, and gets a verdict:
-pass, hint, not started, error or time-out.
+FOLDER is a notebook, a participant's folder, or a folder with one sub-folder a
+participant; files named `anna__04_gradient_clipping.ipynb` work too. For each exercise
+the answer is taken out of the notebook with the statements that it needs, is run in a
+process of its own, and gets a verdict: pass, hint, not started, error or time-out.
 
-The verdict is the package's own, and travels over a file that the notebook does not know: printing
-"Right." or replacing EXERCISES changes nothing. This is no sandbox. A notebook runs with your
-rights and could read or delete your files, or find a way to cheat. Check only what people you know
-have written, or work in a container.
+The verdict is the package's own, and travels over a file that the notebook does not know:
+printing "Right." or replacing EXERCISES changes nothing. This is no sandbox. A notebook
+runs with your rights and could read or delete your files, or find a way to cheat. Check
+only what people you know have written, or work in a container.
 
-Exit codes: 0 where every exercise passes, 1 where one does not, 2 for misuse, 130 for Ctrl-C.
+Exit codes: 0 where every exercise passes, 1 where one does not, 2 for misuse, 130 for
+Ctrl-C.
 """
 
 from __future__ import annotations
@@ -51,7 +52,8 @@ ROOT = Path(__file__).resolve().parents[1]
 START_LIMIT = 120.0  # seconds that Python and torch may take to start
 POLL = 0.05  # seconds between two looks at a process
 LONGEST = 500  # characters of a hint
-STOPPED = "Your code stopped with "  # how Exercise.hint_for begins where the answer raised
+# how Exercise.hint_for begins where the answer raised
+STOPPED = "Your code stopped with "
 GONE = "Its cell is not in the notebook."
 
 
@@ -68,7 +70,9 @@ class Stopped(Exception):
 
 
 class CellError(Exception):
-    """A statement that an answer needs has failed; the message names the cell and the error."""
+    """A statement that an answer needs has failed; the message names the cell and the
+    error.
+    """
 
 
 # --- reading a notebook ---------------------------------------------------------------------------
@@ -117,7 +121,9 @@ def cells_of(book: dict) -> list[Cell]:
 
 
 def section(cells: list[Cell], title: str) -> set[int]:
-    """Return the numbers of the cells from the H2 heading `title` up to the next H2 heading."""
+    """Return the numbers of the cells from the H2 heading `title` up to the next H2
+    heading.
+    """
     inside, found = False, set()
     for cell in cells:
         if cell.kind == "markdown":
@@ -131,7 +137,8 @@ def section(cells: list[Cell], title: str) -> set[int]:
 
 CELL_MAGIC = re.compile(r"\s*%%(\w*)[^\n]*")
 LINE_MAGIC = re.compile(
-    r"^([ \t]*)(?:(?:[\w, ]+=[ \t]*)?[%!].*|\?{1,2}[\w.]+[ \t]*|[\w.]+\?{1,2}[ \t]*)$", re.M
+    r"^([ \t]*)(?:(?:[\w, ]+=[ \t]*)?[%!].*|\?{1,2}[\w.]+[ \t]*|[\w.]+\?{1,2}[ \t]*)$",
+    re.M,
 )
 RUNS_ITS_CELL = {"time", "timeit", "capture", "prun"}
 
@@ -155,7 +162,13 @@ def plain(source: str) -> str:
 # --- statements and the names they use ------------------------------------------------------------
 
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
-BINDERS = (ast.Assign, ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.ImportFrom)
+BINDERS = (
+    ast.Assign,
+    ast.FunctionDef,
+    ast.AsyncFunctionDef,
+    ast.ClassDef,
+    ast.ImportFrom,
+)
 IMPORTS = (ast.Import, ast.ImportFrom)
 COMPREHENSION = "genexpr"
 
@@ -164,9 +177,9 @@ COMPREHENSION = "genexpr"
 class Step:
     """A statement at the top level of a cell, with the global names that it uses.
 
-    `now` are the names it reads when it runs, `later` those that its functions read when called;
-    it gives a value to `binds` and changes the objects of `touches`. `sure` means that it always
-    binds. `sites` are its calls EXERCISES[index].check(answer).
+    `now` are the names it reads when it runs, `later` those that its functions read when
+    called; it gives a value to `binds` and changes the objects of `touches`. `sure` means
+    that it always binds. `sites` are its calls EXERCISES[index].check(answer).
     """
 
     cell: int
@@ -180,7 +193,9 @@ class Step:
 
 
 def walk_now(node: ast.AST) -> Iterator[ast.AST]:
-    """Yield the nodes that run with a statement, not those in the bodies of its functions."""
+    """Yield the nodes that run with a statement, not those in the bodies of its
+    functions.
+    """
     stack = [node]
     while stack:
         part = stack.pop()
@@ -197,7 +212,9 @@ def root_of(node: ast.AST) -> str:
 
 
 class Generators(ast.NodeTransformer):
-    """Put generators in place of comprehensions, whose variables some Pythons count as global."""
+    """Put generators in place of comprehensions, whose variables some Pythons count as
+    global.
+    """
 
     def visit_ListComp(self, node: ast.ListComp | ast.SetComp) -> ast.AST:
         """Return a generator of the same elements."""
@@ -209,12 +226,16 @@ class Generators(ast.NodeTransformer):
     def visit_DictComp(self, node: ast.DictComp) -> ast.AST:
         """Return a generator of pairs."""
         self.generic_visit(node)
-        return ast.GeneratorExp(ast.Tuple([node.key, node.value], ast.Load()), node.generators)
+        return ast.GeneratorExp(
+            ast.Tuple([node.key, node.value], ast.Load()), node.generators
+        )
 
 
 @functools.lru_cache(maxsize=10_000)
 def names_in(text: str) -> tuple[frozenset[str], frozenset[str], frozenset[str]]:
-    """Return what `names` returns, for a statement as text; raise SyntaxError where it is none."""
+    """Return what `names` returns, for a statement as text; raise SyntaxError where it is
+    none.
+    """
     now, later, binds = set(), set(), set()
 
     def look(table: symtable.SymbolTable, top: bool, deferred: bool) -> None:
@@ -226,7 +247,9 @@ def names_in(text: str) -> tuple[frozenset[str], frozenset[str], frozenset[str]]
             if symbol.is_assigned() or symbol.is_imported():
                 binds.add(symbol.get_name())
         for child in table.get_children():
-            runs_later = child.get_type() == "function" and child.get_name() != COMPREHENSION
+            runs_later = (
+                child.get_type() == "function" and child.get_name() != COMPREHENSION
+            )
             look(child, False, deferred or runs_later)
 
     plainer = ast.unparse(Generators().visit(ast.parse(text)))
@@ -245,13 +268,17 @@ def names(node: ast.stmt) -> tuple[set[str], set[str], set[str]]:
                 (now if isinstance(part.ctx, ast.Load) else binds).add(part.id)
     if isinstance(node, ast.AugAssign):
         now |= binds
-    if isinstance(node, ast.Delete) or (isinstance(node, ast.AnnAssign) and node.value is None):
+    if isinstance(node, ast.Delete) or (
+        isinstance(node, ast.AnnAssign) and node.value is None
+    ):
         binds = set()
     return now, later, binds
 
 
 def touched(node: ast.stmt) -> set[str]:
-    """Return the names whose objects a statement changes: `a.b = 1`, `a[0] = 1`, `a.append(1)`."""
+    """Return the names whose objects a statement changes: `a.b = 1`, `a[0] = 1`,
+    `a.append(1)`.
+    """
     found = set()
     for part in walk_now(node):
         stores = isinstance(getattr(part, "ctx", None), (ast.Store, ast.Del))
@@ -264,7 +291,9 @@ def touched(node: ast.stmt) -> set[str]:
 
 
 def says_nothing(node: ast.stmt) -> bool:
-    """Tell whether a statement is `...` or a docstring; `pass` is an answer, if a lazy one."""
+    """Tell whether a statement is `...` or a docstring; `pass` is an answer, if a lazy
+    one.
+    """
     return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
 
 
@@ -286,7 +315,9 @@ class Neutral(ast.NodeTransformer):
 
 @dataclass(frozen=True)
 class Program:
-    """What gives an answer: statements in their order, the names in use, and an expression."""
+    """What gives an answer: statements in their order, the names in use, and an
+    expression.
+    """
 
     steps: tuple[Step, ...]
     needed: frozenset[str]
@@ -315,7 +346,9 @@ class Book:
         for _, node in parsed:
             self._note(node)
         self.steps = [self._step(number, node) for number, node in parsed]
-        self.imported = {n for s in self.steps if isinstance(s.node, IMPORTS) for n in s.binds}
+        self.imported = {
+            n for s in self.steps if isinstance(s.node, IMPORTS) for n in s.binds
+        }
 
     def _parse(self, cell: Cell) -> list[ast.stmt]:
         """Return the statements of a cell; note a cell that is no Python."""
@@ -341,7 +374,9 @@ class Book:
 
     def _note(self, node: ast.stmt) -> None:
         """Note the names of EXERCISES, of single exercises, and of the package's modules."""
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("dlcourse"):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(
+            "dlcourse"
+        ):
             for alias in node.names:
                 name = alias.asname or alias.name
                 if alias.name == "EXERCISES":
@@ -373,7 +408,9 @@ class Book:
         return index if name in self.lists and type(index) is int else None
 
     def exercise_called(self, node: ast.AST) -> int | None:
-        """Return the index of the exercise whose check, hint_for or solution a node calls."""
+        """Return the index of the exercise whose check, hint_for or solution a node
+        calls.
+        """
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
             if node.func.attr in ("check", "hint_for", "solution"):
                 return self._index(node.func.value)
@@ -388,14 +425,18 @@ class Book:
                 answers = [*part.args, *(word.value for word in part.keywords)]
                 sites += [(index, answer) for answer in answers[:1]]
         now, later, binds = names(node)
-        sure = isinstance(node, BINDERS) or (isinstance(node, ast.AnnAssign) and bool(node.value))
+        sure = isinstance(node, BINDERS) or (
+            isinstance(node, ast.AnnAssign) and bool(node.value)
+        )
         if isinstance(node, ast.Import):
             sure = all("." not in alias.name or alias.asname for alias in node.names)
         whole = [number, node, now, later, binds, touched(node)]
         return Step(*whole[:2], *map(frozenset, whole[2:]), sure, tuple(sites))
 
     def module(self) -> str | None:
-        """Return the module whose exercises the notebook checks, as far as its code tells."""
+        """Return the module whose exercises the notebook checks, as far as its code
+        tells.
+        """
         found = Counter()
         for cell in self.cells:
             if cell.kind == "code":
@@ -429,7 +470,9 @@ class Book:
         return found
 
     def _may_touch(self, step: Step, name: str) -> bool:
-        """Tell whether to run a statement that changes an object: settings of libraries are not."""
+        """Tell whether to run a statement that changes an object: settings of libraries
+        are not.
+        """
         return name not in self.imported or step.cell in self.asked
 
     def program(self, answer: ast.expr, cell: int, stop: int) -> Program:
@@ -454,16 +497,18 @@ class Book:
             chosen |= {
                 at
                 for at, step in enumerate(self.steps)
-                if isinstance(step.node, ast.ImportFrom) and step.node.names[0].name == "*"
+                if isinstance(step.node, ast.ImportFrom)
+                and step.node.names[0].name == "*"
             }
         steps = tuple(self.steps[at] for at in sorted(chosen))
         return Program(steps, frozenset(name for name, _ in seen), answer, cell, stop)
 
     def programs(self, number: int, question: str, count: int) -> Iterator[list[Program]]:
-        """Yield groups of programs for exercise `number`; a later group is for blank answers.
+        """Yield groups of programs for exercise `number`; a later group is for blank
+        answers.
 
-        First the answers where they are checked, the last one first. Then the same expressions at
-        the end of the notebook, and the function that the question names.
+        First the answers where they are checked, the last one first. Then the same
+        expressions at the end of the notebook, and the function that the question names.
         """
         last, sites = len(self.steps) - 1, []
         for at, step in enumerate(self.steps):
@@ -477,7 +522,9 @@ class Book:
         for at in range(last, -1, -1) if named else ():
             step = self.steps[at]
             for name in (named[1], f"your_{named[1]}"):
-                if name in step.binds and (step.cell in self.asked or name.startswith("your_")):
+                if name in step.binds and (
+                    step.cell in self.asked or name.startswith("your_")
+                ):
                     ends.append((ast.parse(name, mode="eval").body, step.cell))
         more = []
         for answer, cell in ends:
@@ -489,7 +536,9 @@ class Book:
         yield more
 
     def broken_for(self, number: int, programs: list[Program]) -> str:
-        """Return the error of a broken cell that checks this exercise or names its answer."""
+        """Return the error of a broken cell that checks this exercise or names its
+        answer.
+        """
         wanted = {p.answer.id for p in programs if isinstance(p.answer, ast.Name)}
         for _, source, error in self.broken:
             checks = re.search(rf"\[\s*{number - 1}\s*\]\s*\.\s*check\b", source)
@@ -498,7 +547,9 @@ class Book:
         return ""
 
     def untouched(self, program: Program) -> bool:
-        """Tell, without running anything, whether an answer is still the dots of the chapter."""
+        """Tell, without running anything, whether an answer is still the dots of the
+        chapter.
+        """
         answer, stop = program.answer, program.stop
         for _ in range(10):  # names of names
             if isinstance(answer, ast.Lambda):
@@ -511,13 +562,17 @@ class Book:
             node, stop = self.steps[hits[0]].node, hits[0] - 1
             if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
                 return not node.decorator_list and all(map(says_nothing, node.body))
-            if not isinstance(node, ast.Assign) or not isinstance(node.targets[0], ast.Name):
+            if not isinstance(node, ast.Assign) or not isinstance(
+                node.targets[0], ast.Name
+            ):
                 return False
             answer = node.value
         return False
 
     def blank(self, number: int, question: str, count: int) -> tuple[str, str] | None:
-        """Return the verdict of an exercise that nobody has touched, or None where it must run."""
+        """Return the verdict of an exercise that nobody has touched, or None where it
+        must run.
+        """
         found = [p for group in self.programs(number, question, count) for p in group]
         if not all(self.untouched(program) for program in found):
             return None
@@ -584,20 +639,24 @@ class Runner:
             wanted = [
                 alias
                 for alias in node.names
-                if alias.name == "*" or (alias.asname or alias.name).split(".")[0] in needed
+                if alias.name == "*"
+                or (alias.asname or alias.name).split(".")[0] in needed
             ]
             changed = {**dict(ast.iter_fields(node)), "names": wanted or node.names}
             node = ast.copy_location(type(node)(**changed), node)
         elif any(self.book.exercise_called(part) is not None for part in ast.walk(node)):
             node = ast.fix_missing_locations(self.neutral.visit(node))
         whole = ast.Module([node], type_ignores=[])
-        return compile(whole, f"<cell {step.cell}>", "exec", self.book.flags, dont_inherit=True)
+        return compile(
+            whole, f"<cell {step.cell}>", "exec", self.book.flags, dont_inherit=True
+        )
 
     def run(self, program: Program, space: dict) -> None:
-        """Run the statements of a program; raise CellError where one that is needed fails.
+        """Run the statements of a program; raise CellError where one that is needed
+        fails.
 
-        A statement that misses a name is tried again after the others: cells may be out of order.
-        An expression may fail.
+        A statement that misses a name is tried again after the others: cells may be out
+        of order. An expression may fail.
         """
         pending = list(program.steps)
         while pending:
@@ -611,7 +670,9 @@ class Runner:
                     if not isinstance(step.node, ast.Expr):
                         raise CellError(told(error, step.cell)) from None
             if len(failed) == len(pending):
-                needed = [pair for pair in failed if not isinstance(pair[0].node, ast.Expr)]
+                needed = [
+                    pair for pair in failed if not isinstance(pair[0].node, ast.Expr)
+                ]
                 if needed:
                     raise CellError(told(needed[0][1], needed[0][0].cell))
                 return
@@ -633,7 +694,8 @@ class Runner:
             return PASS, ""
         if answer is ... or self.book.untouched(program):
             return BLANK, ""
-        if hint == self.blank_hint:  # `pass`, or one line that looks like a stub and raises
+        # `pass`, or one line that looks like a stub and raises
+        if hint == self.blank_hint:
             return ERROR, STOPPED + "an error; call it with values of your own."
         if hint.startswith(STOPPED):
             return ERROR, hint + (self.skipped() if "NameError" in hint else "")
@@ -664,12 +726,16 @@ class Runner:
         return self.if_blank(number, best, seen)
 
     def if_blank(self, number: int, best: tuple[str, str] | None, seen: list[Program]):
-        """Return the verdict of an exercise without an answer: its cell may be broken or gone."""
+        """Return the verdict of an exercise without an answer: its cell may be broken or
+        gone.
+        """
         error = self.book.broken_for(number, seen)
         return (ERROR, error) if error else best or (BLANK, GONE)
 
     def judge_all(self) -> Iterator[tuple[int, str, str]]:
-        """Run the whole notebook once, and yield (number, verdict, hint) of each exercise."""
+        """Run the whole notebook once, and yield (number, verdict, hint) of each
+        exercise.
+        """
         space, count = new_main(), len(self.exercises)
         best: dict[int, tuple[str, str]] = {}
         seen: dict[int, list[Program]] = {number: [] for number in range(1, count + 1)}
@@ -700,7 +766,9 @@ class Runner:
             yield number, verdict, hint
 
 
-def better(first: tuple[str, str] | None, second: tuple[str, str] | None) -> tuple[str, str]:
+def better(
+    first: tuple[str, str] | None, second: tuple[str, str] | None
+) -> tuple[str, str]:
     """Return the verdict that counts: a pass, else the first that is not blank."""
     pairs = [pair for pair in (first, second) if pair is not None]
     ranked = sorted(pairs, key=lambda pair: (pair[0] != PASS, pair[0] == BLANK))
@@ -734,7 +802,9 @@ def limit_resources(memory: float, seconds: float) -> None:
 
 
 def child() -> None:
-    """Run the answers of the notebook that stands on standard input, and leave the process."""
+    """Run the answers of the notebook that stands on standard input, and leave the
+    process.
+    """
     job = json.loads(sys.stdin.buffer.read())
     null = os.open(os.devnull, os.O_RDWR)
     os.dup2(null, 0)
@@ -758,14 +828,24 @@ def child() -> None:
             send(begin=0)
             start = clock()
             for number, verdict, hint in runner.judge_all():
-                send(done=number, verdict=verdict, hint=hint[:5000], seconds=clock() - start)
+                send(
+                    done=number,
+                    verdict=verdict,
+                    hint=hint[:5000],
+                    seconds=clock() - start,
+                )
                 start = clock()
         else:
             for number in job["numbers"]:
                 send(begin=number)
                 start = clock()
                 verdict, hint = runner.judge(number)
-                send(done=number, verdict=verdict, hint=hint[:5000], seconds=clock() - start)
+                send(
+                    done=number,
+                    verdict=verdict,
+                    hint=hint[:5000],
+                    seconds=clock() - start,
+                )
         leave(0)
     except BaseException as error:
         send(failed=told(error))
@@ -785,10 +865,15 @@ class Limits:
 
 
 class Process:
-    """A child process in a group of its own, without a terminal, which can be killed whole."""
+    """A child process in a group of its own, without a terminal, which can be killed
+    whole.
+    """
 
     def __init__(self, job: dict, folder: Path):
-        paths = [str(ROOT), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+        paths = [
+            str(ROOT),
+            *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep)),
+        ]
         env = os.environ | {
             "PYTHONPATH": os.pathsep.join(os.path.abspath(path) for path in paths),
             "PYTHONIOENCODING": "utf-8",
@@ -845,14 +930,19 @@ class Process:
         return self.process.wait()
 
 
-def attempt(job: dict, timeout: float, stop: threading.Event) -> tuple[dict, int | None, str]:
-    """Run one process; return (its verdicts, the exercise at which it ended, why it ended).
+def attempt(
+    job: dict, timeout: float, stop: threading.Event
+) -> tuple[dict, int | None, str]:
+    """Run one process; return (its verdicts, the exercise at which it ended, why it
+    ended).
 
     The reason TIME_OUT means that it was killed. Raises Stopped where `stop` is set.
     """
     done: dict[int, tuple[str, str, float]] = {}
     current, failed, reason = None, "", None
-    with tempfile.TemporaryDirectory(prefix="dlcourse", ignore_cleanup_errors=True) as name:
+    with tempfile.TemporaryDirectory(
+        prefix="dlcourse", ignore_cleanup_errors=True
+    ) as name:
         work = Path(name) / "work"
         work.mkdir()
         channel = Path(name) / "verdicts"
@@ -869,7 +959,11 @@ def attempt(job: dict, timeout: float, stop: threading.Event) -> tuple[dict, int
                         if "begin" in event:
                             current = event["begin"]
                         elif "done" in event:
-                            done[event["done"]] = event["verdict"], event["hint"], event["seconds"]
+                            done[event["done"]] = (
+                                event["verdict"],
+                                event["hint"],
+                                event["seconds"],
+                            )
                             current = None
                         else:
                             failed = event["failed"]
@@ -901,7 +995,9 @@ def ending(code: int) -> str:
 
 
 def run_answers(job: dict, limits: Limits, stop: threading.Event) -> dict:
-    """Return {exercise: (verdict, hint, seconds)}; after a time-out or a crash the rest goes on."""
+    """Return {exercise: (verdict, hint, seconds)}; after a time-out or a crash the rest
+    goes on.
+    """
     left, results = list(job["numbers"]), {}
     while left:
         seconds = limits.timeout * (1 if limits.full else len(left))
@@ -955,7 +1051,9 @@ class Task:
 
 @functools.cache
 def techniques() -> set[str]:
-    """Return the names of the package's modules that have exercises, without importing them."""
+    """Return the names of the package's modules that have exercises, without importing
+    them.
+    """
     return {
         path.stem
         for path in Path(__file__).parent.glob("*.py")
@@ -970,7 +1068,9 @@ def named(path: Path) -> str:
 
 
 def chapter_name(technique: str, path: Path) -> str:
-    """Return a chapter's name with its number, from the file or from the course's own folder."""
+    """Return a chapter's name with its number, from the file or from the course's own
+    folder.
+    """
     number = re.search(rf"\d\d_{technique}", path.stem)
     if number:
         return number[0]
@@ -985,7 +1085,9 @@ def questions_of(technique: str) -> list[str]:
         questions = [exercise.question for exercise in module.EXERCISES]
     except Exception as error:
         what = f"dlcourse.{technique} has no exercises here ({type(error).__name__}: {error})"
-        raise Unreadable(f"belongs to a chapter that this install lacks: {what}") from None
+        raise Unreadable(
+            f"belongs to a chapter that this install lacks: {what}"
+        ) from None
     return questions
 
 
@@ -1005,7 +1107,9 @@ def prepare(path: Path, participant: str, notes: list[str]) -> Task:
 
 
 def look_into(task: Task, notes: list[str]) -> None:
-    """Fill a task with what its notebook holds; raise Unreadable where that cannot be checked."""
+    """Fill a task with what its notebook holds; raise Unreadable where that cannot be
+    checked.
+    """
     path, cells = task.path, cells_of(load_book(task.path))
     book = Book(cells)
     inside, outside = book.module(), named(path)
@@ -1014,7 +1118,9 @@ def look_into(task: Task, notes: list[str]) -> None:
         notes.append(f"{path}: a guide; it has no exercises to check.")
         return
     if not task.technique:
-        raise Unreadable("is not a chapter of this course: no name and no exercise says so.")
+        raise Unreadable(
+            "is not a chapter of this course: no name and no exercise says so."
+        )
     task.chapter = chapter_name(task.technique, path)
     if outside and outside != task.technique:
         notes.append(f"{path}: named after {outside}, but it holds {task.technique}.")
@@ -1027,10 +1133,13 @@ def look_into(task: Task, notes: list[str]) -> None:
     beyond = any(index >= count for step in book.steps for index, _ in step.sites)
     printed = "".join(cell.printed for cell in cells if cell.number in book.asked)
     before, now = (
-        set(re.findall(r"Write (\w+)\(", text)) for text in (printed, " ".join(task.questions))
+        set(re.findall(r"Write (\w+)\(", text))
+        for text in (printed, " ".join(task.questions))
     )
     if beyond or before - now:
-        notes.append(f"{path}: another version of the chapter; its exercises are not all the same.")
+        notes.append(
+            f"{path}: another version of the chapter; its exercises are not all the same."
+        )
     task.book = book
 
 
@@ -1055,7 +1164,15 @@ def check_task(task: Task, limits: Limits, stop: threading.Event) -> list[Row]:
         }
         results |= run_answers(job, limits, stop)
     return [
-        Row(task.participant, task.chapter, number, short(question), verdict, hint, seconds)
+        Row(
+            task.participant,
+            task.chapter,
+            number,
+            short(question),
+            verdict,
+            hint,
+            seconds,
+        )
         for number, question in enumerate(task.questions, 1)
         for verdict, hint, seconds in [results[number]]
     ]
@@ -1065,7 +1182,9 @@ def notebooks_in(folder: Path, deep: bool) -> list[Path]:
     """Return the notebooks of a folder in the order of their names, without hidden ones."""
     found = folder.rglob("*.ipynb") if deep else folder.glob("*.ipynb")
     seen = [path.relative_to(folder).parts for path in found if path.is_file()]
-    return [folder.joinpath(*p) for p in sorted(seen) if not any(s.startswith(".") for s in p)]
+    return [
+        folder.joinpath(*p) for p in sorted(seen) if not any(s.startswith(".") for s in p)
+    ]
 
 
 def collect(paths: Iterable[Path], notes: list[str]) -> list[tuple[Path, str]]:
@@ -1082,7 +1201,9 @@ def collect(paths: Iterable[Path], notes: list[str]) -> list[tuple[Path, str]]:
 
     for path in paths:
         if not path.exists():
-            raise Misuse(f"{path} does not exist; give a notebook or a folder of notebooks")
+            raise Misuse(
+                f"{path} does not exist; give a notebook or a folder of notebooks"
+            )
         if path.is_file():
             if path.suffix != ".ipynb":
                 raise Misuse(f"{path} is no notebook; give an .ipynb file or a folder")
@@ -1101,7 +1222,9 @@ def collect(paths: Iterable[Path], notes: list[str]) -> list[tuple[Path, str]]:
                 if not theirs and not own:
                     notes.append(f"{folder.name} has no notebooks.")
         if not own and len(found) == before:
-            raise Misuse(f"{path} holds no notebooks; give the folder into which they were put")
+            raise Misuse(
+                f"{path} holds no notebooks; give the folder into which they were put"
+            )
     return list(found.items())
 
 
@@ -1138,26 +1261,40 @@ def table(rows: list[list[str]]) -> list[str]:
     columns = max(map(len, rows), default=0)
     rows = [[*row, *[""] * (columns - len(row))] for row in rows]
     wide = [max(width(row[column]) for row in rows) for column in range(columns)]
-    padded = [[t + " " * (w - width(t)) for t, w in zip(row, wide, strict=True)] for row in rows]
+    padded = [
+        [t + " " * (w - width(t)) for t, w in zip(row, wide, strict=True)] for row in rows
+    ]
     return ["  ".join(row).rstrip() for row in padded]
 
 
 def counted(rows: list[Row]) -> str:
-    """Return how many exercises passed, what became of the others, and what was unreadable."""
+    """Return how many exercises passed, what became of the others, and what was
+    unreadable.
+    """
     by = Counter(row.verdict for row in rows if row.exercise)
     others = [f"{by[verdict]} {verdict}" for verdict in VERDICTS[1:] if by[verdict]]
-    text = f"{by[PASS]} of {by.total()} passed" + (f" ({', '.join(others)})" if others else "")
+    text = f"{by[PASS]} of {by.total()} passed" + (
+        f" ({', '.join(others)})" if others else ""
+    )
     unread = len(rows) - by.total()
-    return text + f"; {unread} notebook{'s' * (unread > 1)} could not be checked" * (unread > 0)
+    return text + f"; {unread} notebook{'s' * (unread > 1)} could not be checked" * (
+        unread > 0
+    )
 
 
 def report(batches: list[list[Row]]) -> str:
-    """Return the report: a line a notebook, the hints, totals by participant and by exercise."""
+    """Return the report: a line a notebook, the hints, totals by participant and by
+    exercise.
+    """
     rows = [row for batch in batches for row in batch]
     most = max((row.exercise for row in rows if row.exercise), default=0)
-    name = {row: (one_line(row.participant, 40), one_line(row.chapter, 40)) for row in rows}
+    name = {
+        row: (one_line(row.participant, 40), one_line(row.chapter, 40)) for row in rows
+    }
     lines = [["participant", "chapter", *map(str, range(1, most + 1))]]
-    lines += [[*name[batch[0]], *(row.verdict for row in batch)] for batch in batches if batch]
+    lines += [
+        [*name[batch[0]], *(row.verdict for row in batch)] for batch in batches if batch
+    ]
     hints = [
         [*name[row], str(row.exercise), row.verdict, one_line(row.hint, 110)]
         for row in rows
@@ -1168,14 +1305,18 @@ def report(batches: list[list[Row]]) -> str:
     for row in rows:
         people.setdefault(row.participant, []).append(row)
         if row.exercise:
-            exercises.setdefault((row.chapter, row.exercise, row.question), []).append(row)
+            exercises.setdefault((row.chapter, row.exercise, row.question), []).append(
+                row
+            )
     totals = [[one_line(person, 40), counted(group)] for person, group in people.items()]
     by_exercise = []
     for chapter, number, question in sorted(exercises):
         group = exercises[chapter, number, question]
         said = Counter(row.hint for row in group if row.verdict == HINT).most_common(1)
         often = f"most often: {one_line(said[0][0], 70)}" if said else ""
-        by_exercise.append([f"{chapter} {number}", counted(group), one_line(question, 50), often])
+        by_exercise.append(
+            [f"{chapter} {number}", counted(group), one_line(question, 50), often]
+        )
     text = table(lines)
     for title, part in (
         ("What the checks say", hints),
@@ -1214,17 +1355,27 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         prog="python -m dlcourse.check",
         description="Check the exercises of participants' notebooks. This is no sandbox.",
     )
-    parser.add_argument("path", nargs="+", type=Path, help="a notebook, or a folder of them")
-    parser.add_argument("--csv", type=Path, metavar="FILE", help="write one row an exercise")
+    parser.add_argument(
+        "path", nargs="+", type=Path, help="a notebook, or a folder of them"
+    )
+    parser.add_argument(
+        "--csv", type=Path, metavar="FILE", help="write one row an exercise"
+    )
     parser.add_argument(
         "--timeout",
         type=positive,
         metavar="S",
         help="seconds an exercise (60), with --full in all (300)",
     )
-    parser.add_argument("--memory", type=positive, default=4.0, metavar="GB", help="at most (4)")
-    parser.add_argument("--jobs", type=positive, metavar="N", help="notebooks at a time (cores)")
-    parser.add_argument("--full", action="store_true", help="run the whole notebook, every cell")
+    parser.add_argument(
+        "--memory", type=positive, default=4.0, metavar="GB", help="at most (4)"
+    )
+    parser.add_argument(
+        "--jobs", type=positive, metavar="N", help="notebooks at a time (cores)"
+    )
+    parser.add_argument(
+        "--full", action="store_true", help="run the whole notebook, every cell"
+    )
     return parser.parse_args(arguments)
 
 
@@ -1260,16 +1411,22 @@ def rows_in_order(tasks: list[Task], limits: Limits, jobs: int) -> Iterator[list
 
 @contextlib.contextmanager
 def writer(path: Path | None) -> Iterator:
-    """Give a function that appends rows to the CSV at `path`, or does nothing without one."""
+    """Give a function that appends rows to the CSV at `path`, or does nothing without
+    one.
+    """
     if path is None:
         yield lambda rows: None
         return
     if path.suffix == ".ipynb" or path.is_dir():
-        raise Misuse(f"--csv {path} would not be a table; give a name such as results.csv")
+        raise Misuse(
+            f"--csv {path} would not be a table; give a name such as results.csv"
+        )
     try:
         file = open(path, "w", encoding="utf-8-sig", newline="")
     except OSError as error:
-        raise Misuse(f"cannot write {path} ({error.strerror}); choose another --csv") from None
+        raise Misuse(
+            f"cannot write {path} ({error.strerror}); choose another --csv"
+        ) from None
     with file:
         out = csv.writer(file)
         out.writerow(COLUMNS)
@@ -1323,7 +1480,9 @@ def interrupt(number, frame) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command; return 0 where all pass, 1 where not, 2 for misuse, 130 for Ctrl-C."""
+    """Run the command; return 0 where all pass, 1 where not, 2 for misuse, 130 for
+    Ctrl-C.
+    """
     options = parse(arguments)
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, interrupt)

@@ -1,12 +1,13 @@
-"""Data augmentation: fresh, label-preserving variants of the training images, drawn on the fly.
+"""Data augmentation: fresh, label-preserving variants of the training images, drawn on
+the fly.
 
-Images are a batch (n, c, h, w). Every random transform is called as `transform(images, generator)`,
-takes one decision for each image and has no loop over the images. It never changes its input.
-Without a generator it draws from torch's global one.
+Images are a batch (n, c, h, w). Every random transform is called as `transform(images,
+generator)`, takes one decision for each image and has no loop over the images. It never
+changes its input. Without a generator it draws from torch's global one.
 
-Geometry (flips, crops, affine maps, erasing) takes images in any range; `fill` is the value of the
-new pixels, so give it the value that black has after normalising. Colour takes images in [0, 1] and
-raises otherwise: normalise after it.
+Geometry (flips, crops, affine maps, erasing) takes images in any range; `fill` is the
+value of the new pixels, so give it the value that black has after normalising. Colour
+takes images in [0, 1] and raises otherwise: normalise after it.
 """
 
 from __future__ import annotations
@@ -21,28 +22,35 @@ from torch import Generator, Tensor, nn
 
 from dlcourse.lab.exercises import Exercise, Wrong, expect
 
-GREY = (0.2989, 0.587, 0.114)  # the shares of red, green and blue in a grey value (ITU-R 601)
+# the shares of red, green and blue in a grey value (ITU-R 601)
+GREY = (0.2989, 0.587, 0.114)
 
 # --------------------------------------------------------------------------- decisions
 
 
 def rank_generator(seed: int, rank: int) -> Generator:
-    """Return a generator of its own for process `rank` >= 0: other ranks draw other numbers.
+    """Return a generator of its own for process `rank` >= 0: other ranks draw other
+    numbers.
 
     Raises ValueError for a negative seed or rank.
 
-    Invariants: the same pair gives the same stream; two ranks, or two seeds, give different ones.
+    Invariants: the same pair gives the same stream; two ranks, or two seeds, give
+    different ones.
     """
     if seed < 0 or rank < 0:
         raise ValueError(f"seed={seed}, rank={rank}: give whole numbers of at least 0")
-    state = np.random.SeedSequence(seed, spawn_key=(rank,)).generate_state(1, np.uint64)[0]
+    state = np.random.SeedSequence(seed, spawn_key=(rank,)).generate_state(1, np.uint64)[
+        0
+    ]
     return Generator().manual_seed(int(state >> np.uint64(1)))
 
 
 def _rand(images: Tensor, generator: Generator | None, *shape: int) -> Tensor:
     """Return uniform float32 numbers (n, *shape), drawn where the generator lives."""
     device = images.device if generator is None else generator.device
-    return torch.rand(len(images), *shape, generator=generator, device=device).to(images.device)
+    return torch.rand(len(images), *shape, generator=generator, device=device).to(
+        images.device
+    )
 
 
 def _between(images, generator, low, high) -> Tensor:
@@ -65,7 +73,9 @@ def _check_batch(images: Tensor) -> None:
             f"images must be (n, c, h, w), not {tuple(images.shape)}: for one image, images[None]"
         )
     if not images.is_floating_point():
-        raise ValueError(f"images are {images.dtype}: divide by 255 to get floats in [0, 1]")
+        raise ValueError(
+            f"images are {images.dtype}: divide by 255 to get floats in [0, 1]"
+        )
 
 
 def _check_colour(images: Tensor) -> None:
@@ -89,16 +99,22 @@ def _check_range(name: str, pair: Sequence[float], least: float = -math.inf) -> 
     pair = tuple(float(value) for value in pair)
     if len(pair) != 2 or not least <= pair[0] <= pair[1] < math.inf:
         said = "" if least == -math.inf else f" of at least {least:g}"
-        raise ValueError(f"{name}={pair!r}: give (low, high), two numbers{said} in this order")
+        raise ValueError(
+            f"{name}={pair!r}: give (low, high), two numbers{said} in this order"
+        )
     return pair
 
 
 def _filled(images: Tensor, fill, height: int, width: int) -> Tensor:
-    """Return images of `fill`, a number or one a channel, in the shape (n, c, height, width)."""
+    """Return images of `fill`, a number or one a channel, in the shape (n, c, height,
+    width).
+    """
     fill = torch.as_tensor(fill, dtype=images.dtype, device=images.device)
     channels = images.shape[1]
     if fill.ndim > 1 or fill.numel() not in (1, channels):
-        raise ValueError(f"fill has {fill.numel()} values for {channels} channels: give 1 or each")
+        raise ValueError(
+            f"fill has {fill.numel()} values for {channels} channels: give 1 or each"
+        )
     fill = fill.expand(channels) if fill.numel() == 1 else fill
     return fill.view(-1, 1, 1).expand(len(images), -1, height, width)
 
@@ -119,7 +135,8 @@ def vertical_flip(images: Tensor, flipped: Tensor) -> Tensor:
 def _pick_mirrored(images: Tensor, flipped: Tensor, dim: int) -> Tensor:
     _check_batch(images)
     kept = 1 - _per_image(flipped, images, "flipped")
-    # with weights of 0 and 1 this is exact for finite pixels, and several times as fast as where()
+    # with weights of 0 and 1 this is exact for finite pixels, and several times as fast
+    # as where()
     return images.flip(dim).lerp_(images, kept)
 
 
@@ -135,7 +152,8 @@ def pad(images: Tensor, padding: int, fill=0.0) -> Tensor:
 
 
 def crop(images: Tensor, top: Tensor, left: Tensor, size: tuple[int, int]) -> Tensor:
-    """Cut a window of `size` (height, width) at its own `top` and `left` (n,) out of each image.
+    """Cut a window of `size` (height, width) at its own `top` and `left` (n,) out of each
+    image.
 
     Raises ValueError where a window reaches over the edge.
     """
@@ -143,16 +161,21 @@ def crop(images: Tensor, top: Tensor, left: Tensor, size: tuple[int, int]) -> Te
     n, c, h, w = images.shape
     height, width = size
     if not (0 < height <= h and 0 < width <= w):
-        raise ValueError(f"a window of {tuple(size)} does not fit into {h} x {w}: pad first")
+        raise ValueError(
+            f"a window of {tuple(size)} does not fit into {h} x {w}: pad first"
+        )
     for name, start, last in (("top", top, h - height), ("left", left, w - width)):
         if start.shape != (n,) or (n and not (start.min() >= 0 and start.max() <= last)):
             raise ValueError(f"{name} must be ({n},) whole numbers from 0 to {last}")
     if n == 0:
         return images[..., :height, :width].clone()
-    # A row of a window is `width` neighbours in memory. So view the batch as all its runs of that
-    # length, which overlap and cost nothing, and copy the n * c * height runs that are asked for.
+    # A row of a window is `width` neighbours in memory. So view the batch as all its runs
+    # of that length, which overlap and cost nothing, and copy the n * c * height runs
+    # that are asked for.
     images = images.contiguous()
-    runs = images.as_strided((images.numel() - width + 1, width), (1, 1), images.storage_offset())
+    runs = images.as_strided(
+        (images.numel() - width + 1, width), (1, 1), images.storage_offset()
+    )
     planes = torch.arange(n * c, device=images.device).view(n, c, 1) * h
     rows = planes + top.view(n, 1, 1) + torch.arange(height, device=images.device)
     starts = rows * w + left.view(n, 1, 1)
@@ -162,7 +185,8 @@ def crop(images: Tensor, top: Tensor, left: Tensor, size: tuple[int, int]) -> Te
 class RandomHorizontalFlip:
     """Mirror each image left and right with probability `p`.
 
-    Raises ValueError for `p` outside [0, 1]. Invariant: each image comes out as it was or mirrored.
+    Raises ValueError for `p` outside [0, 1]. Invariant: each image comes out as it was or
+    mirrored.
     """
 
     def __init__(self, p: float = 0.5) -> None:
@@ -183,15 +207,19 @@ class RandomVerticalFlip(RandomHorizontalFlip):
 class RandomCrop:
     """Pad by `padding` pixels of `fill`, then cut a window of `size` at a random place.
 
-    size: (height, width), or None for the size of the image; with padding=1 that is a shift by at
-    most one pixel in each direction.
+    size: (height, width), or None for the size of the image; with padding=1 that is a
+    shift by at most one pixel in each direction.
 
     Invariant: every window of the padded image is equally likely.
     """
 
-    def __init__(self, size: tuple[int, int] | None = None, padding: int = 0, fill=0.0) -> None:
+    def __init__(
+        self, size: tuple[int, int] | None = None, padding: int = 0, fill=0.0
+    ) -> None:
         if padding < 0 or (size is not None and min(size) < 1):
-            raise ValueError(f"size={size}, padding={padding}: give at least 1, and at least 0")
+            raise ValueError(
+                f"size={size}, padding={padding}: give at least 1, and at least 0"
+            )
         self.size, self.padding, self.fill = size, padding, fill
 
     def __call__(self, images: Tensor, generator: Generator | None = None) -> Tensor:
@@ -201,7 +229,8 @@ class RandomCrop:
         places = [max(images.shape[-2 + side] - size[side] + 1, 1) for side in (0, 1)]
         draws = _rand(images, generator, 2)
         top, left = (
-            (draws[:, side] * places[side]).long().clamp(max=places[side] - 1) for side in (0, 1)
+            (draws[:, side] * places[side]).long().clamp(max=places[side] - 1)
+            for side in (0, 1)
         )
         return crop(images, top, left, size)
 
@@ -209,17 +238,21 @@ class RandomCrop:
 class RandomErasing:
     """Fill a random rectangle of each image with `value`, with probability `p`.
 
-    scale: the range of the rectangle's share of the area. ratio: the range of height over width,
-    drawn evenly on a log scale. A side that would be longer than the image is cut to it.
-    value: a number, or one a channel. Source: Zhong et al., Random Erasing (2017).
+    scale: the range of the rectangle's share of the area. ratio: the range of height over
+    width, drawn evenly on a log scale. A side that would be longer than the image is cut
+    to it. value: a number, or one a channel. Source: Zhong et al., Random Erasing (2017).
 
-    Invariants: pixels outside the rectangle are as they were; the rectangle lies in the image.
+    Invariants: pixels outside the rectangle are as they were; the rectangle lies in the
+    image.
     """
 
     def __init__(self, p=0.5, scale=(0.02, 0.33), ratio=(0.3, 3.3), value=0.0) -> None:
         _check_share("p", p)
         self.p, self.value = p, value
-        self.scale, self.ratio = _check_range("scale", scale, 0), _check_range("ratio", ratio, 1e-6)
+        self.scale, self.ratio = (
+            _check_range("scale", scale, 0),
+            _check_range("ratio", ratio, 1e-6),
+        )
 
     def __call__(self, images: Tensor, generator: Generator | None = None) -> Tensor:
         _check_batch(images)
@@ -267,15 +300,18 @@ def affine(
 ) -> Tensor:
     """Turn, shift, scale and shear each image about its centre, by its own numbers.
 
-    Each number is one for all or a tensor (n,): `angle` and the two of `shear` in degrees,
-    clockwise; the two of `translate` in pixels to the right and down; `scale` above 0.
-    interpolation: "bilinear" or "nearest". Pixels from outside are `fill`.
+    Each number is one for all or a tensor (n,): `angle` and the two of `shear` in
+    degrees, clockwise; the two of `translate` in pixels to the right and down; `scale`
+    above 0. interpolation: "bilinear" or "nearest". Pixels from outside are `fill`.
 
-    Invariants: whole-pixel shifts move pixels unchanged; without change the image comes back.
+    Invariants: whole-pixel shifts move pixels unchanged; without change the image comes
+    back.
     """
     _check_batch(images)
     if interpolation not in ("bilinear", "nearest"):
-        raise ValueError(f"interpolation={interpolation!r}: choose 'bilinear' or 'nearest'")
+        raise ValueError(
+            f"interpolation={interpolation!r}: choose 'bilinear' or 'nearest'"
+        )
     n, c, h, w = images.shape
     if n == 0:
         return images.clone()
@@ -283,21 +319,32 @@ def affine(
     numbers = (angle, *translate, scale, *shear)
     names = ("angle", "translate x", "translate y", "scale", "shear x", "shear y")
     angle, right, down, scale, shear_x, shear_y = (
-        _per_image(value, exact, name)[..., 0] for value, name in zip(numbers, names, strict=True)
+        _per_image(value, exact, name)[..., 0]
+        for value, name in zip(numbers, names, strict=True)
     )
     angle, shear_x, shear_y = (torch.deg2rad(v) for v in (angle, shear_x, shear_y))
     if (scale <= 0).any():
         raise ValueError("scale must be above 0")
-    # the map of a point of the input; its inverse says where each pixel of the output comes from
+    # the map of a point of the input; its inverse says where each pixel of the output
+    # comes from
     a = torch.cos(angle - shear_y) / torch.cos(shear_y)
     b = -a * torch.tan(shear_x) - torch.sin(angle)
     e = torch.sin(angle - shear_y) / torch.cos(shear_y)
     d = -e * torch.tan(shear_x) + torch.cos(angle)
-    y = torch.arange(h, dtype=exact.dtype, device=images.device).view(1, -1, 1) - (h - 1) / 2 - down
-    x = torch.arange(w, dtype=exact.dtype, device=images.device).view(1, 1, -1) - (w - 1) / 2
+    y = (
+        torch.arange(h, dtype=exact.dtype, device=images.device).view(1, -1, 1)
+        - (h - 1) / 2
+        - down
+    )
+    x = (
+        torch.arange(w, dtype=exact.dtype, device=images.device).view(1, 1, -1)
+        - (w - 1) / 2
+    )
     x = x - right
     # written out, since a matrix product would run in bfloat16 under autocast
-    grid = torch.stack([(d * x - b * y) / scale * 2 / w, (a * y - e * x) / scale * 2 / h], dim=-1)
+    grid = torch.stack(
+        [(d * x - b * y) / scale * 2 / w, (a * y - e * x) / scale * 2 / h], dim=-1
+    )
     fill = _filled(exact, fill, 1, 1)
     moved = F.grid_sample(exact - fill, grid, mode=interpolation, align_corners=False)
     return (moved + fill).to(images.dtype)
@@ -306,15 +353,21 @@ def affine(
 class RandomAffine:
     """Turn, shift, scale and shear each image by numbers of its own.
 
-    degrees: a number d for (-d, d), or the range (low, high), clockwise.
-    translate: the largest shift as a share of (width, height), in [0, 1]. scale: a range above 0.
-    shear: a number or range of degrees, along x. fill, interpolation: as for `affine`.
+    degrees: a number d for (-d, d), or the range (low, high), clockwise. translate: the
+    largest shift as a share of (width, height), in [0, 1]. scale: a range above 0. shear:
+    a number or range of degrees, along x. fill, interpolation: as for `affine`.
 
     Raises ValueError for ranges that are none.
     """
 
     def __init__(
-        self, degrees, translate=None, scale=None, shear=None, fill=0.0, interpolation="bilinear"
+        self,
+        degrees,
+        translate=None,
+        scale=None,
+        shear=None,
+        fill=0.0,
+        interpolation="bilinear",
     ) -> None:
         self.degrees = _symmetric("degrees", degrees)
         self.shear = _symmetric("shear", shear or 0.0)
@@ -329,13 +382,20 @@ class RandomAffine:
         h, w = images.shape[-2:]
         angle = _between(images, generator, *self.degrees)
         right, down = (
-            (_between(images, generator, -share, share) * side).round()  # whole pixels: no blur
+            # whole pixels: no blur
+            (_between(images, generator, -share, share) * side).round()
             for share, side in zip(self.translate, (w, h), strict=True)
         )
         scale = _between(images, generator, *self.scale)
         shear = _between(images, generator, *self.shear)
         return affine(
-            images, angle, (right, down), scale, (shear, 0.0), self.fill, self.interpolation
+            images,
+            angle,
+            (right, down),
+            scale,
+            (shear, 0.0),
+            self.fill,
+            self.interpolation,
         )
 
 
@@ -384,18 +444,24 @@ def adjust_contrast(images: Tensor, factor) -> Tensor:
 
 
 def adjust_saturation(images: Tensor, factor) -> Tensor:
-    """Scale each pixel in [0, 1] about its own grey value by its image's factor >= 0, and clip.
+    """Scale each pixel in [0, 1] about its own grey value by its image's factor >= 0, and
+    clip.
 
     Images of one channel have no saturation and come back as they are, as in torchvision.
     """
     _check_colour(images)
-    return _blend(images, _grey(images), factor, "saturation") if images.shape[1] == 3 else images
+    return (
+        _blend(images, _grey(images), factor, "saturation")
+        if images.shape[1] == 3
+        else images
+    )
 
 
 class ColorJitter:
     """Change brightness, contrast and saturation of each image in [0, 1], in this order.
 
-    Each is the range (low, high) of a factor >= 0, or a number v for (1 - v, 1 + v), 0 at least.
+    Each is the range (low, high) of a factor >= 0, or a number v for (1 - v, 1 + v), 0 at
+    least.
     """
 
     def __init__(self, brightness=0.0, contrast=0.0, saturation=0.0) -> None:
@@ -424,8 +490,8 @@ class ColorJitter:
 class GaussianNoise:
     """Add independent normal noise of standard deviation `sigma` to every pixel.
 
-    sigma: a number >= 0, or a range from which each image draws its own. With `clip` the result is
-    cut to [0, 1]; switch it off for normalised images.
+    sigma: a number >= 0, or a range from which each image draws its own. With `clip` the
+    result is cut to [0, 1]; switch it off for normalised images.
     """
 
     def __init__(self, sigma=0.1, clip: bool = True) -> None:
@@ -435,14 +501,17 @@ class GaussianNoise:
     def __call__(self, images: Tensor, generator: Generator | None = None) -> Tensor:
         _check_batch(images)
         device = images.device if generator is None else generator.device
-        noise = torch.randn(images.shape, generator=generator, device=device, dtype=images.dtype)
+        noise = torch.randn(
+            images.shape, generator=generator, device=device, dtype=images.dtype
+        )
         sigma = _per_image(_between(images, generator, *self.sigma), images, "sigma")
         noisy = images + sigma * noise.to(images.device)
         return noisy.clamp(0, 1) if self.clip else noisy
 
 
 class SaltAndPepper:
-    """Set a share of the pixels to `low` (pepper) or `high` (salt), half each, on all channels.
+    """Set a share of the pixels to `low` (pepper) or `high` (salt), half each, on all
+    channels.
 
     amount: the share in [0, 1], or a range from which each image draws its own.
     """
@@ -456,22 +525,29 @@ class SaltAndPepper:
         _check_batch(images)
         draw = _rand(images, generator, 1, *images.shape[-2:])
         amount = _between(images, generator, *self.amount).view(-1, 1, 1, 1)
-        values = torch.full_like(images, self.low).masked_fill(draw < amount / 2, self.high)
+        values = torch.full_like(images, self.low).masked_fill(
+            draw < amount / 2, self.high
+        )
         return torch.where(draw < amount, values, images)
 
 
 # --------------------------------------------------------------------------- two images into one
 
 
-def mixup(images, labels, num_classes: int, alpha: float = 1.0, generator=None, weight=None):
+def mixup(
+    images, labels, num_classes: int, alpha: float = 1.0, generator=None, weight=None
+):
     """Blend each image with the one before it in the batch, and their labels alike.
 
-    labels: class numbers (n,), or shares (n, num_classes) with the sum 1. Returns the images and
-    targets (n, num_classes): weight w of the own label and 1 - w of the other, each image with a w
-    of its own from Beta(alpha, alpha), alpha > 0, or from `weight` (n,) in [0, 1].
-    Source: Zhang et al. (2018). A batch of one image has no other and comes back as it is.
+    labels: class numbers (n,), or shares (n, num_classes) with the sum 1. Returns the
+    images and targets (n, num_classes): weight w of the own label and 1 - w of the other,
+    each image with a w of its own from Beta(alpha, alpha), alpha > 0, or from `weight`
+    (n,) in [0, 1].
+    Source: Zhang et al. (2018). A batch of one image has no other and comes back as it
+    is.
 
-    Invariants: each row of the targets sums to 1; the batch's mean target stays in expectation.
+    Invariants: each row of the targets sums to 1; the batch's mean target stays in
+    expectation.
     """
     _check_batch(images)
     weight = beta_weights(images, alpha, generator) if weight is None else weight
@@ -480,13 +556,19 @@ def mixup(images, labels, num_classes: int, alpha: float = 1.0, generator=None, 
 
 
 def cutmix(
-    images, labels, num_classes: int, alpha: float = 1.0, generator=None, weight=None, center=None
+    images,
+    labels,
+    num_classes: int,
+    alpha: float = 1.0,
+    generator=None,
+    weight=None,
+    center=None,
 ):
     """Paste a rectangle of the image before it in the batch into each image.
 
-    The rectangle has the share 1 - w of the area, with w as for `mixup`, around a random `center`
-    (n, 2), (row, column) in pixels, and is cut off at the edge. The label of each image counts by
-    the pixels that are left of it. Source: Yun et al. (2019).
+    The rectangle has the share 1 - w of the area, with w as for `mixup`, around a random
+    `center` (n, 2), (row, column) in pixels, and is cut off at the edge. The label of
+    each image counts by the pixels that are left of it. Source: Yun et al. (2019).
 
     Invariant: the own label's weight is the share of pixels that stayed.
     """
@@ -495,16 +577,22 @@ def cutmix(
     weight = beta_weights(images, alpha, generator) if weight is None else weight
     side = (1 - weight).clamp(min=0).sqrt()
     if center is None:
-        center = (_rand(images, generator, 2) * torch.tensor([h, w], device=images.device)).floor()
+        center = (
+            _rand(images, generator, 2) * torch.tensor([h, w], device=images.device)
+        ).floor()
     half = torch.stack([(side * h / 2).floor(), (side * w / 2).floor()], 1).to(center)
     low = (center - half).clamp(min=0)
     high = torch.minimum(center + half, torch.tensor([h, w]).to(center))
     inside = _box(images, low[:, 0], low[:, 1], *(high - low).unbind(1))
     kept = 1 - inside.to(images.dtype).mean((1, 2, 3), keepdim=True)
-    return torch.where(inside, images.roll(1, 0), images), _mix_labels(labels, num_classes, kept)
+    return torch.where(inside, images.roll(1, 0), images), _mix_labels(
+        labels, num_classes, kept
+    )
 
 
-def beta_weights(images: Tensor, alpha: float, generator: Generator | None = None) -> Tensor:
+def beta_weights(
+    images: Tensor, alpha: float, generator: Generator | None = None
+) -> Tensor:
     """Return one draw from Beta(alpha, alpha) an image, (n,) float32 in [0, 1].
 
     Raises ValueError for alpha that is not above 0.
@@ -513,10 +601,12 @@ def beta_weights(images: Tensor, alpha: float, generator: Generator | None = Non
         raise ValueError(f"alpha={alpha!r}: give a number above 0, such as 0.2 or 1")
     device = images.device if generator is None else generator.device
     shape = torch.full((len(images), 2), alpha + 1.0, device=device, dtype=torch.float64)
-    # the share of two gammas; as logarithms, since gammas of small alpha round to zero. A gamma of
-    # alpha is one of alpha + 1 times a uniform number to the power of 1 / alpha.
+    # the share of two gammas; as logarithms, since gammas of small alpha round to zero. A
+    # gamma of alpha is one of alpha + 1 times a uniform number to the power of 1 / alpha.
     logs = torch._standard_gamma(shape, generator=generator).log()
-    uniform = torch.rand(shape.shape, generator=generator, device=device, dtype=torch.float64)
+    uniform = torch.rand(
+        shape.shape, generator=generator, device=device, dtype=torch.float64
+    )
     logs = logs + uniform.clamp(min=1e-300).log() / alpha
     return torch.sigmoid(logs[:, 0] - logs[:, 1]).float().to(images.device)
 
@@ -559,7 +649,9 @@ def posterize(images: Tensor, bits) -> Tensor:
 def solarize(images: Tensor, threshold) -> Tensor:
     """Invert the pixels in [0, 1] from their image's threshold on."""
     _check_colour(images)
-    return torch.where(images >= _per_image(threshold, images, "threshold"), 1 - images, images)
+    return torch.where(
+        images >= _per_image(threshold, images, "threshold"), 1 - images, images
+    )
 
 
 def autocontrast(images: Tensor) -> Tensor:
@@ -571,14 +663,17 @@ def autocontrast(images: Tensor) -> Tensor:
 
 
 def equalize(images: Tensor) -> Tensor:
-    """Make the grey values of each channel about equally frequent, in 256 levels, as Pillow does.
+    """Make the grey values of each channel about equally frequent, in 256 levels, as
+    Pillow does.
 
     A channel that has too few pixels besides its brightest value stays.
     """
     _check_colour(images)
     levels = (images * 255.999).long().flatten(2)
     pixels = levels.shape[2]
-    counts = levels.new_zeros(*levels.shape[:2], 256).scatter_add_(2, levels, levels * 0 + 1)
+    counts = levels.new_zeros(*levels.shape[:2], 256).scatter_add_(
+        2, levels, levels * 0 + 1
+    )
     sums = counts.cumsum(2)
     brightest = counts.gather(2, sums.argmax(2, keepdim=True))
     step = (pixels - brightest) // 255
@@ -588,18 +683,31 @@ def equalize(images: Tensor) -> Tensor:
 
 
 def _shift_x(images, strength, fill):
-    return affine(images, translate=((strength * images.shape[3]).round(), 0.0), fill=fill)
+    return affine(
+        images, translate=((strength * images.shape[3]).round(), 0.0), fill=fill
+    )
 
 
 def _shift_y(images, strength, fill):
-    return affine(images, translate=(0.0, (strength * images.shape[2]).round()), fill=fill)
+    return affine(
+        images, translate=(0.0, (strength * images.shape[2]).round()), fill=fill
+    )
 
 
-# name: (function of images, strength (n,) and fill; strongest; whether the sign is random)
+# name: (function of images, strength (n,) and fill; strongest; whether the sign is
+# random)
 TRIVIAL_OPS: dict[str, tuple[Callable[..., Tensor], float, bool]] = {
     "Identity": (lambda x, s, fill: x, 0.0, False),
-    "ShearX": (lambda x, s, f: affine(x, shear=(s.atan().rad2deg(), 0.0), fill=f), 0.99, True),
-    "ShearY": (lambda x, s, f: affine(x, shear=(0.0, s.atan().rad2deg()), fill=f), 0.99, True),
+    "ShearX": (
+        lambda x, s, f: affine(x, shear=(s.atan().rad2deg(), 0.0), fill=f),
+        0.99,
+        True,
+    ),
+    "ShearY": (
+        lambda x, s, f: affine(x, shear=(0.0, s.atan().rad2deg()), fill=f),
+        0.99,
+        True,
+    ),
     "TranslateX": (_shift_x, 1.0, True),
     "TranslateY": (_shift_y, 1.0, True),
     "Rotate": (lambda x, s, f: affine(x, angle=-s, fill=f), 135.0, True),
@@ -617,14 +725,17 @@ TRIVIAL_OPS: dict[str, tuple[Callable[..., Tensor], float, bool]] = {
 class TrivialAugment:
     """Apply to each image in [0, 1] one operation at one strength, both drawn evenly.
 
-    The fourteen operations and their wide ranges are those of Mueller & Hutter (2021); shifts go up
-    to the whole side, which is 32 pixels for their images of 32. `ops`: the names to draw from, of
-    TRIVIAL_OPS, so that those that change the label can be left out. bins: levels of strength.
+    The fourteen operations and their wide ranges are those of Mueller & Hutter (2021);
+    shifts go up to the whole side, which is 32 pixels for their images of 32. `ops`: the
+    names to draw from, of TRIVIAL_OPS, so that those that change the label can be left
+    out. bins: levels of strength.
 
     The images are grouped by operation: the loop is over operations, never over images.
     """
 
-    def __init__(self, ops: Sequence[str] = tuple(TRIVIAL_OPS), bins: int = 31, fill=0.0) -> None:
+    def __init__(
+        self, ops: Sequence[str] = tuple(TRIVIAL_OPS), bins: int = 31, fill=0.0
+    ) -> None:
         unknown = [name for name in ops if name not in TRIVIAL_OPS]
         if unknown or not ops or bins < 2:
             raise ValueError(
@@ -637,7 +748,9 @@ class TrivialAugment:
         _check_colour(images)
         draws = _rand(images, generator, 3)
         chosen = (draws[:, 0] * len(self.ops)).long().clamp(max=len(self.ops) - 1)
-        level = (draws[:, 1] * self.bins).floor().clamp(max=self.bins - 1) / (self.bins - 1)
+        level = (draws[:, 1] * self.bins).floor().clamp(max=self.bins - 1) / (
+            self.bins - 1
+        )
         sign = torch.where(draws[:, 2] < 0.5, -1.0, 1.0)
         result = images.clone()
         for number, name in enumerate(self.ops):
@@ -652,7 +765,9 @@ class TrivialAugment:
 
 
 class Normalize:
-    """Take `mean` (c,) off and divide by `std` (c,) > 0: the last of a chain of transforms."""
+    """Take `mean` (c,) off and divide by `std` (c,) > 0: the last of a chain of
+    transforms.
+    """
 
     def __init__(self, mean, std) -> None:
         self.mean, self.std = torch.as_tensor(mean).view(-1, 1, 1), torch.as_tensor(std)
@@ -682,11 +797,13 @@ def on_batches(
     mix: Callable | None = None,
     generator: Generator | None = None,
 ) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """Return a function of (inputs, targets) for `fit(transform=)`: first `transform`, then `mix`.
+    """Return a function of (inputs, targets) for `fit(transform=)`: first `transform`,
+    then `mix`.
 
-    transform(images, generator) returns images. mix(images, labels, generator=generator) returns
-    both, as `mixup` does once its number of classes is set. `fit` calls it on the whole batch, with
-    all rows of all processes, so there a generator must be the same on every process.
+    transform(images, generator) returns images. mix(images, labels, generator=generator)
+    returns both, as `mixup` does once its number of classes is set. `fit` calls it on the
+    whole batch, with all rows of all processes, so there a generator must be the same on
+    every process.
     """
 
     def augment(inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
@@ -699,8 +816,11 @@ def on_batches(
     return augment
 
 
-def expand(images: Tensor, labels: Tensor, transform: Callable, copies: int, generator=None):
-    """Return `copies` >= 1 augmented versions of each row, (copies * n, ...): augment once, ahead.
+def expand(
+    images: Tensor, labels: Tensor, transform: Callable, copies: int, generator=None
+):
+    """Return `copies` >= 1 augmented versions of each row, (copies * n, ...): augment
+    once, ahead.
 
     Kept for comparison: it takes memory and the network sees the same versions again.
     """
@@ -712,15 +832,19 @@ def expand(images: Tensor, labels: Tensor, transform: Callable, copies: int, gen
 
 @torch.no_grad()
 def predict_views(model: nn.Module, images: Tensor, views: Sequence[Callable]) -> Tensor:
-    """Return the class probabilities (n, classes), averaged over views: test-time augmentation.
+    """Return the class probabilities (n, classes), averaged over views: test-time
+    augmentation.
 
-    views: functions of images, which should be fixed, so that a prediction repeats, and hold the
-    identity. The model is put into evaluation mode and back.
+    views: functions of images, which should be fixed, so that a prediction repeats, and
+    hold the identity. The model is put into evaluation mode and back.
 
-    Raises ValueError without a view. Invariant: with the identity alone it is the model's softmax.
+    Raises ValueError without a view. Invariant: with the identity alone it is the model's
+    softmax.
     """
     if not views:
-        raise ValueError("give at least one view, such as the identity: lambda images: images")
+        raise ValueError(
+            "give at least one view, such as the identity: lambda images: images"
+        )
     was_training = model.training
     model.eval()
     total = sum(model(view(images)).softmax(-1) for view in views)
@@ -741,7 +865,10 @@ def _check_flip(answer: Callable) -> None:
     before = images.clone()
     result = answer(images, first)
     expect(torch.equal(images, before), "The given images have changed: make new ones.")
-    expect(result.shape == images.shape, f"The result is {tuple(result.shape)}: keep (n, c, h, w).")
+    expect(
+        result.shape == images.shape,
+        f"The result is {tuple(result.shape)}: keep (n, c, h, w).",
+    )
     mirrored = images.flip(-1)
     as_was = (result == images).flatten(1).all(1)
     turned = (result == mirrored).flatten(1).all(1)
@@ -758,7 +885,10 @@ def _check_flip(answer: Callable) -> None:
         "All images took the same decision: draw one number for each image, not one for the batch.",
     )
     again = answer(images, Generator().manual_seed(1))
-    expect(torch.equal(again, result), "The same seed gave other images: draw from `generator`.")
+    expect(
+        torch.equal(again, result),
+        "The same seed gave other images: draw from `generator`.",
+    )
 
 
 def _solve_flip(images, generator):
@@ -776,7 +906,9 @@ def _flip_upside_down(images, generator):
 
 
 def _flip_each_pixel(images, generator):
-    return torch.where(torch.rand(images.shape, generator=generator) < 0.5, images.flip(-1), images)
+    return torch.where(
+        torch.rand(images.shape, generator=generator) < 0.5, images.flip(-1), images
+    )
 
 
 def _flip_in_place(images, generator):
@@ -840,10 +972,13 @@ def _augment_on_top(images, transform, epochs, training, generator):
 
 
 def _arrow_score() -> Callable[[Sequence[Callable]], float]:
-    """Return score(transforms): validation accuracy of nearest neighbours on left/right arrows."""
+    """Return score(transforms): validation accuracy of nearest neighbours on left/right
+    arrows.
+    """
     arrow = torch.zeros(1, 1, 7, 9)
     arrow[..., 3, 1:8] = 1  # the shaft
-    arrow[..., 2, 2] = arrow[..., 4, 2] = arrow[..., 1, 3] = arrow[..., 5, 3] = 1  # the head, left
+    # the head, left
+    arrow[..., 2, 2] = arrow[..., 4, 2] = arrow[..., 1, 3] = arrow[..., 5, 3] = 1
     draw = Generator().manual_seed(0)
 
     def sample(rows, wander):
@@ -876,7 +1011,10 @@ def _check_choose(answer: Callable) -> None:
         return score(transforms)
 
     chosen = set(answer(dict(candidates), counted))
-    expect(chosen <= set(candidates), f"{chosen} holds names that are not among the candidates.")
+    expect(
+        chosen <= set(candidates),
+        f"{chosen} holds names that are not among the candidates.",
+    )
     expect(
         "flip" not in chosen,
         "A flipped arrow points the other way but keeps its label, and the score falls. More "
@@ -886,13 +1024,22 @@ def _check_choose(answer: Callable) -> None:
         "shift" in chosen,
         "Shifts raise the score from that of no transform, and you left them out.",
     )
-    expect([] in asked, "Ask for score([]) too: without it you cannot tell better from worse.")
-    expect("noise" in chosen, "Noise costs nothing here: keep what does not lower the score.")
+    expect(
+        [] in asked,
+        "Ask for score([]) too: without it you cannot tell better from worse.",
+    )
+    expect(
+        "noise" in chosen, "Noise costs nothing here: keep what does not lower the score."
+    )
 
 
 def _solve_choose(candidates, score):
     plain = score([])
-    return {name for name, transform in candidates.items() if score([transform]) >= plain - 0.03}
+    return {
+        name
+        for name, transform in candidates.items()
+        if score([transform]) >= plain - 0.03
+    }
 
 
 def _choose_all(candidates, score):
@@ -904,7 +1051,9 @@ def _choose_none(candidates, score):
 
 
 def _choose_half_right(candidates, score):
-    return {name for name, transform in candidates.items() if score([transform]) > 0.5} - {"flip"}
+    return {
+        name for name, transform in candidates.items() if score([transform]) > 0.5
+    } - {"flip"}
 
 
 EXERCISES = (

@@ -1,8 +1,10 @@
-"""Data loading: from samples on a disk or in memory to batches that are there when they are needed.
+"""Data loading: from samples on a disk or in memory to batches that are there when they
+are needed.
 
-A loader is four small parts: an order of the samples (a sampler), its cut into batches (a batch
-sampler), the reading (a dataset, in this process or in workers), and the stacking (a collate
-function). With the same generator the order is that of `torch.utils.data`, to the sample.
+A loader is four small parts: an order of the samples (a sampler), its cut into batches (a
+batch sampler), the reading (a dataset, in this process or in workers), and the stacking
+(a collate function). With the same generator the order is that of `torch.utils.data`, to
+the sample.
 """
 
 from __future__ import annotations
@@ -35,25 +37,30 @@ from dlcourse.lab.exercises import Exercise, Wrong, expect
 
 
 class Dataset:
-    """Samples by number: `dataset[i]` for i from 0 to len(dataset) - 1, and `len(dataset)`.
+    """Samples by number: `dataset[i]` for i from 0 to len(dataset) - 1, and
+    `len(dataset)`.
 
-    `__getitems__(indices)`, where there is one, returns a list of samples in one call; a loader
-    prefers it. Raises NotImplementedError for whatever a subclass leaves out.
+    `__getitems__(indices)`, where there is one, returns a list of samples in one call; a
+    loader prefers it. Raises NotImplementedError for whatever a subclass leaves out.
     """
 
     def __getitem__(self, index: int):
-        raise NotImplementedError(f"define {type(self).__name__}.__getitem__(self, index)")
+        raise NotImplementedError(
+            f"define {type(self).__name__}.__getitem__(self, index)"
+        )
 
     def __len__(self) -> int:
         raise NotImplementedError(f"define {type(self).__name__}.__len__(self)")
 
 
 class IterableDataset(torch.utils.data.IterableDataset):
-    """Samples one after another, without numbers: a stream, a log, files read from end to end.
+    """Samples one after another, without numbers: a stream, a log, files read from end to
+    end.
 
-    It is PyTorch's own class under our name, so that both loaders know a stream when they see one.
-    Each worker iterates over a copy of its own: dividing the samples is up to `__iter__`, which
-    learns from `get_worker_info` whose copy it is. Raises NotImplementedError without `__iter__`.
+    It is PyTorch's own class under our name, so that both loaders know a stream when they
+    see one. Each worker iterates over a copy of its own: dividing the samples is up to
+    `__iter__`, which learns from `get_worker_info` whose copy it is. Raises
+    NotImplementedError without `__iter__`.
     """
 
     def __iter__(self) -> Iterator:
@@ -71,9 +78,9 @@ def draw_seed(generator: torch.Generator | None = None) -> int:
 class RandomSampler:
     """Yields `num_samples` indices of `data_source` in random order, new in each pass.
 
-    replacement: draw each index anew from all; otherwise each pass over the data is a permutation.
-    num_samples: at least 1; None is len(data_source).
-    generator: None draws a seed from the global one for each pass.
+    replacement: draw each index anew from all; otherwise each pass over the data is a
+    permutation. num_samples: at least 1; None is len(data_source). generator: None draws
+    a seed from the global one for each pass.
 
     Raises ValueError for an empty source or fewer than one sample.
 
@@ -91,19 +98,25 @@ class RandomSampler:
         _check_not_empty(len(data_source))
         if num_samples is not None:
             _check_whole("num_samples", num_samples)
-        self.data_source, self.replacement, self.generator = data_source, replacement, generator
+        self.data_source, self.replacement, self.generator = (
+            data_source,
+            replacement,
+            generator,
+        )
         self.num_samples = num_samples or len(data_source)
 
     def __iter__(self) -> Iterator[int]:
         generator = self.generator or torch.Generator().manual_seed(draw_seed())
         n = len(self.data_source)
         if self.replacement:
-            full, rest = divmod(self.num_samples, 32)  # in pieces of 32, as PyTorch draws them
+            # in pieces of 32, as PyTorch draws them
+            full, rest = divmod(self.num_samples, 32)
             for size in [*[32] * full, rest]:
                 yield from torch.randint(n, (size,), generator=generator).tolist()
             return
         passes, rest = divmod(self.num_samples, n)
-        for size in [*[n] * passes, rest]:  # PyTorch draws the last one even if it takes none of it
+        # PyTorch draws the last one even if it takes none of it
+        for size in [*[n] * passes, rest]:
             yield from torch.randperm(n, generator=generator).tolist()[:size]
 
     def __len__(self) -> int:
@@ -111,14 +124,17 @@ class RandomSampler:
 
 
 class BatchSampler:
-    """Cuts a sampler's indices into lists of `batch_size`, the last one shorter or dropped.
+    """Cuts a sampler's indices into lists of `batch_size`, the last one shorter or
+    dropped.
 
     Raises ValueError where batch_size is no whole number of at least 1.
 
     Invariant: the batches joined are the sampler's indices, but for a dropped last one.
     """
 
-    def __init__(self, sampler: Iterable[int], batch_size: int, drop_last: bool = False) -> None:
+    def __init__(
+        self, sampler: Iterable[int], batch_size: int, drop_last: bool = False
+    ) -> None:
         _check_whole("batch_size", batch_size)
         self.sampler, self.batch_size, self.drop_last = sampler, batch_size, drop_last
 
@@ -131,19 +147,21 @@ class BatchSampler:
 
 
 class BucketSampler:
-    """Batches of samples of similar length, in random order: less padding, still shuffled.
+    """Batches of samples of similar length, in random order: less padding, still
+    shuffled.
 
-    The indices are shuffled and cut into pools of `pool` batches; each pool is sorted by length
-    and cut into batches; then all batches are shuffled (sequence bucketing, Khomenko et al. 2017).
+    The indices are shuffled and cut into pools of `pool` batches; each pool is sorted by
+    length and cut into batches; then all batches are shuffled (sequence bucketing,
+    Khomenko et al. 2017).
 
-    lengths: one a sample. batch_size, pool: at least 1. pool=1 is plain shuffling; a pool of all
-    batches pads least and leaves the batches nearly the same in each pass.
+    lengths: one a sample. batch_size, pool: at least 1. pool=1 is plain shuffling; a pool
+    of all batches pads least and leaves the batches nearly the same in each pass.
     generator: None draws a seed from the global one for each pass.
 
     Raises ValueError for no lengths, or sizes below 1.
 
-    Invariants: without drop_last each index comes once; the batches of a pool do not overlap in
-    length but at their ends; at most one batch is shorter than batch_size.
+    Invariants: without drop_last each index comes once; the batches of a pool do not
+    overlap in length but at their ends; at most one batch is shorter than batch_size.
     """
 
     def __init__(
@@ -157,7 +175,11 @@ class BucketSampler:
         _check_not_empty(len(lengths))
         _check_whole("batch_size", batch_size)
         _check_whole("pool", pool)
-        self.lengths, self.batch_size, self.pool = torch.as_tensor(lengths), batch_size, pool
+        self.lengths, self.batch_size, self.pool = (
+            torch.as_tensor(lengths),
+            batch_size,
+            pool,
+        )
         self.drop_last, self.generator = drop_last, generator
 
     def __iter__(self) -> Iterator[list[int]]:
@@ -177,7 +199,9 @@ class BucketSampler:
         return batches + (rest > 0 and not self.drop_last)
 
 
-def padding_share(lengths: Sequence[int] | Tensor, batches: Iterable[Sequence[int]]) -> float:
+def padding_share(
+    lengths: Sequence[int] | Tensor, batches: Iterable[Sequence[int]]
+) -> float:
     """Return which share of the padded batches is padding, in [0, 1).
 
     >>> padding_share([1, 2], [[0, 1]])
@@ -198,17 +222,20 @@ def shard_indices(
     epoch: int = 0,
     uneven: str = "pad",
 ) -> list[int]:
-    """Return the indices, of `length` samples, that fall to one of `num_replicas` readers.
+    """Return the indices, of `length` samples, that fall to one of `num_replicas`
+    readers.
 
-    All readers draw the same permutation, from seed + epoch, and take every num_replicas-th index.
-    uneven says what happens to a rest: "pad" repeats indices from the start, so that all readers
-    have as many, as training under DDP needs; "drop" leaves the rest out; "keep" lets readers
-    differ by one, so that each sample is counted once, as evaluation needs.
+    All readers draw the same permutation, from seed + epoch, and take every
+    num_replicas-th index. uneven says what happens to a rest: "pad" repeats indices from
+    the start, so that all readers have as many, as training under DDP needs; "drop"
+    leaves the rest out; "keep" lets readers differ by one, so that each sample is counted
+    once, as evaluation needs.
 
     Raises ValueError for no samples, a rank out of range, or another word.
 
-    Invariants: "pad" and "drop" are `torch.utils.data.DistributedSampler` with drop_last False and
-    True; under "keep" the shards are disjoint and cover all; another epoch is another order.
+    Invariants: "pad" and "drop" are `torch.utils.data.DistributedSampler` with drop_last
+    False and True; under "keep" the shards are disjoint and cover all; another epoch is
+    another order.
     """
     _check_not_empty(length)
     _check_whole("num_replicas", num_replicas)
@@ -218,7 +245,9 @@ def shard_indices(
         raise ValueError(f'uneven={uneven!r}: choose "pad", "drop" or "keep"')
     order = list(range(length))
     if shuffle:
-        order = torch.randperm(length, generator=torch.Generator().manual_seed(seed + epoch))
+        order = torch.randperm(
+            length, generator=torch.Generator().manual_seed(seed + epoch)
+        )
         order = order.tolist()
     if uneven == "pad":
         total = math.ceil(length / num_replicas) * num_replicas
@@ -253,11 +282,12 @@ def _check_not_empty(length: int) -> None:
 def default_collate(samples: Sequence):
     """Stack a list of samples into one batch, as deep as they are nested.
 
-    Tensors and NumPy arrays (...) become a tensor (n, ...), numbers a tensor (n,) (a Python float
-    becomes float64), strings stay a list, and mappings, named tuples, tuples and lists are stacked
-    field by field; a plain tuple comes back as a list.
+    Tensors and NumPy arrays (...) become a tensor (n, ...), numbers a tensor (n,) (a
+    Python float becomes float64), strings stay a list, and mappings, named tuples, tuples
+    and lists are stacked field by field; a plain tuple comes back as a list.
 
-    Raises ValueError for no samples or samples of unequal shapes, TypeError for other types.
+    Raises ValueError for no samples or samples of unequal shapes, TypeError for other
+    types.
 
     Invariant: equal to `torch.utils.data.default_collate` in values, dtypes and types.
     """
@@ -283,7 +313,9 @@ def default_collate(samples: Sequence):
         return samples
     if isinstance(first, Mapping):
         batch = copy.copy(first)
-        batch.update({key: default_collate([sample[key] for sample in samples]) for key in first})
+        batch.update(
+            {key: default_collate([sample[key] for sample in samples]) for key in first}
+        )
         return batch
     if isinstance(first, Sequence):
         lengths = {len(sample) for sample in samples}
@@ -301,16 +333,17 @@ def default_collate(samples: Sequence):
 
 
 def pad_collate(samples: Sequence, padding_value: float = 0.0):
-    """Stack sequences of unequal length into (padded, lengths), or (padded, lengths, rest...).
+    """Stack sequences of unequal length into (padded, lengths), or (padded, lengths,
+    rest...).
 
-    A sample is a tensor (length, ...), or a tuple that begins with one; the other fields are
-    stacked by `default_collate`. padded: (n, longest, ...), `padding_value` behind each end.
-    lengths: int64 (n,); a mask is `torch.arange(longest) < lengths[:, None]`.
+    A sample is a tensor (length, ...), or a tuple that begins with one; the other fields
+    are stacked by `default_collate`. padded: (n, longest, ...), `padding_value` behind
+    each end. lengths: int64 (n,); a mask is `torch.arange(longest) < lengths[:, None]`.
 
     Raises ValueError for no samples, TypeError where the sequence is no tensor.
 
-    Invariants: equal to `torch.nn.utils.rnn.pad_sequence(batch_first=True)`; cut at their lengths
-    the rows are the samples.
+    Invariants: equal to `torch.nn.utils.rnn.pad_sequence(batch_first=True)`; cut at their
+    lengths the rows are the samples.
     """
     if not len(samples):
         raise ValueError("a batch without samples cannot be stacked: give at least one")
@@ -329,7 +362,9 @@ def pad_collate(samples: Sequence, padding_value: float = 0.0):
         row[: len(sequence)] = sequence
     if alone:
         return padded, lengths
-    rest = [default_collate(field) for field in zip(*(s[1:] for s in samples), strict=True)]
+    rest = [
+        default_collate(field) for field in zip(*(s[1:] for s in samples), strict=True)
+    ]
     return (padded, lengths, *rest)
 
 
@@ -338,7 +373,9 @@ def pad_collate(samples: Sequence, padding_value: float = 0.0):
 
 @dataclass
 class WorkerInfo:
-    """Who a worker is: `id` from 0 to `num_workers` - 1, its `seed`, and its copy of `dataset`."""
+    """Who a worker is: `id` from 0 to `num_workers` - 1, its `seed`, and its copy of
+    `dataset`.
+    """
 
     id: int
     num_workers: int
@@ -350,22 +387,25 @@ _worker_info: WorkerInfo | None = None
 
 
 def get_worker_info():
-    """Return the `WorkerInfo` of this process, PyTorch's own in a PyTorch worker, else None."""
+    """Return the `WorkerInfo` of this process, PyTorch's own in a PyTorch worker, else
+    None.
+    """
     return _worker_info or torch.utils.data.get_worker_info()
 
 
 def seed_worker(worker_id: int) -> None:
-    """Give every random generator that is stored on this worker's dataset a seed of its own.
+    """Give every random generator that is stored on this worker's dataset a seed of its
+    own.
 
-    For `worker_init_fn=`, here and in PyTorch. A worker has a copy of the dataset, and a generator
-    (NumPy's, Python's or torch's) kept in an attribute is copied with its state: without this, all
-    workers draw the same numbers, and again in each epoch. Datasets that wrap another in an
-    attribute `dataset` are followed.
+    For `worker_init_fn=`, here and in PyTorch. A worker has a copy of the dataset, and a
+    generator (NumPy's, Python's or torch's) kept in an attribute is copied with its
+    state: without this, all workers draw the same numbers, and again in each epoch.
+    Datasets that wrap another in an attribute `dataset` are followed.
 
     Raises RuntimeError outside a worker.
 
-    Invariants: no two workers and no two epochs draw alike; the same generator of the loader gives
-    the same draws again.
+    Invariants: no two workers and no two epochs draw alike; the same generator of the
+    loader gives the same draws again.
     """
     info = get_worker_info()
     if info is None:
@@ -387,7 +427,9 @@ def seed_worker(worker_id: int) -> None:
 
 
 def _seed_everything(base_seed: int, worker: int) -> int:
-    """Seed Python, torch and NumPy as a PyTorch worker does since 1.9 (pull request 56488)."""
+    """Seed Python, torch and NumPy as a PyTorch worker does since 1.9 (pull request
+    56488).
+    """
     seed = base_seed + worker
     random.seed(seed)
     torch.manual_seed(seed)
@@ -400,30 +442,33 @@ def _seed_everything(base_seed: int, worker: int) -> int:
 
 
 class WorkerError(RuntimeError):
-    """A worker raised or died; the message holds its traceback or exit code, and what to do."""
+    """A worker raised or died; the message holds its traceback or exit code, and what to
+    do.
+    """
 
 
 class DataLoader:
-    """Batches of a dataset, read in this process or by `num_workers` processes ahead of time.
+    """Batches of a dataset, read in this process or by `num_workers` processes ahead of
+    time.
 
-    dataset: a `Dataset`, anything with `__getitem__` and `__len__`, or an `IterableDataset`.
-    batch_size: at least 1, at most the samples. shuffle: a new order in each pass.
-    sampler: indices in an order of your own; batch_sampler: lists of indices, instead of
-    batch_size, shuffle, sampler and drop_last.
-    num_workers: 0 reads in this process. Workers are processes, started for each pass; batch k is
-    read by worker k % num_workers, and batches come in order.
-    prefetch_factor: batches that each worker may be ahead, at least 1.
-    worker_init_fn(worker): runs in each worker before it reads, such as `seed_worker`.
-    generator: for the order and for the workers' seeds; None is the global one.
-    multiprocessing_context: "fork", "spawn" or "forkserver"; None is Python's default. Under the
-    last two, dataset and functions must be importable: a class of a notebook cell is not.
+    dataset: a `Dataset`, anything with `__getitem__` and `__len__`, or an
+    `IterableDataset`. batch_size: at least 1, at most the samples. shuffle: a new order
+    in each pass. sampler: indices in an order of your own; batch_sampler: lists of
+    indices, instead of batch_size, shuffle, sampler and drop_last. num_workers: 0 reads
+    in this process. Workers are processes, started for each pass; batch k is read by
+    worker k % num_workers, and batches come in order. prefetch_factor: batches that each
+    worker may be ahead, at least 1. worker_init_fn(worker): runs in each worker before it
+    reads, such as `seed_worker`. generator: for the order and for the workers' seeds;
+    None is the global one. multiprocessing_context: "fork", "spawn" or "forkserver"; None
+    is Python's default. Under the last two, dataset and functions must be importable: a
+    class of a notebook cell is not.
 
-    Raises ValueError for an empty dataset, a batch larger than the data, or settings that exclude
-    each other; WorkerError where a worker raises or dies.
+    Raises ValueError for an empty dataset, a batch larger than the data, or settings that
+    exclude each other; WorkerError where a worker raises or dies.
 
-    Invariants: each sample once a pass, however many workers; with the same generator the batches,
-    and all random draws in workers, are those of `torch.utils.data.DataLoader`; nothing is kept:
-    each pass reads every sample again; no process is left behind.
+    Invariants: each sample once a pass, however many workers; with the same generator the
+    batches, and all random draws in workers, are those of `torch.utils.data.DataLoader`;
+    nothing is kept: each pass reads every sample again; no process is left behind.
     """
 
     def __init__(
@@ -444,10 +489,18 @@ class DataLoader:
     ) -> None:
         _check_whole("batch_size", batch_size)
         _check_whole("prefetch_factor", prefetch_factor)
-        if isinstance(num_workers, bool) or not isinstance(num_workers, int) or num_workers < 0:
-            raise ValueError(f"num_workers={num_workers!r}: give a whole number, 0 for none")
+        if (
+            isinstance(num_workers, bool)
+            or not isinstance(num_workers, int)
+            or num_workers < 0
+        ):
+            raise ValueError(
+                f"num_workers={num_workers!r}: give a whole number, 0 for none"
+            )
         self.iterable = isinstance(dataset, torch.utils.data.IterableDataset)
-        if self.iterable and (shuffle or sampler is not None or batch_sampler is not None):
+        if self.iterable and (
+            shuffle or sampler is not None or batch_sampler is not None
+        ):
             raise ValueError(
                 "a stream has no numbers to shuffle or sample: shuffle where it is read, or use a "
                 "dataset with __getitem__"
@@ -458,7 +511,9 @@ class DataLoader:
                 "drop_last"
             )
         if sampler is not None and (shuffle or batch_sampler is not None):
-            raise ValueError("sampler decides the order: leave out shuffle and batch_sampler")
+            raise ValueError(
+                "sampler decides the order: leave out shuffle and batch_sampler"
+            )
         if not self.iterable and batch_sampler is None:
             if sampler is None:
                 _check_batch(batch_size, len(dataset))
@@ -466,7 +521,11 @@ class DataLoader:
                 sampler = RandomSampler(rows, generator=generator) if shuffle else rows
             batch_sampler = BatchSampler(sampler, batch_size, drop_last)
         self.dataset, self.batch_size, self.drop_last = dataset, batch_size, drop_last
-        self.batch_sampler, self.collate_fn, self.generator = batch_sampler, collate_fn, generator
+        self.batch_sampler, self.collate_fn, self.generator = (
+            batch_sampler,
+            collate_fn,
+            generator,
+        )
         self.num_workers, self.prefetch_factor = num_workers, prefetch_factor
         self.worker_init_fn, self.context = worker_init_fn, multiprocessing_context
 
@@ -477,7 +536,8 @@ class DataLoader:
         return batches + (rest > 0 and not self.drop_last)
 
     def __iter__(self) -> Iterator:
-        base_seed = draw_seed(self.generator)  # before the order, also without workers: as PyTorch
+        # before the order, also without workers: as PyTorch
+        base_seed = draw_seed(self.generator)
         return self._by_workers(base_seed) if self.num_workers else self._here()
 
     def _here(self) -> Iterator:
@@ -542,14 +602,19 @@ def _read(loader: DataLoader, batches: Iterable[Sequence[int]] | None) -> Iterat
 
 
 class _Worker:
-    """One worker process, as its parent sees it: a pipe that carries tickets out, batches back."""
+    """One worker process, as its parent sees it: a pipe that carries tickets out, batches
+    back.
+    """
 
-    def __init__(self, loader: DataLoader, number: int, base_seed: int, batches: list | None):
+    def __init__(
+        self, loader: DataLoader, number: int, base_seed: int, batches: list | None
+    ):
         context = multiprocessing.get_context(loader.context)
         job = copy.copy(loader)
         job.batch_sampler = job.generator = None  # the worker has no use for them
         self.number, self.of = number, loader.num_workers
-        self.begun = context.RawValue("l", 0)  # batches begun, to be read also after a death
+        # batches begun, to be read also after a death
+        self.begun = context.RawValue("l", 0)
         self.batches = None if batches is None else batches[number :: self.of]
         self.pipe, other = context.Pipe()
         self.process = context.Process(
@@ -634,7 +699,8 @@ def _work(pipe, parents, loader, number: int, base_seed: int, batches, begun) ->
             pipe.send(("end", None))
         except Exception:
             pipe.send(("error", traceback.format_exc()))
-        while True:  # what was sent may live in this process's memory until the parent has it
+        # what was sent may live in this process's memory until the parent has it
+        while True:
             _take_ticket(pipe)
     except (_NothingWanted, BrokenPipeError, ConnectionResetError):
         return
@@ -656,15 +722,19 @@ def _take_ticket(pipe) -> None:
 # --------------------------------------------------------------------------- ahead of time
 
 
-def prefetch(batches: Iterable, depth: int = 2, transform: Callable | None = None) -> Iterator:
-    """Yield what `batches` yields, read by one thread while the caller works on the last one.
+def prefetch(
+    batches: Iterable, depth: int = 2, transform: Callable | None = None
+) -> Iterator:
+    """Yield what `batches` yields, read by one thread while the caller works on the last
+    one.
 
     depth: at least 1; at most that many batches are read and not yet asked for.
-    transform(batch): also runs in the thread, such as pinning memory or a copy to a device.
-    It helps where the reading waits or leaves Python's lock (files, network, copies, most of
-    NumPy and torch); for Python code, use worker processes.
+    transform(batch): also runs in the thread, such as pinning memory or a copy to a
+    device. It helps where the reading waits or leaves Python's lock (files, network,
+    copies, most of NumPy and torch); for Python code, use worker processes.
 
-    Raises ValueError for a depth below 1; an error of `batches` is raised where its batch would be.
+    Raises ValueError for a depth below 1; an error of `batches` is raised where its batch
+    would be.
 
     Invariants: the same batches in the same order; the thread ends with the loop.
     """
@@ -708,18 +778,19 @@ def _ahead(batches: Iterable, depth: int, transform: Callable) -> Iterator:
 
 
 class TensorLoader:
-    """Batches of tensors that are in memory, each gathered in one call: no samples, no Python loop.
+    """Batches of tensors that are in memory, each gathered in one call: no samples, no
+    Python loop.
 
     tensors: each (n, ...), all with the same n. A batch is a tuple, one tensor for each.
-    batch_size: from 1 to n. shuffle: a new order in each pass. drop_last: without a shorter last.
-    transform(*batch): runs on whole batches, such as a cast to float32, and returns the batch.
-    generator: on the CPU; None is the global one. The tensors may be on any device, and so are the
-    batches.
+    batch_size: from 1 to n. shuffle: a new order in each pass. drop_last: without a
+    shorter last. transform(*batch): runs on whole batches, such as a cast to float32, and
+    returns the batch. generator: on the CPU; None is the global one. The tensors may be
+    on any device, and so are the batches.
 
     Raises ValueError for no or unequal rows, or a batch larger than the data.
 
-    Invariant: the batches are those of `torch.utils.data.DataLoader` over a `TensorDataset`, and
-    the generator is left in the same state, pass after pass.
+    Invariant: the batches are those of `torch.utils.data.DataLoader` over a
+    `TensorDataset`, and the generator is left in the same state, pass after pass.
     """
 
     def __init__(
@@ -760,17 +831,21 @@ class TensorLoader:
             batch = tuple([tensor.index_select(0, rows) for tensor in self.tensors])
             yield batch if self.transform is None else self.transform(*batch)
         if self.shuffle and self.generator is not None:
-            torch.randperm(self.rows, generator=generator)  # as RandomSampler does at its end
+            # as RandomSampler does at its end
+            torch.randperm(self.rows, generator=generator)
 
 
 # --------------------------------------------------------------------------- demonstrations
 #
-# Small datasets that the chapter, the tests and the benchmark show things on. They stand here, and
-# not in a notebook, because a worker that is spawned (macOS, Windows) must be able to import them.
+# Small datasets that the chapter, the tests and the benchmark show things on. They stand
+# here, and not in a notebook, because a worker that is spawned (macOS, Windows) must be
+# able to import them.
 
 
 class Probe(Dataset):
-    """Sample i is (i, the id of the process that read it); `calls` counts the reads made here."""
+    """Sample i is (i, the id of the process that read it); `calls` counts the reads made
+    here.
+    """
 
     def __init__(self, length: int) -> None:
         self.length, self.calls = length, 0
@@ -786,8 +861,8 @@ class Probe(Dataset):
 class RandomDraws(Dataset):
     """Sample i is a random int in [0, 2**31) from one `source`, whatever i is.
 
-    source: "numpy", "python" or "torch" (each library's global generator), or "stored" (a NumPy
-    generator made once, here, and kept on the dataset).
+    source: "numpy", "python" or "torch" (each library's global generator), or "stored" (a
+    NumPy generator made once, here, and kept on the dataset).
     """
 
     def __init__(self, length: int, source: str = "stored", seed: int = 0) -> None:
@@ -807,14 +882,22 @@ class RandomDraws(Dataset):
 
 
 class NumberStream(IterableDataset):
-    """The numbers from 0 to length - 1 as a stream; `shard` divides them among all readers.
+    """The numbers from 0 to length - 1 as a stream; `shard` divides them among all
+    readers.
 
-    shard: "no", "workers" (of this process only) or "all" (workers and processes). rank and
-    num_replicas say which of the processes this is.
+    shard: "no", "workers" (of this process only) or "all" (workers and processes). rank
+    and num_replicas say which of the processes this is.
     """
 
-    def __init__(self, length: int, shard: str = "no", rank: int = 0, num_replicas: int = 1):
-        self.length, self.shard, self.rank, self.num_replicas = length, shard, rank, num_replicas
+    def __init__(
+        self, length: int, shard: str = "no", rank: int = 0, num_replicas: int = 1
+    ):
+        self.length, self.shard, self.rank, self.num_replicas = (
+            length,
+            shard,
+            rank,
+            num_replicas,
+        )
 
     def __iter__(self) -> Iterator[int]:
         info = get_worker_info()
@@ -827,7 +910,9 @@ class NumberStream(IterableDataset):
 
 
 class RowStream(IterableDataset):
-    """Endless material: `length` row numbers below `rows` a pass, drawn by a stored generator."""
+    """Endless material: `length` row numbers below `rows` a pass, drawn by a stored
+    generator.
+    """
 
     def __init__(self, rows: int, length: int, seed: int = 0) -> None:
         self.rows, self.length, self.rng = rows, length, np.random.default_rng(seed)
@@ -839,7 +924,9 @@ class RowStream(IterableDataset):
 
 
 class SlowSamples(Dataset):
-    """Sample i is i, after a wait of `wait` seconds (as for a disk) and `spin` turns of a loop."""
+    """Sample i is i, after a wait of `wait` seconds (as for a disk) and `spin` turns of a
+    loop.
+    """
 
     def __init__(self, length: int, wait: float = 0.0, spin: int = 0) -> None:
         self.length, self.wait, self.spin = length, wait, spin
@@ -856,7 +943,9 @@ class SlowSamples(Dataset):
 
 
 class FaultySamples(Dataset):
-    """Sample i is i, but for one: reading it raises ("raise") or ends the process ("die")."""
+    """Sample i is i, but for one: reading it raises ("raise") or ends the process
+    ("die").
+    """
 
     def __init__(self, length: int, at: int, how: str = "raise") -> None:
         self.length, self.at, self.how = length, at, how
@@ -994,8 +1083,13 @@ def _check_order(answer) -> None:
             "This is the generator's first permutation. The loader has drawn one int64 before "
             "it, the seed of its workers, even if it has none.",
         )
-        expect(sorted(got) == list(range(length)), f"Give each index below {length} exactly once.")
-        expect(got == want, f"For seed {seed} the order begins {want[:5]}, yours {got[:5]}.")
+        expect(
+            sorted(got) == list(range(length)),
+            f"Give each index below {length} exactly once.",
+        )
+        expect(
+            got == want, f"For seed {seed} the order begins {want[:5]}, yours {got[:5]}."
+        )
 
 
 def _solve_order(length, seed):

@@ -1,8 +1,10 @@
-"""Data splitting: which rows a model learns from, which choose it, and which judge it once.
+"""Data splitting: which rows a model learns from, which choose it, and which judge it
+once.
 
-Every splitter returns row numbers (int64 arrays), never data. They draw from NumPy's `RandomState`,
-whose numbers are frozen for good: a split made today is the same on any machine and in any year.
-With the same seed they return the rows that scikit-learn's splitters return.
+Every splitter returns row numbers (int64 arrays), never data. They draw from NumPy's
+`RandomState`, whose numbers are frozen for good: a split made today is the same on any
+machine and in any year. With the same seed they return the rows that scikit-learn's
+splitters return.
 """
 
 from __future__ import annotations
@@ -27,24 +29,31 @@ def hold_out_split(
 ) -> Fold:
     """Return (rest, held out): the numbers 0 to n - 1, cut in two at random.
 
-    test: the share to hold out, a float in (0, 1) and rounded up, or an int from 1 to n - 1.
-    labels: (n,) class numbers or names; each class is then cut in proportion (stratified).
-    groups: (n,) names; whole groups are then held out, and `test` counts groups, not rows.
+    test: the share to hold out, a float in (0, 1) and rounded up, or an int from 1 to n -
+    1. labels: (n,) class numbers or names; each class is then cut in proportion
+    (stratified). groups: (n,) names; whole groups are then held out, and `test` counts
+    groups, not rows.
 
-    Raises ValueError where a part or a class would be empty, or `labels` and `groups` are given.
+    Raises ValueError where a part or a class would be empty, or `labels` and `groups` are
+    given.
 
-    Invariants: the two parts are disjoint and cover all rows; with groups none is in both; a class
-    is off its proportion by less than one row in each part; equal to scikit-learn's ShuffleSplit,
-    StratifiedShuffleSplit and GroupShuffleSplit with random_state=seed.
+    Invariants: the two parts are disjoint and cover all rows; with groups none is in
+    both; a class is off its proportion by less than one row in each part; equal to
+    scikit-learn's ShuffleSplit, StratifiedShuffleSplit and GroupShuffleSplit with
+    random_state=seed.
     """
     _check_count("n", n, 2)
     rng = _random(seed)
     if labels is not None and groups is not None:
-        raise ValueError("give labels or groups, not both: groups cannot be cut to fit classes")
+        raise ValueError(
+            "give labels or groups, not both: groups cannot be cut to fit classes"
+        )
     if groups is not None:
         names, of_row = np.unique(_column("groups", groups, n), return_inverse=True)
         rest, held = _draw(len(names), test, rng, "groups")
-        return np.flatnonzero(np.isin(of_row, rest)), np.flatnonzero(np.isin(of_row, held))
+        return np.flatnonzero(np.isin(of_row, rest)), np.flatnonzero(
+            np.isin(of_row, held)
+        )
     if labels is None:
         return _draw(n, test, rng, "rows")
     return _draw_by_class(_classes(labels, n), test, rng)
@@ -61,19 +70,21 @@ def train_val_test_split(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return (train, validation, test): the numbers 0 to n - 1, cut in three at random.
 
-    validation, test: shares of all n rows (or of all groups) in (0, 1), rounded up, or whole
-    numbers. labels, groups, seed: as for `hold_out_split`.
+    validation, test: shares of all n rows (or of all groups) in (0, 1), rounded up, or
+    whole numbers. labels, groups, seed: as for `hold_out_split`.
 
     Raises ValueError where a part or a class would be empty.
 
-    Invariants: disjoint and covering; the test rows depend on `test` and `seed` but not on
-    `validation`, so that another validation share never moves a test row into training; the same
-    as scikit-learn's train_test_split called twice.
+    Invariants: disjoint and covering; the test rows depend on `test` and `seed` but not
+    on `validation`, so that another validation share never moves a test row into
+    training; the same as scikit-learn's train_test_split called twice.
     """
     rest, held = hold_out_split(n, test, labels=labels, groups=groups, seed=seed)
     labels, groups = (None if v is None else np.asarray(v) for v in (labels, groups))
     units = n if groups is None else len(np.unique(groups))
-    size = _held_count(units, validation, "validation", "rows" if groups is None else "groups")
+    size = _held_count(
+        units, validation, "validation", "rows" if groups is None else "groups"
+    )
     left = len(rest) if groups is None else len(np.unique(groups[rest]))
     if size >= left:
         raise ValueError(
@@ -101,7 +112,9 @@ def _held_count(n: int, share: float | int, name: str, of: str) -> int:
         )
     held = int(share) if whole else math.ceil(share * n)
     if held >= n:
-        raise ValueError(f"{name}={share!r} holds out all {n} {of}: choose a smaller share")
+        raise ValueError(
+            f"{name}={share!r} holds out all {n} {of}: choose a smaller share"
+        )
     return held
 
 
@@ -111,7 +124,9 @@ def _draw(n: int, test: float | int, rng: np.random.RandomState, of: str) -> Fol
     return order[held:], order[:held]
 
 
-def _draw_by_class(classes: np.ndarray, test: float | int, rng: np.random.RandomState) -> Fold:
+def _draw_by_class(
+    classes: np.ndarray, test: float | int, rng: np.random.RandomState
+) -> Fold:
     counts = np.bincount(classes)
     held = _held_count(len(classes), test, "test", "rows")
     if counts.min() < 2:
@@ -136,7 +151,9 @@ def _draw_by_class(classes: np.ndarray, test: float | int, rng: np.random.Random
 
 
 def _apportion(counts: np.ndarray, seats: int, rng: np.random.RandomState) -> np.ndarray:
-    """Share seats out in proportion to counts: whole parts, then largest remainders, then lots."""
+    """Share seats out in proportion to counts: whole parts, then largest remainders, then
+    lots.
+    """
     exact = counts / counts.sum() * seats
     given = np.floor(exact)
     remainder, left = exact - given, int(seats - given.sum())
@@ -153,14 +170,17 @@ def _apportion(counts: np.ndarray, seats: int, rng: np.random.RandomState) -> np
 # --------------------------------------------------------------------------- folds
 
 
-def kfold_indices(n: int, n_splits: int = 5, *, shuffle: bool = False, seed: int = 0) -> list[Fold]:
-    """Return n_splits pairs (train, held out): each row of 0 to n - 1 is held out exactly once.
+def kfold_indices(
+    n: int, n_splits: int = 5, *, shuffle: bool = False, seed: int = 0
+) -> list[Fold]:
+    """Return n_splits pairs (train, held out): each row of 0 to n - 1 is held out exactly
+    once.
 
     n_splits: from 2 to n. Without `shuffle` the folds are runs of neighbouring rows.
     Raises ValueError for other numbers. Source: Stone (1974).
 
-    Invariants: train and held out are sorted, disjoint and cover all rows; the sizes of the folds
-    differ by at most one; equal to scikit-learn's KFold.
+    Invariants: train and held out are sorted, disjoint and cover all rows; the sizes of
+    the folds differ by at most one; equal to scikit-learn's KFold.
 
     >>> [held.tolist() for _, held in kfold_indices(5, 2)]
     [[0, 1, 2], [3, 4]]
@@ -181,12 +201,13 @@ def stratified_kfold_indices(
 ) -> list[Fold]:
     """Return n_splits pairs (train, held out), each fold with the classes in proportion.
 
-    labels: (n,) class numbers or names. n_splits: at least 2, at most the rows of the largest
-    class. Warns where a class has fewer rows than there are folds: some folds then lack it.
+    labels: (n,) class numbers or names. n_splits: at least 2, at most the rows of the
+    largest class. Warns where a class has fewer rows than there are folds: some folds
+    then lack it.
     Raises ValueError for other numbers, or for labels that are no classes.
 
-    Invariants: as for `kfold_indices`; the rows of one class in two folds differ by at most one;
-    equal to scikit-learn's StratifiedKFold.
+    Invariants: as for `kfold_indices`; the rows of one class in two folds differ by at
+    most one; equal to scikit-learn's StratifiedKFold.
     """
     classes = _classes(labels)
     _check_splits(n_splits, len(classes), "rows")
@@ -202,8 +223,8 @@ def stratified_kfold_indices(
             stacklevel=2,
         )
     rng = _random(seed)
-    # Deal the rows, sorted by class, to the folds in turn, as cards: the share of every class in
-    # every fold is then right to within one row, and so is every fold's size.
+    # Deal the rows, sorted by class, to the folds in turn, as cards: the share of every
+    # class in every fold is then right to within one row, and so is every fold's size.
     dealt = np.arange(len(classes)) % n_splits
     in_order = np.sort(classes)
     fold_of = np.empty(len(classes), dtype=int)
@@ -221,12 +242,14 @@ def group_kfold_indices(
     """Return n_splits pairs (train, held out) with every group whole in one fold.
 
     groups: (n,) names or numbers: the writer, patient, user, shop or machine of each row.
-    n_splits: from 2 to the number of groups. Without `shuffle` the groups go, largest first, to
-    the fold that has the fewest rows; with it, equal numbers of groups go to the folds by lot.
+    n_splits: from 2 to the number of groups. Without `shuffle` the groups go, largest
+    first, to the fold that has the fewest rows; with it, equal numbers of groups go to
+    the folds by lot.
     Raises ValueError for other numbers.
 
-    Invariants: disjoint and covering; no group is in two folds; without `shuffle` two folds differ
-    by at most the rows of the largest group; equal to scikit-learn's GroupKFold.
+    Invariants: disjoint and covering; no group is in two folds; without `shuffle` two
+    folds differ by at most the rows of the largest group; equal to scikit-learn's
+    GroupKFold.
     """
     names, of_row = np.unique(_column("groups", groups), return_inverse=True)
     _check_splits(n_splits, len(names), "groups")
@@ -252,16 +275,18 @@ def time_series_split(
     test_size: int | None = None,
     max_train_size: int | None = None,
 ) -> list[Fold]:
-    """Return n_splits pairs (train, held out) for rows in order of time: learn first, test later.
+    """Return n_splits pairs (train, held out) for rows in order of time: learn first,
+    test later.
 
-    gap: the rows left out between the two, 0 or more. A label that looks h rows ahead needs h.
-    test_size: the rows of each test, by default n // (n_splits + 1). max_train_size: the most
-    recent rows to train on, by default all.
-    Raises ValueError where the first training part would be empty, or a number is out of range.
+    gap: the rows left out between the two, 0 or more. A label that looks h rows ahead
+    needs h. test_size: the rows of each test, by default n // (n_splits + 1).
+    max_train_size: the most recent rows to train on, by default all.
+    Raises ValueError where the first training part would be empty, or a number is out of
+    range.
 
-    Invariants: every training row is more than `gap` rows before every test row; the tests do not
-    overlap and end with the last row; equal to scikit-learn's TimeSeriesSplit (which does not
-    refuse a negative gap).
+    Invariants: every training row is more than `gap` rows before every test row; the
+    tests do not overlap and end with the last row; equal to scikit-learn's
+    TimeSeriesSplit (which does not refuse a negative gap).
 
     >>> [(train.tolist(), held.tolist()) for train, held in time_series_split(6, 2, gap=1)]
     [([0], [2, 3]), ([0, 1, 2], [4, 5])]
@@ -300,10 +325,11 @@ def _folds(fold_of: np.ndarray, n_splits: int) -> list[Fold]:
 def cross_val_score(
     make: Callable[[], object], inputs, targets, folds: Iterable[Fold]
 ) -> np.ndarray:
-    """Return the score of each fold, (folds,): a fresh `make()` is fitted and scored for each.
+    """Return the score of each fold, (folds,): a fresh `make()` is fitted and scored for
+    each.
 
-    make(): a new object with fit(inputs, targets) and score(inputs, targets). All that is learned
-    from data belongs inside it: scaling and the choice of features too.
+    make(): a new object with fit(inputs, targets) and score(inputs, targets). All that is
+    learned from data belongs inside it: scaling and the choice of features too.
 
     Invariant: fit sees rows of the training part only.
     """
@@ -315,7 +341,8 @@ class NestedScores:
     """What `nested_cross_val_score` found, one entry for each outer fold.
 
     `scores` (folds,): on the outer held-out rows. `chosen`: the candidate's name.
-    `inner_scores` (folds,): the winner's mean inner score, which chose it and so is too high.
+    `inner_scores` (folds,): the winner's mean inner score, which chose it and so is too
+    high.
     """
 
     scores: np.ndarray
@@ -331,28 +358,32 @@ def nested_cross_val_score(
     outer: Iterable[Fold],
     inner: Callable[[np.ndarray], Iterable[Fold]],
 ) -> NestedScores:
-    """Choose among candidates inside each outer fold, then score the choice on its held-out rows.
+    """Choose among candidates inside each outer fold, then score the choice on its
+    held-out rows.
 
-    candidates: names to functions that make a new object with fit and score.
-    outer: (train, held out) pairs. inner(rows): from the outer training rows' numbers, (m,), the
-    inner folds as positions 0 to m - 1 in them, such as `lambda rows: kfold_indices(len(rows))`.
-    Of equal candidates the first one wins.
+    candidates: names to functions that make a new object with fit and score. outer:
+    (train, held out) pairs. inner(rows): from the outer training rows' numbers, (m,), the
+    inner folds as positions 0 to m - 1 in them, such as `lambda rows:
+    kfold_indices(len(rows))`. Of equal candidates the first one wins.
 
     Raises ValueError where there is no candidate.
     Source: Stone (1974); Varma & Simon (2006).
 
-    Invariants: no outer held-out row takes part in a fit or a choice before it is scored; with one
-    candidate the scores are those of `cross_val_score`; equal to scikit-learn's cross_val_score of
-    a GridSearchCV.
+    Invariants: no outer held-out row takes part in a fit or a choice before it is scored;
+    with one candidate the scores are those of `cross_val_score`; equal to scikit-learn's
+    cross_val_score of a GridSearchCV.
     """
     if not candidates:
-        raise ValueError("no candidates: give at least one name with a function that makes it")
+        raise ValueError(
+            "no candidates: give at least one name with a function that makes it"
+        )
     scores, chosen, inner_scores = [], [], []
     for train, held in outer:
         folds = list(inner(train))
         x, y = inputs[train], targets[train]
         means = {
-            name: cross_val_score(make, x, y, folds).mean() for name, make in candidates.items()
+            name: cross_val_score(make, x, y, folds).mean()
+            for name, make in candidates.items()
         }
         best = max(means, key=means.get)
         chosen.append(best)
@@ -368,9 +399,11 @@ def _score(make: Callable[[], object], inputs, targets, train, held) -> float:
 
 
 def wilson_interval(correct: int, total: int, level: float = 0.95) -> tuple[float, float]:
-    """Return (low, high), in [0, 1], for the accuracy behind `correct` of `total` independent rows.
+    """Return (low, high), in [0, 1], for the accuracy behind `correct` of `total`
+    independent rows.
 
-    correct: from 0 to total. total: at least 1. level: in (0, 1). Raises ValueError for others.
+    correct: from 0 to total. total: at least 1. level: in (0, 1). Raises ValueError for
+    others.
     Source: Wilson (1927). Rows of one writer are not independent: then count writers.
 
     Invariants: holds correct / total; narrows as rows are added; never leaves [0, 1].
@@ -387,12 +420,14 @@ def wilson_interval(correct: int, total: int, level: float = 0.95) -> tuple[floa
     return max(0.0, min(low, share)), min(1.0, max(high, share))
 
 
-def corrected_standard_error(scores: Sequence[float], train_rows: int, test_rows: int) -> float:
+def corrected_standard_error(
+    scores: Sequence[float], train_rows: int, test_rows: int
+) -> float:
     """Return the standard error of the mean of scores whose training parts overlap.
 
-    scores: (k,), k at least 2, from k random splits of the same rows into `train_rows` and
-    `test_rows`. The usual sqrt(variance / k) takes them for independent and is too small; here
-    1 / k becomes 1 / k + test_rows / train_rows.
+    scores: (k,), k at least 2, from k random splits of the same rows into `train_rows`
+    and `test_rows`. The usual sqrt(variance / k) takes them for independent and is too
+    small; here 1 / k becomes 1 / k + test_rows / train_rows.
     Raises ValueError for fewer scores or rows. Source: Nadeau & Bengio (2003).
 
     Invariants: larger than the usual one; does not go to 0 as k grows.
@@ -410,10 +445,12 @@ def corrected_standard_error(scores: Sequence[float], train_rows: int, test_rows
 
 @dataclass(frozen=True, eq=False)
 class Leak:
-    """One way in which test rows are known to the training: `kind`, the test `rows`, `message`.
+    """One way in which test rows are known to the training: `kind`, the test `rows`,
+    `message`.
 
     `kind`: "shared row", "duplicate", "near-duplicate", "group", "time" or "statistics".
-    `rows`: int64 (m,), the numbers of the test rows concerned; all of them for statistics.
+    `rows`: int64 (m,), the numbers of the test rows concerned; all of them for
+    statistics.
     """
 
     kind: str
@@ -435,26 +472,30 @@ def check_leakage(
     gap: float = 0,
     statistics: Mapping[str, object] | None = None,
 ) -> list[Leak]:
-    """Return what of the test rows is known in training: a list of `Leak`, empty if none is found.
+    """Return what of the test rows is known in training: a list of `Leak`, empty if none
+    is found.
 
-    inputs: (n, ...) numbers. train, test: row numbers.
-    near: rows are near-duplicates whose distance is at most this share of the root-mean-square
-    distance of two training rows; 0 looks for exact copies only. Bring the columns to like scales
-    first. groups: (n,) names that may not be on both sides.
-    times: (n,) numbers; every training time must be more than `gap` before the first test time.
-    statistics: "mean", "std", "min" or "max" with the values that scaled the data, computed on
-    these same inputs: one for each column (n's other axes), each channel (axis 1) or one for all.
+    inputs: (n, ...) numbers. train, test: row numbers. near: rows are near-duplicates
+    whose distance is at most this share of the root-mean-square distance of two training
+    rows; 0 looks for exact copies only. Bring the columns to like scales first. groups:
+    (n,) names that may not be on both sides. times: (n,) numbers; every training time
+    must be more than `gap` before the first test time. statistics: "mean", "std", "min"
+    or "max" with the values that scaled the data, computed on these same inputs: one for
+    each column (n's other axes), each channel (axis 1) or one for all.
 
-    Raises ValueError for row numbers out of range, shapes that do not match or unknown names.
-    Source: Kapoor & Narayanan (2023) collect such leaks. What it cannot see: a column that holds
-    the answer, or tests that were looked at too often.
+    Raises ValueError for row numbers out of range, shapes that do not match or unknown
+    names.
+    Source: Kapoor & Narayanan (2023) collect such leaks. What it cannot see: a column
+    that holds the answer, or tests that were looked at too often.
 
-    Invariants: the kinds do not overlap (a shared row is not also a duplicate); the order of rows
-    does not matter; a clean split gives an empty list.
+    Invariants: the kinds do not overlap (a shared row is not also a duplicate); the order
+    of rows does not matter; a clean split gives an empty list.
     """
     inputs = np.asarray(inputs)
     n = len(inputs)
-    train, test = (_rows(name, rows, n) for name, rows in (("train", train), ("test", test)))
+    train, test = (
+        _rows(name, rows, n) for name, rows in (("train", train), ("test", test))
+    )
     if not 0 <= near < 1:
         raise ValueError(f"near={near}: give a share from 0 up to 1, such as 0.1")
     leaks = _copies(inputs.reshape(n, -1), train, test, near)
@@ -463,7 +504,11 @@ def check_leakage(
         rows = test[np.isin(groups[test], groups[train])]
         shared = len(np.unique(groups[rows]))
         leaks.append(
-            Leak("group", rows, f"test rows of {shared} groups that also train: {len(rows)}")
+            Leak(
+                "group",
+                rows,
+                f"test rows of {shared} groups that also train: {len(rows)}",
+            )
         )
     if times is not None:
         if gap < 0:
@@ -474,22 +519,32 @@ def check_leakage(
         text = f"training rows not more than {gap:g} before the first test row: {late}"
         leaks.append(Leak("time", rows if late else rows[:0], text))
     for name, values in (statistics or {}).items():
-        leaks.append(_fitted_elsewhere(name, np.asarray(values, dtype=float), inputs, train, test))
+        leaks.append(
+            _fitted_elsewhere(name, np.asarray(values, dtype=float), inputs, train, test)
+        )
     return [leak for leak in leaks if len(leak.rows)]
 
 
-def _copies(flat: np.ndarray, train: np.ndarray, test: np.ndarray, near: float) -> list[Leak]:
+def _copies(
+    flat: np.ndarray, train: np.ndarray, test: np.ndarray, near: float
+) -> list[Leak]:
     shared = np.isin(test, train)
     flat = flat + 0  # -0.0 becomes 0.0, which has other bytes
     known = {flat[row].tobytes() for row in train}
-    copied = np.array([flat[row].tobytes() in known for row in test], dtype=bool) & ~shared
+    copied = (
+        np.array([flat[row].tobytes() in known for row in test], dtype=bool) & ~shared
+    )
     close = np.zeros(len(test), dtype=bool)
     left = np.flatnonzero(~shared & ~copied)
     if near > 0:
         close[left] = _closest(flat, train, test[left]) <= near
     return [
         Leak("shared row", test[shared], f"rows in both parts: {shared.sum()}"),
-        Leak("duplicate", test[copied], f"test rows equal to a training row: {copied.sum()}"),
+        Leak(
+            "duplicate",
+            test[copied],
+            f"test rows equal to a training row: {copied.sum()}",
+        ),
         Leak(
             "near-duplicate",
             test[close],
@@ -499,16 +554,20 @@ def _copies(flat: np.ndarray, train: np.ndarray, test: np.ndarray, near: float) 
 
 
 def _closest(flat: np.ndarray, train: np.ndarray, test: np.ndarray) -> np.ndarray:
-    """Return each test row's distance to its nearest training row, over that of two at random."""
+    """Return each test row's distance to its nearest training row, over that of two at
+    random.
+    """
     known = flat[train].astype(float)
     center = known.mean(axis=0)
     known -= center
     squares = (known**2).sum(axis=1)
-    scale = math.sqrt(2 * squares.mean())  # the mean square distance of two rows drawn at random
+    # the mean square distance of two rows drawn at random
+    scale = math.sqrt(2 * squares.mean())
     if not scale > 0:
         return np.full(len(test), np.inf)
     found = []
-    for rows in np.array_split(test, max(1, math.ceil(len(test) / 256))):  # bounds the memory
+    # bounds the memory
+    for rows in np.array_split(test, max(1, math.ceil(len(test) / 256))):
         x = flat[rows] - center
         gaps = squares - 2 * x @ known.T + (x**2).sum(axis=1, keepdims=True)
         found.append(gaps.min(axis=1))
@@ -561,14 +620,20 @@ def _fitted_elsewhere(name: str, values: np.ndarray, inputs, train, test) -> Lea
 
 
 def _check_count(name: str, value: object, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, (int, np.integer))
+        or value < least
+    ):
         raise ValueError(f"{name}={value!r}: give a whole number of at least {least}")
 
 
 def _check_splits(n_splits: object, most: int, of: str) -> None:
     _check_count("n_splits", n_splits, 2)
     if n_splits > most:
-        raise ValueError(f"n_splits={n_splits}, but there are only {most} {of}: use fewer splits")
+        raise ValueError(
+            f"n_splits={n_splits}, but there are only {most} {of}: use fewer splits"
+        )
 
 
 def _random(seed: int) -> np.random.RandomState:
@@ -580,14 +645,18 @@ def _column(name: str, values, n: int | None = None) -> np.ndarray:
     values = np.asarray(values)
     if values.ndim != 1 or (n is not None and len(values) != n):
         want = "(n,)" if n is None else f"({n},)"
-        raise ValueError(f"{name} has the shape {values.shape}: give one for each row, {want}")
+        raise ValueError(
+            f"{name} has the shape {values.shape}: give one for each row, {want}"
+        )
     if values.dtype.kind == "f" and not np.isfinite(values).all():
         raise ValueError(f"{name} holds NaN or infinity: every row needs one")
     return values
 
 
 def _classes(labels, n: int | None = None) -> np.ndarray:
-    """Number the classes 0, 1, ... in order of appearance for folds, or of name for a draw."""
+    """Number the classes 0, 1, ... in order of appearance for folds, or of name for a
+    draw.
+    """
     labels = _column("labels", labels, n)
     if labels.dtype.kind == "f" and (labels != np.round(labels)).any():
         raise ValueError("labels are fractions, not classes: cut them into classes first")
@@ -608,7 +677,8 @@ def _rows(name: str, rows, n: int) -> np.ndarray:
 
 
 class _Recorder:
-    """A scaler and a model in one row of parts: notes the numbers of the rows that it is shown.
+    """A scaler and a model in one row of parts: notes the numbers of the rows that it is
+    shown.
 
     Column 0 of the inputs is the row's number; transform adds 1000 to it.
     """
@@ -617,7 +687,9 @@ class _Recorder:
         self.log, self.role = log, role
 
     def _note(self, what: str, inputs) -> None:
-        self.log.append((f"{self.role} {what}", [float(v) for v in np.asarray(inputs)[:, 0]]))
+        self.log.append(
+            (f"{self.role} {what}", [float(v) for v in np.asarray(inputs)[:, 0]])
+        )
 
     def fit(self, inputs, targets=None):
         self._note("fit", inputs)
@@ -701,7 +773,9 @@ def _scaler_twice(make_scaler, make_model, inputs, targets, folds):
     for train, held in folds:
         model = make_model()
         model.fit(make_scaler().fit_transform(inputs[train]), targets[train])
-        scores.append(model.score(make_scaler().fit_transform(inputs[held]), targets[held]))
+        scores.append(
+            model.score(make_scaler().fit_transform(inputs[held]), targets[held])
+        )
     return scores
 
 
@@ -722,7 +796,10 @@ def _check_blocks(answer) -> None:
             if not sorted_rows:
                 rng.shuffle(groups)
             folds = list(answer(groups, n_splits))
-            expect(len(folds) == n_splits, f"Return {n_splits} pairs of (train, held out) rows.")
+            expect(
+                len(folds) == n_splits,
+                f"Return {n_splits} pairs of (train, held out) rows.",
+            )
             seen = np.concatenate([np.asarray(held) for _, held in folds])
             expect(
                 sorted(seen.tolist()) == list(range(len(groups))),
@@ -737,13 +814,17 @@ def _check_blocks(answer) -> None:
                     "stored in order of writer. Choose the writers of each fold, then take all "
                     "their rows.",
                 )
-                expect(len(train) + len(held) == len(groups), "Train on all the other rows.")
+                expect(
+                    len(train) + len(held) == len(groups), "Train on all the other rows."
+                )
 
 
 def _solve_blocks(groups, n_splits):
     fold_of = {name: number % n_splits for number, name in enumerate(np.unique(groups))}
     fold = np.array([fold_of[name] for name in groups])
-    return [(np.flatnonzero(fold != k), np.flatnonzero(fold == k)) for k in range(n_splits)]
+    return [
+        (np.flatnonzero(fold != k), np.flatnonzero(fold == k)) for k in range(n_splits)
+    ]
 
 
 def _shuffled_rows(groups, n_splits):
@@ -801,7 +882,9 @@ EXERCISES = (
         {
             "preprocessing is harmless": Wrong(_scaler_outside, "fitted on all rows"),
             "a scaler for each part": Wrong(_scaler_twice, "fitted on held-out rows"),
-            "only training is scaled": Wrong(_scaler_forgotten, "must be transformed too"),
+            "only training is scaled": Wrong(
+                _scaler_forgotten, "must be transformed too"
+            ),
         },
     ),
     Exercise(
@@ -811,8 +894,12 @@ EXERCISES = (
         _check_blocks,
         _solve_blocks,
         {
-            "shuffling makes data i.i.d.": Wrong(_shuffled_rows, "Shuffling mixes writers"),
-            "rows lie in order of writer": Wrong(_runs_of_rows, "need not be stored in order"),
+            "shuffling makes data i.i.d.": Wrong(
+                _shuffled_rows, "Shuffling mixes writers"
+            ),
+            "rows lie in order of writer": Wrong(
+                _runs_of_rows, "need not be stored in order"
+            ),
         },
     ),
     Exercise(

@@ -1,7 +1,8 @@
 """Say what this machine has, and what to do where a chapter would not run there.
 
-`python -m dlcourse.doctor` exits with 1 where a chapter would not run, else with 0. At the top it
-imports only the standard library, so that it can report a torch that is missing or broken.
+`python -m dlcourse.doctor` exits with 1 where a chapter would not run, else with 0. At
+the top it imports only the standard library, so that it can report a torch that is
+missing or broken.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 PYTHON = (3, 11)
-# The oldest versions that the course supports, as in pyproject.toml (a test compares them).
+# The oldest versions that the course supports, as in pyproject.toml (a test compares
+# them).
 NEEDED = {
     "torch": "2.11",
     "torchvision": "0.26",
@@ -36,8 +38,13 @@ NEEDED = {
 NOTEBOOKS = {"jupyterlab": "4.2", "ipywidgets": "8.1", "nbval": "0.11", "optuna": "4.5"}
 OLDEST = {**NEEDED, **NOTEBOOKS}
 IMPORTED_AS = {"scikit-learn": "sklearn"}
-LITTLE_MEMORY = 1.0  # GB; one chapter's kernel takes about 0.8 once torch and its kin are imported
-PLAIN_PYTHONS = {"python", "python3", f"python{sys.version_info[0]}.{sys.version_info[1]}"}
+# GB; one chapter's kernel takes about 0.8 once torch and its kin are imported
+LITTLE_MEMORY = 1.0
+PLAIN_PYTHONS = {
+    "python",
+    "python3",
+    f"python{sys.version_info[0]}.{sys.version_info[1]}",
+}
 
 
 class Report:
@@ -47,7 +54,8 @@ class Report:
         self.facts: list[tuple[str, str]] = []
         self.problems: list[tuple[str, str]] = []
         self.warnings: list[tuple[str, str]] = []
-        self.usable: dict[str, object] = {}  # modules by distribution, where the import worked
+        # modules by distribution, where the import worked
+        self.usable: dict[str, object] = {}
 
     def fact(self, name: str, value: str) -> None:
         """Note a line of the table."""
@@ -70,9 +78,7 @@ class Report:
         count = len(self.problems)
         verdict = "A chapter would run here."
         if count:
-            verdict = (
-                f"A chapter would not run here: {count} problem{'s' * (count > 1)}, see above."
-            )
+            verdict = f"A chapter would not run here: {count} problem{'s' * (count > 1)}, see above."
         return "\n".join([*lines, "", verdict])
 
 
@@ -85,10 +91,14 @@ def this_python() -> str:
 
 
 def install_command(*names: str) -> str:
-    """Return the command that installs the tested versions, or these packages without the lock."""
+    """Return the command that installs the tested versions, or these packages without the
+    lock.
+    """
     wanted = " ".join(f'"{name}>={OLDEST[name]}"' for name in names)
     lock = ROOT / "requirements.lock"
-    return f"{this_python()} -m pip install " + (f'-r "{lock}"' if lock.exists() else wanted)
+    return f"{this_python()} -m pip install " + (
+        f'-r "{lock}"' if lock.exists() else wanted
+    )
 
 
 def numbers(version: str) -> tuple[int, ...]:
@@ -106,10 +116,14 @@ def installed_version(name: str) -> str | None:
 
 
 def locked_versions() -> dict[str, str]:
-    """Return the highest version of each package in the lock; nothing where there is no lock."""
+    """Return the highest version of each package in the lock; nothing where there is no
+    lock.
+    """
     lock, versions = ROOT / "requirements.lock", {}
     if lock.exists():
-        for name, version in re.findall(r"^([\w.-]+)==([\w.+]+)", lock.read_text("utf-8"), re.M):
+        for name, version in re.findall(
+            r"^([\w.-]+)==([\w.+]+)", lock.read_text("utf-8"), re.M
+        ):
             if numbers(version) > numbers(versions.get(name, "")):
                 versions[name] = version
     return versions
@@ -125,7 +139,9 @@ def first_line(error: BaseException) -> str:
 
 
 def check_python(report: Report) -> None:
-    """Python's version and place, the system, and whether notebooks can import the course."""
+    """Python's version and place, the system, and whether notebooks can import the
+    course.
+    """
     report.fact("Python", f"{platform.python_version()}  {sys.executable}")
     report.fact("Platform", platform.platform())
     if sys.version_info[:2] < PYTHON:
@@ -134,7 +150,9 @@ def check_python(report: Report) -> None:
             f"install Python {PYTHON[0]}.{PYTHON[1]} or newer, and make the environment with it",
         )
     version = installed_version("dlcourse")
-    on_path = [Path(p).resolve() for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p]
+    on_path = [
+        Path(p).resolve() for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p
+    ]
     report.fact("dlcourse", f"{version or 'not installed'}  {ROOT}")
     if version is None and ROOT not in on_path:
         report.problem(
@@ -144,7 +162,9 @@ def check_python(report: Report) -> None:
 
 
 def check_packages(report: Report) -> None:
-    """Each package is there, can be imported, and is neither too old nor newer than was tested."""
+    """Each package is there, can be imported, and is neither too old nor newer than was
+    tested.
+    """
     tested = locked_versions()
     missing = []
     for name, oldest in OLDEST.items():
@@ -172,7 +192,11 @@ def check_packages(report: Report) -> None:
                 f"{name} {version} is older than {oldest}, the oldest that the course supports.",
                 install_command(name),
             )
-        elif version and name in tested and numbers(version)[:2] > numbers(tested[name])[:2]:
+        elif (
+            version
+            and name in tested
+            and numbers(version)[:2] > numbers(tested[name])[:2]
+        ):
             report.warning(
                 f"{name} {version} is newer than {tested[name]}, with which the course was tested.",
                 f"nothing; where a chapter fails or differs, {install_command(name)}",
@@ -194,7 +218,9 @@ def repair(name: str, error: BaseException) -> str:
     if isinstance(error, ModuleNotFoundError) and error.name:
         return f"it lacks {error.name}: {install_command(name)}"
     if os.name == "nt" and "DLL" in str(error):
-        return f"install Microsoft's Visual C++ Redistributable (x64), then {again} {name}"
+        return (
+            f"install Microsoft's Visual C++ Redistributable (x64), then {again} {name}"
+        )
     return f"{again} {name}"
 
 
@@ -204,11 +230,15 @@ def check_pair(report: Report) -> None:
         return
     import torch
 
-    together = f"{this_python()} -m pip install --force-reinstall --no-deps torch torchvision"
+    together = (
+        f"{this_python()} -m pip install --force-reinstall --no-deps torch torchvision"
+    )
     try:
         from torchvision.ops import nms
 
-        boxes = torch.tensor([[0.0, 0.0, 2.0, 2.0], [0.0, 0.0, 2.0, 2.0], [5.0, 5.0, 6.0, 6.0]])
+        boxes = torch.tensor(
+            [[0.0, 0.0, 2.0, 2.0], [0.0, 0.0, 2.0, 2.0], [5.0, 5.0, 6.0, 6.0]]
+        )
         if nms(boxes, torch.tensor([0.9, 0.8, 0.7]), 0.5).tolist() != [0, 2]:
             raise RuntimeError("torchvision.ops.nms gave a wrong answer")
     except Exception as error:
@@ -256,7 +286,9 @@ def check_devices(report: Report) -> None:
             if torch.ones(2, device=device).sum().item() != 2:
                 raise RuntimeError("1 + 1 was not 2")
         except Exception as error:
-            do = 'set the environment variable CUDA_VISIBLE_DEVICES="" to train on the CPU'
+            do = (
+                'set the environment variable CUDA_VISIBLE_DEVICES="" to train on the CPU'
+            )
             if device == "mps":
                 do = "set the environment variable ACCELERATE_USE_CPU=yes to train on the CPU"
             elif device == "cpu":
@@ -341,11 +373,17 @@ def check_kernel(report: Report) -> None:
         f"Python brings; where it brings none, {this_python()} -m ipykernel install --sys-prefix"
     )
     if path is None:
-        report.problem(f"the kernel python3 in {folder} starts {command}, which is gone.", do)
+        report.problem(
+            f"the kernel python3 in {folder} starts {command}, which is gone.", do
+        )
     elif os.path.basename(path).lower().startswith("python"):
-        report.problem(f"the kernel python3 in {folder} starts another Python, {path}.", do)
+        report.problem(
+            f"the kernel python3 in {folder} starts another Python, {path}.", do
+        )
     else:
-        report.warning(f"the kernel python3 in {folder} starts {path}, not this Python.", do)
+        report.warning(
+            f"the kernel python3 in {folder} starts {path}, not this Python.", do
+        )
     return None
 
 
@@ -360,7 +398,8 @@ def check_data(report: Report) -> None:
         report.fact("Digits", repr(digits))
     except Exception as error:
         report.problem(
-            f"the digits cannot be loaded ({first_line(error)}).", install_command("scikit-learn")
+            f"the digits cannot be loaded ({first_line(error)}).",
+            install_command("scikit-learn"),
         )
         return
     name = os.environ.get("DLCOURSE_DATA")
@@ -397,7 +436,9 @@ def check_processes(report: Report) -> None:
         if results != [[2, 3], [2, 3]]:
             raise RuntimeError(f"the two processes gave {results}, not [[2, 3], [2, 3]]")
     except Exception as error:
-        words = [line for line in str(error).splitlines() if line.strip()] or [first_line(error)]
+        words = [line for line in str(error).splitlines() if line.strip()] or [
+            first_line(error)
+        ]
         report.fact("Two processes", "fail")
         report.problem(
             f"two processes cannot work together ({words[0]} ... {words[-1]}).",
@@ -405,7 +446,9 @@ def check_processes(report: Report) -> None:
             "GLOO_SOCKET_IFNAME to the name of the loopback interface",
         )
     else:
-        report.fact("Two processes", f"work, {time.perf_counter() - start:.1f} s to start and add")
+        report.fact(
+            "Two processes", f"work, {time.perf_counter() - start:.1f} s to start and add"
+        )
 
 
 def check_folder(report: Report) -> None:

@@ -1,7 +1,9 @@
-"""Gradient accumulation: the gradient of a large batch from micro-batches that fit into memory.
+"""Gradient accumulation: the gradient of a large batch from micro-batches that fit into
+memory.
 
-The mean over all items is the mean of the micro-batches' means, each weighted by its items. So
-the update is that of the large batch, and only the activations of one micro-batch are in memory.
+The mean over all items is the mean of the micro-batches' means, each weighted by its
+items. So the update is that of the large batch, and only the activations of one
+micro-batch are in memory.
 """
 
 from __future__ import annotations
@@ -23,7 +25,8 @@ from dlcourse.lab.exercises import Exercise, Wrong, expect
 def effective_batch_size(
     micro_batch_size: int, accumulation_steps: int = 1, processes: int = 1
 ) -> int:
-    """Return the items behind one update: the product of three whole numbers of at least 1.
+    """Return the items behind one update: the product of three whole numbers of at least
+    1.
 
     Raises ValueError for anything else.
 
@@ -44,9 +47,8 @@ def split_microbatches(
 ) -> list[tuple[Tensor, Tensor]]:
     """Cut a batch into (inputs, targets) pairs along the first dimension, in order.
 
-    inputs: (n, ...). targets: (n, ...).
-    micro_batches: how many, from 1 to n, whose sizes then differ by at most one; or their sizes,
-    each at least 1, with the sum n.
+    inputs: (n, ...). targets: (n, ...). micro_batches: how many, from 1 to n, whose sizes
+    then differ by at most one; or their sizes, each at least 1, with the sum n.
 
     Raises ValueError where the rows do not match or cannot be cut so.
 
@@ -54,7 +56,9 @@ def split_microbatches(
     """
     rows = len(inputs)
     if len(targets) != rows:
-        raise ValueError(f"{rows} inputs but {len(targets)} targets: give one target for each")
+        raise ValueError(
+            f"{rows} inputs but {len(targets)} targets: give one target for each"
+        )
     if isinstance(micro_batches, int):
         _check_whole("micro_batches", micro_batches)
         if micro_batches > rows:
@@ -91,28 +95,31 @@ def accumulate_gradients(
     no_sync: Callable[[], contextlib.AbstractContextManager] | None = None,
     backward: Callable[[Tensor], None] = Tensor.backward,
 ) -> Tensor:
-    """Add the gradient of the mean loss over all items of a batch to `.grad`; return that loss.
+    """Add the gradient of the mean loss over all items of a batch to `.grad`; return that
+    loss.
 
-    loss_fn(outputs, targets): the mean over the items, a scalar.
-    micro_batches: how many, or their sizes, as for `split_microbatches`.
-    count(targets): the items in a micro-batch: its rows, or the tokens that are not masked.
-    total: what to divide by, above 0; None is the items of this batch. With several processes it
-    is the items of all of them over the number of processes, since DDP takes the mean.
-    no_sync: makes the context that leaves the all-reduce out, used for all but the last
-    micro-batch; None takes the model's own, as DDP has it.
-    backward: what to call on each share of the loss, such as `accelerator.backward`.
+    loss_fn(outputs, targets): the mean over the items, a scalar. micro_batches: how many,
+    or their sizes, as for `split_microbatches`. count(targets): the items in a
+    micro-batch: its rows, or the tokens that are not masked. total: what to divide by,
+    above 0; None is the items of this batch. With several processes it is the items of
+    all of them over the number of processes, since DDP takes the mean. no_sync: makes the
+    context that leaves the all-reduce out, used for all but the last micro-batch; None
+    takes the model's own, as DDP has it. backward: what to call on each share of the
+    loss, such as `accelerator.backward`.
 
     Raises ValueError where no item counts or the loss is no scalar.
 
-    Invariants: without batch norm or dropout the result depends neither on the number nor on the
-    sizes of the micro-batches, up to rounding; with one micro-batch it is that of a plain backward
-    pass, to the bit; a micro-batch without items adds nothing.
+    Invariants: without batch norm or dropout the result depends neither on the number nor
+    on the sizes of the micro-batches, up to rounding; with one micro-batch it is that of
+    a plain backward pass, to the bit; a micro-batch without items adds nothing.
     """
     parts = split_microbatches(inputs, targets, micro_batches)
     items = [int(count(piece)) for _, piece in parts]
     total = sum(items) if total is None else total
     if not total > 0:
-        raise ValueError(f"there are {total} items to take the mean over: at least one must count")
+        raise ValueError(
+            f"there are {total} items to take the mean over: at least one must count"
+        )
     no_sync = no_sync or getattr(model, "no_sync", contextlib.nullcontext)
     mean = 0.0
     for number, ((x, y), n) in enumerate(zip(parts, items, strict=True), start=1):
@@ -127,16 +134,20 @@ def accumulate_gradients(
 def accumulation_step(run, batch, max_norm: float = math.inf) -> Tensor:
     """Turn one batch into one update through `run.accumulation_steps` micro-batches.
 
-    A step for `fit(step=...)`. `max_norm` above 0 clips the norm of the whole gradient, once.
+    A step for `fit(step=...)`. `max_norm` above 0 clips the norm of the whole gradient,
+    once.
 
-    Invariants: with one micro-batch it is `lab.training.train_step`, to the bit; with more it is
-    the same update up to rounding, on any number of processes.
+    Invariants: with one micro-batch it is `lab.training.train_step`, to the bit; with
+    more it is the same update up to rounding, on any number of processes.
     """
     run.optimizer.zero_grad()
     mean, rows = 0.0, len(batch.inputs)
-    parts = split_microbatches(batch.inputs, batch.targets, min(run.accumulation_steps, rows))
+    parts = split_microbatches(
+        batch.inputs, batch.targets, min(run.accumulation_steps, rows)
+    )
     for number, (inputs, targets) in enumerate(parts, start=1):
-        last = number == len(parts)  # only the last backward pass talks to other processes
+        # only the last backward pass talks to other processes
+        last = number == len(parts)
         with contextlib.nullcontext() if last else run.accelerator.no_sync(run.model):
             loss = run.loss_fn(run.model(inputs), targets)
             loss = loss * (batch.share * len(inputs) / rows)  # weighted by its rows
@@ -153,21 +164,22 @@ def accumulation_step(run, batch, max_norm: float = math.inf) -> Tensor:
 
 
 class GradientAccumulator:
-    """Sums gradients over micro-batches as they come, and divides by all items at the end.
+    """Sums gradients over micro-batches as they come, and divides by all items at the
+    end.
 
     For streams whose number of items is not known before the last micro-batch. Between an
-    `optimizer.zero_grad()` and the `optimizer.step()`, call `add` for each micro-batch and then
-    `finish`.
+    `optimizer.zero_grad()` and the `optimizer.step()`, call `add` for each micro-batch
+    and then `finish`.
 
     loss_fn, count, no_sync, backward: as for `accumulate_gradients`.
     Attributes: `items` and `micro_batches` since the last `finish`.
 
-    The sums are larger than the mean by the number of items, which may overflow in float16: use
-    `accumulate_gradients` there.
+    The sums are larger than the mean by the number of items, which may overflow in
+    float16: use `accumulate_gradients` there.
 
-    Invariants: `finish` leaves what one backward pass over all rows would, up to rounding, in any
-    order and with any sizes, also in a last short window; `load_state_dict` in the middle of a
-    window goes on to the bit.
+    Invariants: `finish` leaves what one backward pass over all rows would, up to
+    rounding, in any order and with any sizes, also in a last short window;
+    `load_state_dict` in the middle of a window goes on to the bit.
     """
 
     def __init__(
@@ -179,7 +191,12 @@ class GradientAccumulator:
         no_sync: Callable[[], contextlib.AbstractContextManager] | None = None,
         backward: Callable[[Tensor], None] = Tensor.backward,
     ) -> None:
-        self.model, self.loss_fn, self.count, self.backward = model, loss_fn, count, backward
+        self.model, self.loss_fn, self.count, self.backward = (
+            model,
+            loss_fn,
+            count,
+            backward,
+        )
         self.no_sync = no_sync or getattr(model, "no_sync", None)
         self._reset()
 
@@ -189,13 +206,16 @@ class GradientAccumulator:
     def add(self, inputs: Tensor, targets: Tensor, last: bool = False) -> Tensor:
         """Add the gradient of the summed loss of one micro-batch; return its mean loss.
 
-        `last` says that no further one follows in this window: only then do processes exchange
-        gradients. One process needs not say it.
+        `last` says that no further one follows in this window: only then do processes
+        exchange gradients. One process needs not say it.
 
-        Raises RuntimeError where old gradients are still there, or the window has had its last.
+        Raises RuntimeError where old gradients are still there, or the window has had its
+        last.
         """
         if self.synced:
-            raise RuntimeError("this window has had its last micro-batch: call finish() first")
+            raise RuntimeError(
+                "this window has had its last micro-batch: call finish() first"
+            )
         if not self.micro_batches:
             for name, parameter in self.model.named_parameters():
                 if parameter.grad is not None and parameter.grad.any():
@@ -214,22 +234,31 @@ class GradientAccumulator:
         return loss.detach()
 
     def finish(self) -> float:
-        """Divide the gradients by the items of all processes; return this process's mean loss.
+        """Divide the gradients by the items of all processes; return this process's mean
+        loss.
 
-        Raises RuntimeError where no item came, or where several processes were not told the last.
+        Raises RuntimeError where no item came, or where several processes were not told
+        the last.
         """
         items, processes = self.items, 1
         if self.no_sync is not None:
             if self.micro_batches and not self.synced:
-                raise RuntimeError("pass last=True with the last micro-batch: gradients are apart")
+                raise RuntimeError(
+                    "pass last=True with the last micro-batch: gradients are apart"
+                )
             if torch.distributed.is_available() and torch.distributed.is_initialized():
-                # DDP has taken the mean over the processes: undo it, and divide by all items
+                # DDP has taken the mean over the processes: undo it, and divide by all
+                # items
                 device = next(self.model.parameters()).device
-                everywhere = torch.tensor(float(items), dtype=torch.float64, device=device)
+                everywhere = torch.tensor(
+                    float(items), dtype=torch.float64, device=device
+                )
                 torch.distributed.all_reduce(everywhere)
                 items, processes = everywhere.item(), torch.distributed.get_world_size()
         if items == 0:
-            raise RuntimeError("no item came since the last finish(): call add() before it")
+            raise RuntimeError(
+                "no item came since the last finish(): call add() before it"
+            )
         for parameter in self.model.parameters():
             if parameter.grad is not None:
                 parameter.grad.mul_(processes / items)
@@ -252,7 +281,9 @@ class GradientAccumulator:
         }
 
     def load_state_dict(self, state: dict) -> None:
-        """Go on from `state_dict`. Raises ValueError where the gradients fit another model."""
+        """Go on from `state_dict`. Raises ValueError where the gradients fit another
+        model.
+        """
         parameters = dict(self.model.named_parameters())
         for name, gradient in state["gradients"].items():
             if name not in parameters or parameters[name].shape != gradient.shape:
@@ -269,7 +300,8 @@ class GradientAccumulator:
 
 def _mean_loss(model, loss_fn, inputs: Tensor, targets: Tensor, items: int) -> Tensor:
     outputs = model(inputs)
-    if items == 0:  # a mean over nothing is NaN; a zero still takes part in DDP's exchange
+    # a mean over nothing is NaN; a zero still takes part in DDP's exchange
+    if items == 0:
         return outputs.sum() * 0.0
     loss = loss_fn(outputs, targets)
     if loss.ndim:
@@ -284,19 +316,22 @@ def _mean_loss(model, loss_fn, inputs: Tensor, targets: Tensor, items: int) -> T
 
 
 class DelayedSGD(torch.optim.Optimizer):
-    """SGD whose step applies the gradient of `delay` steps before: asynchronous SGD, made regular.
+    """SGD whose step applies the gradient of `delay` steps before: asynchronous SGD, made
+    regular.
 
-    In asynchronous SGD (Recht et al. 2011, Dean et al. 2012) workers read weights, compute, and
-    write when they are done; by then others have written. With delay + 1 workers that take turns,
-    each gradient is `delay` updates old. Here one process plays them all, so a run repeats.
+    In asynchronous SGD (Recht et al. 2011, Dean et al. 2012) workers read weights,
+    compute, and write when they are done; by then others have written. With delay + 1
+    workers that take turns, each gradient is `delay` updates old. Here one process plays
+    them all, so a run repeats.
 
     lr: above 0. delay: a whole number of at least 0, counted in steps.
     The first `delay` steps change nothing, since no gradient has come back yet.
 
     Raises ValueError for other values.
 
-    Invariants: delay=0 is `torch.optim.SGD`, to the bit; on a quadratic of curvature c it converges
-    exactly where lr < critical_learning_rate(delay, c); a loaded state goes on to the bit.
+    Invariants: delay=0 is `torch.optim.SGD`, to the bit; on a quadratic of curvature c it
+    converges exactly where lr < critical_learning_rate(delay, c); a loaded state goes on
+    to the bit.
     """
 
     def __init__(self, params, lr: float = 1e-2, delay: int = 0) -> None:
@@ -325,10 +360,12 @@ class DelayedSGD(torch.optim.Optimizer):
 
 
 def critical_learning_rate(delay: int, curvature: float = 1.0) -> float:
-    """Return the learning rate from which `DelayedSGD` no longer converges on a quadratic.
+    """Return the learning rate from which `DelayedSGD` no longer converges on a
+    quadratic.
 
-    The error obeys e[t+1] = e[t] - lr * curvature * e[t - delay]. Its characteristic polynomial
-    reaches the unit circle first at lr = 2 sin(pi / (4 delay + 2)) / curvature.
+    The error obeys e[t+1] = e[t] - lr * curvature * e[t - delay]. Its characteristic
+    polynomial reaches the unit circle first at lr = 2 sin(pi / (4 delay + 2)) /
+    curvature.
 
     delay: 0 or more steps. curvature: the second derivative, above 0.
     Raises ValueError for other values.
@@ -351,13 +388,13 @@ def critical_learning_rate(delay: int, curvature: float = 1.0) -> float:
 class SavedBytes:
     """Count the bytes that autograd keeps for the backward pass: the activations.
 
-    A context: `live` is what is kept now, `peak` the most there was, in bytes. A tensor that
-    several operations keep counts once. The parameters and the tensors `given`, such as the batch
-    itself, are in memory anyway and do not count. What an operation needs only while it runs is
-    not seen.
+    A context: `live` is what is kept now, `peak` the most there was, in bytes. A tensor
+    that several operations keep counts once. The parameters and the tensors `given`, such
+    as the batch itself, are in memory anyway and do not count. What an operation needs
+    only while it runs is not seen.
 
-    Invariants: after the backward pass `live` is 0; of a linear layer on rows of its own the peak
-    is the bytes of those rows.
+    Invariants: after the backward pass `live` is 0; of a linear layer on rows of its own
+    the peak is the bytes of those rows.
     """
 
     def __init__(self, model: nn.Module, *given: Tensor) -> None:
@@ -468,7 +505,9 @@ def _check_unequal(answer) -> None:
             not torch.allclose(got, want * rows),
             "This is the gradient of the sum: divide by all items of the batch.",
         )
-        expect(False, f"With sizes {list(sizes)} the gradient is not that of the full batch.")
+        expect(
+            False, f"With sizes {list(sizes)} the gradient is not that of the full batch."
+        )
 
 
 def _solve_unequal(model, loss_fn, micro_batches):
@@ -548,7 +587,11 @@ def _stale_path(start, lr, delay, steps, gradient) -> list[float]:
 
 
 def _check_stale(answer) -> None:
-    for start, lr, delay, steps in ((1.0, 0.5, 0, 3), (1.0, 0.5, 1, 5), (-2.0, 0.25, 3, 9)):
+    for start, lr, delay, steps in (
+        (1.0, 0.5, 0, 3),
+        (1.0, 0.5, 1, 5),
+        (-2.0, 0.25, 3, 9),
+    ):
         for gradient in (lambda w: w, lambda w: w**3):
             got = [float(w) for w in answer(start, lr, delay, steps, gradient)]
             want = _stale_path(start, lr, delay, steps, gradient)
@@ -564,14 +607,19 @@ def _check_stale(answer) -> None:
                 continue
             fresh = _stale_path(start, lr, 0, steps, gradient)
             expect(
-                not all(math.isclose(g, w, abs_tol=1e-12) for g, w in zip(got, fresh, strict=True)),
+                not all(
+                    math.isclose(g, w, abs_tol=1e-12)
+                    for g, w in zip(got, fresh, strict=True)
+                ),
                 "Your gradient is fresh: take it at the weight of `delay` steps before.",
             )
             expect(
                 got[: delay + 1] == want[: delay + 1],
                 f"In the first {delay} steps no gradient has come back yet: the weight stays.",
             )
-            expect(False, f"With delay {delay} the path should begin {want[: delay + 3]}.")
+            expect(
+                False, f"With delay {delay} the path should begin {want[: delay + 3]}."
+            )
 
 
 def _solve_stale(start, lr, delay, steps, gradient):
@@ -619,7 +667,9 @@ EXERCISES = (
         {
             "fewer backwards": Wrong(_fewer_backwards, "backward passes"),
             "the short window is lost": Wrong(_short_window_lost, "last window is short"),
-            "a step for each micro-batch": Wrong(_step_each_time, "One optimizer step a window"),
+            "a step for each micro-batch": Wrong(
+                _step_each_time, "One optimizer step a window"
+            ),
         },
     ),
     Exercise(
@@ -630,7 +680,9 @@ EXERCISES = (
         _solve_stale,
         {
             "a fresh gradient": Wrong(_always_fresh, "is fresh"),
-            "a gradient from the start on": Wrong(_starts_at_once, "no gradient has come back"),
+            "a gradient from the start on": Wrong(
+                _starts_at_once, "no gradient has come back"
+            ),
         },
     ),
 )

@@ -1,4 +1,6 @@
-"""Gradient clipping: bound the size of one update, so that one bad batch cannot end a run."""
+"""Gradient clipping: bound the size of one update, so that one bad batch cannot end a
+run.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ def get_total_norm(
     Invariant: cutting a tensor in pieces does not change the result.
     """
     if not norm_type > 0:
-        raise ValueError(f"norm_type={norm_type}: give a number above 0, such as 2.0, or inf")
+        raise ValueError(
+            f"norm_type={norm_type}: give a number above 0, such as 2.0, or inf"
+        )
     tensors = list(tensors)
     if not tensors:
         return torch.zeros(())
@@ -40,9 +44,11 @@ def get_total_norm(
 def clip_by_norm(
     grads: list[Tensor], max_norm: float, norm_type: float = 2.0
 ) -> tuple[list[Tensor], Tensor]:
-    """Return (clipped gradients, their norm before): all scaled by one factor of at most 1.
+    """Return (clipped gradients, their norm before): all scaled by one factor of at most
+    1.
 
-    A pure function of the list, for `run_trials` and for reading; `clip_grad_norm_` works in place.
+    A pure function of the list, for `run_trials` and for reading; `clip_grad_norm_` works
+    in place.
     """
     total = get_total_norm(grads, norm_type)
     factor = (max_norm / (total + 1e-6)).clamp(max=1.0)
@@ -55,14 +61,16 @@ def clip_grad_norm_(
     norm_type: float = 2.0,
     error_if_nonfinite: bool = False,
 ) -> Tensor:
-    """Scale all gradients by one factor, so that their joint norm is at most `max_norm` >= 0.
+    """Scale all gradients by one factor, so that their joint norm is at most `max_norm`
+    >= 0.
 
-    Returns the norm before clipping, a scalar. Parameters without a gradient are left out.
-    A norm that is NaN makes every gradient NaN, an infinite one makes finite entries 0; with
-    `error_if_nonfinite` both raise RuntimeError and leave the gradients as they were. Raises
-    ValueError for a `max_norm` that is negative or NaN.
-    Source: Pascanu, Mikolov & Bengio (2013), algorithm 1; the factor max_norm / (norm + 1e-6) is
-    torch's. Invariants: the direction stays; a gradient below the bound does not change.
+    Returns the norm before clipping, a scalar. Parameters without a gradient are left
+    out. A norm that is NaN makes every gradient NaN, an infinite one makes finite entries
+    0; with `error_if_nonfinite` both raise RuntimeError and leave the gradients as they
+    were. Raises ValueError for a `max_norm` that is negative or NaN.
+    Source: Pascanu, Mikolov & Bengio (2013), algorithm 1; the factor max_norm / (norm +
+    1e-6) is torch's. Invariants: the direction stays; a gradient below the bound does not
+    change.
     """
     _check_bound("max_norm", max_norm)
     grads = _grads(parameters)
@@ -76,7 +84,8 @@ def clip_grad_norm_(
 def clip_grad_value_(parameters: Tensor | Iterable[Tensor], clip_value: float) -> None:
     """Move each gradient entry into [-clip_value, clip_value]; clip_value >= 0.
 
-    The direction of the whole gradient may change. Raises ValueError for a bad `clip_value`.
+    The direction of the whole gradient may change. Raises ValueError for a bad
+    `clip_value`.
     Invariant: no entry grows, and none changes its sign.
     """
     _check_bound("clip_value", clip_value)
@@ -87,11 +96,14 @@ def clip_grad_value_(parameters: Tensor | Iterable[Tensor], clip_value: float) -
 def adaptive_clip_grad_(
     parameters: Tensor | Iterable[Tensor], clip_factor: float = 0.01, eps: float = 1e-3
 ) -> None:
-    """Bound each unit's gradient norm by `clip_factor` times the norm of the unit's weights.
+    """Bound each unit's gradient norm by `clip_factor` times the norm of the unit's
+    weights.
 
-    A unit is a row of a weight (its fan-in), or the whole of a vector. `eps` > 0 stands in for
-    smaller weight norms, so that zero weights can still learn. Raises ValueError for bad numbers.
-    Source: Brock et al. (2021). Invariant: a unit's update relative to its weights is bounded.
+    A unit is a row of a weight (its fan-in), or the whole of a vector. `eps` > 0 stands
+    in for smaller weight norms, so that zero weights can still learn. Raises ValueError
+    for bad numbers.
+    Source: Brock et al. (2021). Invariant: a unit's update relative to its weights is
+    bounded.
     """
     _check_bound("clip_factor", clip_factor)
     _check_bound("eps", eps)
@@ -102,11 +114,12 @@ def adaptive_clip_grad_(
 
 
 def clipping_step(max_norm: float, skip_nonfinite: bool = False) -> Callable:
-    """Return a step for `fit` that clips the whole gradient to `max_norm`, once an update.
+    """Return a step for `fit` that clips the whole gradient to `max_norm`, once an
+    update.
 
-    The order is fixed: all micro-batches and processes first, then unscale, clip, step. The norm
-    before clipping is logged as "grad_norm". `skip_nonfinite` leaves out updates whose norm is NaN
-    or infinite. With max_norm=inf it is `train_step` to the bit.
+    The order is fixed: all micro-batches and processes first, then unscale, clip, step.
+    The norm before clipping is logged as "grad_norm". `skip_nonfinite` leaves out updates
+    whose norm is NaN or infinite. With max_norm=inf it is `train_step` to the bit.
     """
     _check_bound("max_norm", max_norm)
 
@@ -116,7 +129,8 @@ def clipping_step(max_norm: float, skip_nonfinite: bool = False) -> Callable:
         run.unscale()  # float16 only: the norm is that of the true gradient
         norm = clip_grad_norm_(run.model.parameters(), max_norm)
         run.log("grad_norm", norm)
-        scaled = run.accelerator.scaler is not None  # a scaler skips by itself, and must see it
+        # a scaler skips by itself, and must see it
+        scaled = run.accelerator.scaler is not None
         if scaled or not skip_nonfinite or norm.isfinite():
             run.optimizer.step()
         return loss
@@ -127,9 +141,9 @@ def clipping_step(max_norm: float, skip_nonfinite: bool = False) -> Callable:
 class GradNormLogger:
     """Record gradient norms before clipping, and say what a bound would do.
 
-    Call it with a model after each backward pass, or `add` norms measured elsewhere. `norms` is a
-    list of floats, `layers` maps each parameter's name to a list as long. Non-finite norms are
-    kept in the lists and counted as clipped.
+    Call it with a model after each backward pass, or `add` norms measured elsewhere.
+    `norms` is a list of floats, `layers` maps each parameter's name to a list as long.
+    Non-finite norms are kept in the lists and counted as clipped.
     """
 
     def __init__(self) -> None:
@@ -153,7 +167,9 @@ class GradNormLogger:
 
         Raises ValueError where nothing finite has been recorded.
         """
-        finite = torch.tensor([n for n in self.norms if math.isfinite(n)], dtype=torch.float64)
+        finite = torch.tensor(
+            [n for n in self.norms if math.isfinite(n)], dtype=torch.float64
+        )
         if not len(finite):
             raise ValueError("no finite norm recorded yet: train some updates first")
         return torch.quantile(finite, q).item()
@@ -168,9 +184,10 @@ class GradNormLogger:
 def freeze(module: nn.Module) -> int:
     """Stop training `module`, and return how many numbers that leaves out.
 
-    Their gradients become None: a gradient of zeros would still let momentum and weight decay move
-    the weights. Running statistics of norm layers go on unless the module is in eval mode.
-    Freeze before `fit`, so that several processes agree on which gradients to exchange.
+    Their gradients become None: a gradient of zeros would still let momentum and weight
+    decay move the weights. Running statistics of norm layers go on unless the module is
+    in eval mode. Freeze before `fit`, so that several processes agree on which gradients
+    to exchange.
     Invariant: no optimizer moves a frozen weight.
     """
     return _set_trainable(module, False)
@@ -199,10 +216,14 @@ def _grads(parameters: Tensor | Iterable[Tensor]) -> list[Tensor]:
 
 
 def _unit_norm(values: Tensor) -> Tensor:
-    """Return the norm of each row (its shape broadcasts against `values`), or of a vector."""
+    """Return the norm of each row (its shape broadcasts against `values`), or of a
+    vector.
+    """
     if values.ndim <= 1:
         return torch.linalg.vector_norm(values)
-    return torch.linalg.vector_norm(values, dim=tuple(range(1, values.ndim)), keepdim=True)
+    return torch.linalg.vector_norm(
+        values, dim=tuple(range(1, values.ndim)), keepdim=True
+    )
 
 
 def _check_bound(name: str, value: float) -> None:
@@ -240,7 +261,9 @@ def _check_clip(answer: Callable) -> None:
             f"The entry {second:g} is still there: the bound holds on both sides of zero.",
         )
         cosine = torch.nn.functional.cosine_similarity(values, given, dim=0)
-        expect(bool(cosine > 0.9999), f"{given.tolist()} {together.format(values.tolist())}")
+        expect(
+            bool(cosine > 0.9999), f"{given.tolist()} {together.format(values.tolist())}"
+        )
         expect(
             torch.allclose(values, given * (bound / given.norm()), atol=1e-4),
             f"{given.tolist()} has norm {given.norm():g}, the bound is {bound:g}, and the result "
@@ -259,7 +282,9 @@ def _clip_each_tensor(grads, max_norm):
 
 
 def _clip_where_one_is_long(grads, max_norm):
-    return _solve_clip(grads, max_norm) if max(g.norm() for g in grads) > max_norm else grads
+    return (
+        _solve_clip(grads, max_norm) if max(g.norm() for g in grads) > max_norm else grads
+    )
 
 
 def _rescale_to_one(grads, max_norm):
@@ -296,9 +321,15 @@ def _check_scaled(answer: Callable) -> None:
         "The update is about a thousandth of what it should be: you clipped the scaled gradient, "
         "and the scale was divided out afterwards. Unscale first.",
     )
-    expect(first.norm() < 2.01, "The update is longer than max_norm: the gradient is not clipped.")
+    expect(
+        first.norm() < 2.01,
+        "The update is longer than max_norm: the gradient is not clipped.",
+    )
     wanted = torch.tensor([-1.2, -1.6])
-    expect(torch.allclose(first, wanted, atol=1e-4), f"The update is {first}, wanted {wanted}.")
+    expect(
+        torch.allclose(first, wanted, atol=1e-4),
+        f"The update is {first}, wanted {wanted}.",
+    )
     expect(
         torch.allclose(update(0.3, 0.4), torch.tensor([-0.3, -0.4]), atol=1e-4),
         "A second, short gradient gave a wrong update: empty the old gradients first, and leave a "
@@ -348,7 +379,8 @@ def _forget_update(loss_fn, parameters, optimizer, scaler, max_norm):
     scaler.scale(loss_fn()).backward()
     torch.nn.utils.clip_grad_norm_(parameters, max_norm * scaler.get_scale())
     scaler.step(optimizer)
-    scaler._per_optimizer_states.clear()  # else the next call stops with torch's own error
+    # else the next call stops with torch's own error
+    scaler._per_optimizer_states.clear()
 
 
 def _forget_zero_grad(loss_fn, parameters, optimizer, scaler, max_norm):
@@ -382,9 +414,14 @@ def _check_accumulated(answer: Callable) -> None:
         "You clipped each micro-batch, or the sum so far. The rare large one then counts no more "
         "than the others: clip once, after the last.",
     )
-    expect(first.norm() < 2.01, "The update is longer than max_norm: clip before the step.")
+    expect(
+        first.norm() < 2.01, "The update is longer than max_norm: clip before the step."
+    )
     wanted = 2 * mean / mean.norm()
-    expect(torch.allclose(first, wanted, atol=1e-3), f"The update is {first}, wanted {wanted}.")
+    expect(
+        torch.allclose(first, wanted, atol=1e-3),
+        f"The update is {first}, wanted {wanted}.",
+    )
     second = update([0.3, 0.0], [0.0, 0.6], [0.3, 0.6])
     expect(
         torch.allclose(second, torch.tensor([0.2, 0.4]), atol=1e-4),
@@ -459,7 +496,9 @@ EXERCISES = (
         _solve_scaled,
         {
             "clip scaled gradients": Wrong(_clip_scaled, "Unscale first"),
-            "step past the scaler": Wrong(_step_without_scaler, "let the scaler take the step"),
+            "step past the scaler": Wrong(
+                _step_without_scaler, "let the scaler take the step"
+            ),
             "no clipping": Wrong(_never_clip, "not clipped"),
             "old gradients stay": Wrong(_forget_zero_grad, "empty the old gradients"),
             "no update of the scale": Wrong(_forget_update, "the scale must fall"),

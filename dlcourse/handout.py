@@ -1,8 +1,9 @@
 """Make a folder for a workshop: `python -m dlcourse.handout OUT --chapters 04 11`.
 
-OUT gets copies of the chapters without the outputs of the exercises and without solutions, a
-README.md for participants, and a PLAN.md for teachers: timed plans of half a day, one day and two
-days, made from the minutes on the chapters' cards. The plan is printed too.
+OUT gets copies of the chapters without the outputs of the exercises and without
+solutions, a README.md for participants, and a PLAN.md for teachers: timed plans of half a
+day, one day and two days, made from the minutes on the chapters' cards. The plan is
+printed too.
 
 Exit codes: 0 where the folder is written, 1 for a failure, 2 for misuse.
 """
@@ -76,7 +77,9 @@ class Failure(Exception):
 
 @dataclass(frozen=True)
 class Chapter:
-    """A chapter's file, its title, its minutes, and the numbers of those to be read before it."""
+    """A chapter's file, its title, its minutes, and the numbers of those to be read
+    before it.
+    """
 
     path: Path
     title: str
@@ -116,8 +119,12 @@ def find_folder(given: Path | None) -> Path:
     if next(folder.glob("[0-9][0-9]_*.ipynb"), None):
         return folder
     if given:
-        raise Misuse(f"--from {given} holds no chapters such as 04_gradient_clipping.ipynb")
-    raise Misuse(f"no chapters in {folder}; name the folder that holds them with --from DIR")
+        raise Misuse(
+            f"--from {given} holds no chapters such as 04_gradient_clipping.ipynb"
+        )
+    raise Misuse(
+        f"no chapters in {folder}; name the folder that holds them with --from DIR"
+    )
 
 
 def card_line(text: str, label: str) -> str:
@@ -127,7 +134,8 @@ def card_line(text: str, label: str) -> str:
 
 
 def helpers_on(text: str) -> set[int]:
-    """Return the chapters that "Know first" recommends: `(chapter 1)`, or `chapter 4 helps`.
+    """Return the chapters that "Know first" recommends: `(chapter 1)`, or `chapter 4
+    helps`.
 
     Those that it calls not needed are left out, and so are those that it only points to.
 
@@ -139,7 +147,9 @@ def helpers_on(text: str) -> set[int]:
         if "not needed" in sentence:
             continue
         if re.search(r"\(chapters? |\bhelps?\b|\bneed|\bfrom chapters? ", sentence):
-            for numbers in re.findall(r"[Cc]hapters?((?:\W+(?:and\W+|to\W+)?\d+)+)", sentence):
+            for numbers in re.findall(
+                r"[Cc]hapters?((?:\W+(?:and\W+|to\W+)?\d+)+)", sentence
+            ):
                 found |= {int(number) for number in re.findall(r"\d+", numbers)}
     return found
 
@@ -173,7 +183,9 @@ def read_chapters(folder: Path) -> list[Chapter]:
 
 
 def choose(chapters: list[Chapter], wanted: list[str]) -> list[Chapter]:
-    """Return the chapters named: 4, 04, gradient_clipping, or all; raise Misuse for another."""
+    """Return the chapters named: 4, 04, gradient_clipping, or all; raise Misuse for
+    another.
+    """
     names = [part for word in wanted for part in word.split(",") if part]
     if not names or "all" in names:
         return chapters
@@ -183,7 +195,8 @@ def choose(chapters: list[Chapter], wanted: list[str]) -> list[Chapter]:
         fitting = [
             c
             for c in chapters
-            if stem in (c.path.stem, c.name) or (stem.isdecimal() and int(stem) == c.number)
+            if stem in (c.path.stem, c.name)
+            or (stem.isdecimal() and int(stem) == c.number)
         ]
         if not fitting:
             there = ", ".join(f"{chapter.number:02d}" for chapter in chapters)
@@ -198,7 +211,9 @@ def choose(chapters: list[Chapter], wanted: list[str]) -> list[Chapter]:
 
 @dataclass(frozen=True)
 class Slot:
-    """A part of a day: when it starts (minutes from midnight), its minutes, and what it is."""
+    """A part of a day: when it starts (minutes from midnight), its minutes, and what it
+    is.
+    """
 
     start: int
     minutes: int
@@ -212,7 +227,8 @@ def priority(chapter: Chapter) -> tuple[int, int]:
 
 
 def in_order(chapters: list[Chapter]) -> list[Chapter]:
-    """Return chapters in the order of reading: each after those it needs, then by priority.
+    """Return chapters in the order of reading: each after those it needs, then by
+    priority.
 
     Where cards recommend each other in a circle, only what a chapter imports counts.
     """
@@ -249,7 +265,8 @@ class Day:
         """Append a break or lunch where one is due before work of so many minutes."""
         elapsed = self.now - self.start
         if not self.lunch and (
-            (between and elapsed >= LUNCH_FROM) or elapsed + minutes > max(LUNCH_BY, minutes)
+            (between and elapsed >= LUNCH_FROM)
+            or elapsed + minutes > max(LUNCH_BY, minutes)
         ):
             self._add(LUNCH, "Lunch" if 660 <= self.now <= 870 else "Long break")
             self.lunch, self.worked = True, 0
@@ -260,10 +277,15 @@ class Day:
             self.worked = 0
 
     def try_to_add(self, chapter: Chapter) -> bool:
-        """Append a chapter, or leave the day as it was and return False where it does not fit."""
+        """Append a chapter, or leave the day as it was and return False where it does not
+        fit.
+        """
         before = self.slots[:], self.worked, self.lunch, self.now
         between = True
-        for minutes, what in ((chapter.reading, "read and run"), (chapter.exercises, "exercises")):
+        for minutes, what in (
+            (chapter.reading, "read and run"),
+            (chapter.exercises, "exercises"),
+        ):
             pieces = max(1, -(-minutes // PIECE))
             for piece in range(pieces):
                 part = f", part {piece + 1} of {pieces}" if pieces > 1 else ""
@@ -282,8 +304,11 @@ class Day:
         self._add(CLOSING, "Closing: save, hand in, what to remember")
 
 
-def lay_out(chapters: list[Chapter], start: int, days: int, length: int) -> list[Day] | None:
-    """Return the days on which the chapters are read in this order, or None if they do not fit.
+def lay_out(
+    chapters: list[Chapter], start: int, days: int, length: int
+) -> list[Day] | None:
+    """Return the days on which the chapters are read in this order, or None if they do
+    not fit.
 
     A chapter is not divided between two days.
     """
@@ -304,8 +329,8 @@ def fit(
 ) -> tuple[list[Day], list[Chapter]]:
     """Return the days, and the chapters left out.
 
-    Without a choice of the teacher's, chapters are taken by priority and put in the order of
-    reading; with one, they are taken and put in the order given.
+    Without a choice of the teacher's, chapters are taken by priority and put in the order
+    of reading; with one, they are taken and put in the order given.
     """
     taken, left, best = [], [], lay_out([], start, days, length)
     for chapter in chapters if chosen else sorted(chapters, key=priority):
@@ -327,7 +352,9 @@ def clock(minutes: int) -> str:
     return f"{minutes // 60:02d}:{minutes % 60:02d}"
 
 
-def plan_of(title: str, chapters: list[Chapter], start: int, days: int, length: int, chosen: bool):
+def plan_of(
+    title: str, chapters: list[Chapter], start: int, days: int, length: int, chosen: bool
+):
     """Yield the lines of one plan."""
     yield f"## {title}"
     yield ""
@@ -384,7 +411,10 @@ def plan(chapters: list[Chapter], start: int, chosen: bool) -> str:
     lines.append("")
     if any(chapter.assumed for chapter in chapters):
         names = ", ".join(chapter.label for chapter in chapters if chapter.assumed)
-        lines += [f"No minutes on the card, {ASSUMED[0]} and {ASSUMED[1]} assumed: {names}.", ""]
+        lines += [
+            f"No minutes on the card, {ASSUMED[0]} and {ASSUMED[1]} assumed: {names}.",
+            "",
+        ]
     for title, days, length in (
         ("Half a day", 1, HALF_DAY),
         ("One day", 1, DAY),
@@ -412,7 +442,9 @@ TAIL = r"[^\s'\"<>|,;)]*[/\\]"
 
 def gives_away(node: ast.AST) -> bool:
     """Tell whether a statement shows the solution of an exercise."""
-    words = {getattr(part, "attr", None) or getattr(part, "id", "") for part in ast.walk(node)}
+    words = {
+        getattr(part, "attr", None) or getattr(part, "id", "") for part in ast.walk(node)
+    }
     texts = {
         part.value
         for part in ast.walk(node)
@@ -595,7 +627,11 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("out", type=Path, metavar="OUT", help="the folder to make")
     parser.add_argument(
-        "--chapters", nargs="+", default=[], metavar="N", help="numbers or names, or all (default)"
+        "--chapters",
+        nargs="+",
+        default=[],
+        metavar="N",
+        help="numbers or names, or all (default)",
     )
     parser.add_argument(
         "--outputs",
@@ -603,11 +639,15 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         default="exercises",
         help="keep all, clear those of the exercises (default), or keep none",
     )
-    parser.add_argument("--start", type=time_of_day, default=540, metavar="HH:MM", help="09:00")
+    parser.add_argument(
+        "--start", type=time_of_day, default=540, metavar="HH:MM", help="09:00"
+    )
     parser.add_argument(
         "--from", type=Path, dest="folder", metavar="DIR", help="where chapters are"
     )
-    parser.add_argument("--force", action="store_true", help="write into a folder with files in it")
+    parser.add_argument(
+        "--force", action="store_true", help="write into a folder with files in it"
+    )
     return parser.parse_args(arguments)
 
 
@@ -619,7 +659,9 @@ def check_out(out: Path, folder: Path, force: bool) -> None:
     if out.exists() and not out.is_dir():
         raise Misuse(f"{out} is a file; name a folder that can be made")
     if out.is_dir() and any(out.iterdir()) and not force:
-        raise Misuse(f"{out} is not empty; name another folder, or replace files with --force")
+        raise Misuse(
+            f"{out} is not empty; name another folder, or replace files with --force"
+        )
 
 
 def files_of(options: argparse.Namespace) -> Iterator[tuple[str, str]]:

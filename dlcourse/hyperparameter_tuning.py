@@ -1,8 +1,9 @@
 """Hyper-parameter tuning: which settings to try next, and what a search may claim.
 
-A space is a dictionary from names to a `Range` or a list of values. An objective takes one
-configuration, a dictionary from the same names to values, and returns a number: lower is better.
-A trial that returns NaN or an infinity has failed; a search counts it and goes on.
+A space is a dictionary from names to a `Range` or a list of values. An objective takes
+one configuration, a dictionary from the same names to values, and returns a number: lower
+is better. A trial that returns NaN or an infinity has failed; a search counts it and goes
+on.
 """
 
 from __future__ import annotations
@@ -28,7 +29,9 @@ Objective = Callable[[Config], float]
 
 @dataclass(frozen=True)
 class Range:
-    """The numbers from `low` to `high`, evenly spread, or evenly in their logarithm if `log`."""
+    """The numbers from `low` to `high`, evenly spread, or evenly in their logarithm if
+    `log`.
+    """
 
     low: float
     high: float
@@ -36,7 +39,9 @@ class Range:
 
     def __post_init__(self) -> None:
         if not -math.inf < self.low < self.high < math.inf:
-            raise ValueError(f"low={self.low}, high={self.high}: give finite numbers, low < high")
+            raise ValueError(
+                f"low={self.low}, high={self.high}: give finite numbers, low < high"
+            )
         if self.log and self.low <= 0:
             raise ValueError(f"low={self.low}: a log scale needs low > 0, such as 1e-5")
 
@@ -46,7 +51,8 @@ class Range:
             value = self.low * (self.high / self.low) ** share
         else:
             value = self.low + (self.high - self.low) * share
-        return float(min(max(value, self.low), self.high))  # rounding must not leave the range
+        # rounding must not leave the range
+        return float(min(max(value, self.low), self.high))
 
     def share(self, value: float) -> float:
         """Return how far along the range `value` lies, from 0 to 1."""
@@ -70,22 +76,28 @@ def uniform(low: float, high: float) -> Range:
 def loguniform(low: float, high: float) -> Range:
     """Return the range [low, high] with equal chance for equal ratios; low > 0.
 
-    Raises ValueError unless 0 < low < high < inf. Invariant: each decade gets the same share.
+    Raises ValueError unless 0 < low < high < inf. Invariant: each decade gets the same
+    share.
     """
     return Range(low, high, log=True)
 
 
 def draw_config(space: Mapping, rng: np.random.Generator) -> Config:
-    """Draw every hyper-parameter of `space`, each from its own range or list, independently."""
+    """Draw every hyper-parameter of `space`, each from its own range or list,
+    independently.
+    """
     _check_space(space)
     return {
-        name: values.draw(rng) if isinstance(values, Range) else values[rng.integers(len(values))]
+        name: values.draw(rng)
+        if isinstance(values, Range)
+        else values[rng.integers(len(values))]
         for name, values in space.items()
     }
 
 
 def grid_points(space: Mapping[str, Sequence]) -> list[Config]:
-    """Return every combination of the listed values; their number is the product of the lengths.
+    """Return every combination of the listed values; their number is the product of the
+    lengths.
 
     The order is that of scikit-learn's ParameterGrid: names sorted, the last one fastest.
     Raises ValueError for a Range, which has no end of values.
@@ -96,7 +108,9 @@ def grid_points(space: Mapping[str, Sequence]) -> list[Config]:
     _check_space(space)
     for name, values in space.items():
         if isinstance(values, Range):
-            raise ValueError(f"{name} is a range: a grid needs a list, such as [0.01, 0.1, 1.0]")
+            raise ValueError(
+                f"{name} is a range: a grid needs a list, such as [0.01, 0.1, 1.0]"
+            )
     names = sorted(space)
     rows = itertools.product(*(space[name] for name in names))
     return [dict(zip(names, row, strict=True)) for row in rows]
@@ -107,7 +121,9 @@ def grid_points(space: Mapping[str, Sequence]) -> list[Config]:
 
 @dataclass
 class Search:
-    """The trials of a search in the order they ran: `configs`, and `scores` of the same length."""
+    """The trials of a search in the order they ran: `configs`, and `scores` of the same
+    length.
+    """
 
     configs: list[Config] = field(default_factory=list)
     scores: list[float] = field(default_factory=list)
@@ -122,7 +138,9 @@ class Search:
         """The number of the best trial; raises ValueError where none came to an end."""
         scores = _failed_as(self.scores, math.inf)
         if not np.isfinite(scores).any():
-            raise ValueError(f"none of {len(scores)} trials gave a finite score: widen the space")
+            raise ValueError(
+                f"none of {len(scores)} trials gave a finite score: widen the space"
+            )
         return int(scores.argmin())
 
     @property
@@ -137,7 +155,9 @@ class Search:
 
     @property
     def best_so_far(self) -> np.ndarray:
-        """The best score after each trial (trials,), inf before the first that did not fail."""
+        """The best score after each trial (trials,), inf before the first that did not
+        fail.
+        """
         return np.minimum.accumulate(_failed_as(self.scores, math.inf))
 
 
@@ -177,12 +197,16 @@ class GaussianProcess:
     """A distribution over functions of `d` numbers: mean zero, Matern-5/2 covariance.
 
     `length_scale` > 0, one number or (d,): the distance over which values stay alike.
-    `variance` > 0 of the function, `noise` >= 0 the variance of the error in each observation.
-    Source: Rasmussen & Williams (2006), algorithm 2.1. Invariants: without noise the mean passes
-    through the observations; the standard deviation never exceeds that of the prior.
+    `variance` > 0 of the function, `noise` >= 0 the variance of the error in each
+    observation.
+    Source: Rasmussen & Williams (2006), algorithm 2.1. Invariants: without noise the mean
+    passes through the observations; the standard deviation never exceeds that of the
+    prior.
     """
 
-    def __init__(self, length_scale=0.3, variance: float = 1.0, noise: float = 1e-6) -> None:
+    def __init__(
+        self, length_scale=0.3, variance: float = 1.0, noise: float = 1e-6
+    ) -> None:
         self.length_scale = np.asarray(length_scale, dtype=float)
         if not (self.length_scale > 0).all() or not variance > 0 or not noise >= 0:
             raise ValueError("give length_scale > 0, variance > 0 and noise >= 0")
@@ -201,11 +225,17 @@ class GaussianProcess:
         """
         x, y = np.atleast_2d(np.asarray(x, float)), np.asarray(y, float)
         if len(x) != len(y) or not len(y):
-            raise ValueError(f"{len(x)} points and {len(y)} values: give one value for each point")
+            raise ValueError(
+                f"{len(x)} points and {len(y)} values: give one value for each point"
+            )
         if not (np.isfinite(x).all() and np.isfinite(y).all()):
-            raise ValueError("not all points and values are finite: leave failed trials out")
+            raise ValueError(
+                "not all points and values are finite: leave failed trials out"
+            )
         self.x, self.y = x, y
-        self.factor = _cholesky(self.kernel(x, x) + self.noise * np.eye(len(x)), self.variance)
+        self.factor = _cholesky(
+            self.kernel(x, x) + self.noise * np.eye(len(x)), self.variance
+        )
         self.weights = cho_solve((self.factor, True), y, check_finite=False)
         return self
 
@@ -222,15 +252,21 @@ class GaussianProcess:
     def log_likelihood(self) -> float:
         """Return the log of the density of the observations under the prior."""
         volume = np.log(np.diag(self.factor)).sum()
-        return float(-self.y @ self.weights / 2 - volume - len(self.y) / 2 * math.log(2 * math.pi))
+        return float(
+            -self.y @ self.weights / 2 - volume - len(self.y) / 2 * math.log(2 * math.pi)
+        )
 
 
 def _cholesky(matrix: np.ndarray, scale: float) -> np.ndarray:
-    """Factor a covariance; where points repeat it is singular, and a little jitter mends it."""
+    """Factor a covariance; where points repeat it is singular, and a little jitter mends
+    it.
+    """
     for jitter in (0.0, 1e-12, 1e-10, 1e-8, 1e-6):
         try:
             return cholesky(
-                matrix + jitter * scale * np.eye(len(matrix)), lower=True, check_finite=False
+                matrix + jitter * scale * np.eye(len(matrix)),
+                lower=True,
+                check_finite=False,
             )
         except np.linalg.LinAlgError:
             continue
@@ -238,9 +274,11 @@ def _cholesky(matrix: np.ndarray, scale: float) -> np.ndarray:
 
 
 def expected_improvement(mean, std, best: float) -> np.ndarray:
-    """Return E[max(best - f, 0)] for f ~ N(mean, std^2): how far below `best` f is expected to go.
+    """Return E[max(best - f, 0)] for f ~ N(mean, std^2): how far below `best` f is
+    expected to go.
 
-    `std` >= 0; where it is 0 this is max(best - mean, 0). Source: Jones, Schonlau & Welch (1998).
+    `std` >= 0; where it is 0 this is max(best - mean, 0). Source: Jones, Schonlau & Welch
+    (1998).
     Invariants: never negative; it grows with `std` and falls with `mean`.
     """
     mean, std = np.asarray(mean, float), np.asarray(std, float)
@@ -259,16 +297,20 @@ NOISES = (1e-6, 1e-4, 1e-2, 1e-1)  # in shares of the variance of the scores
 def surrogate(x: np.ndarray, y: np.ndarray) -> GaussianProcess:
     """Fit a process to standardised values y (n,) at x (n, d) in the unit cube.
 
-    Length scales and noise are those of the largest likelihood, improved one after the other. A
-    direction that does not matter gets a long scale.
+    Length scales and noise are those of the largest likelihood, improved one after the
+    other. A direction that does not matter gets a long scale.
     """
     scales, noise = [0.4] * x.shape[1], 1e-4
     for _ in range(2):
         for axis in range(len(scales)):
             tries = [scales[:axis] + [s] + scales[axis + 1 :] for s in LENGTH_SCALES]
-            fits = [GaussianProcess(s, noise=noise).fit(x, y).log_likelihood() for s in tries]
+            fits = [
+                GaussianProcess(s, noise=noise).fit(x, y).log_likelihood() for s in tries
+            ]
             scales = tries[int(np.argmax(fits))]
-        fits = [GaussianProcess(scales, noise=n).fit(x, y).log_likelihood() for n in NOISES]
+        fits = [
+            GaussianProcess(scales, noise=n).fit(x, y).log_likelihood() for n in NOISES
+        ]
         noise = NOISES[int(np.argmax(fits))]
     return GaussianProcess(scales, noise=noise).fit(x, y)
 
@@ -282,35 +324,50 @@ def suggest(
 ) -> Config:
     """Return the configuration of largest expected improvement, given the trials so far.
 
-    A failed trial (NaN, inf) counts as bad as the worst that ended, so that its surroundings are
-    avoided. `pending` are trials still running elsewhere: each is given the best score so far as a
-    lie (Ginsbourger et al. 2010), so that it is not suggested again. Without any score: a draw.
+    A failed trial (NaN, inf) counts as bad as the worst that ended, so that its
+    surroundings are avoided. `pending` are trials still running elsewhere: each is given
+    the best score so far as a lie (Ginsbourger et al. 2010), so that it is not suggested
+    again. Without any score: a draw.
     Raises ValueError for a list in `space`, which has no distances.
     """
     _check_space(space)
     for name, values in space.items():
         if not isinstance(values, Range):
-            raise ValueError(f"{name} is a list: use uniform or loguniform, or random_search")
+            raise ValueError(
+                f"{name} is a list: use uniform or loguniform, or random_search"
+            )
     good = [score for score in scores if math.isfinite(score)]
     if not good:
         return draw_config(space, rng)
     y = np.append(_failed_as(scores, max(good)), [min(good)] * len(pending))
     y = (y - y.mean()) / (y.std() or 1.0)
-    x = np.array([[r.share(c[n]) for n, r in space.items()] for c in [*configs, *pending]])
+    x = np.array(
+        [[r.share(c[n]) for n, r in space.items()] for c in [*configs, *pending]]
+    )
     process = surrogate(x, y)
     mean, _ = process.predict(x)
-    near = x[mean.argmin()] + rng.normal(size=(500, x.shape[1])) * rng.choice([0.1, 0.02], (500, 1))
+    near = x[mean.argmin()] + rng.normal(size=(500, x.shape[1])) * rng.choice(
+        [0.1, 0.02], (500, 1)
+    )
     tries = np.concatenate([rng.random((1000, x.shape[1])), near.clip(0, 1)])
-    # the predicted best, not the observed: with noise the luckiest observation is too good
+    # the predicted best, not the observed: with noise the luckiest observation is too
+    # good
     gain = expected_improvement(*process.predict(tries), mean.min())
     chosen = tries[gain.argmax()]
-    return {name: r.at(share) for (name, r), share in zip(space.items(), chosen, strict=True)}
+    return {
+        name: r.at(share) for (name, r), share in zip(space.items(), chosen, strict=True)
+    }
 
 
 def bayesian_search(
-    objective: Objective, space: Mapping[str, Range], trials: int, initial: int = 5, seed=0
+    objective: Objective,
+    space: Mapping[str, Range],
+    trials: int,
+    initial: int = 5,
+    seed=0,
 ) -> Search:
-    """Try `initial` random configurations, then what `suggest` says, `trials` >= 1 in all.
+    """Try `initial` random configurations, then what `suggest` says, `trials` >= 1 in
+    all.
 
     Source: Snoek, Larochelle & Adams (2012).
     Invariant: the first `initial` trials are those of `random_search` with the same seed.
@@ -353,7 +410,9 @@ class Halving:
         return self.rungs[-1].scores[0]
 
     def cost(self, resume: bool = True) -> int:
-        """Return the budget spent; with `resume`, a survivor pays only for what it trains on."""
+        """Return the budget spent; with `resume`, a survivor pays only for what it trains
+        on.
+        """
         spent, before = 0, 0
         for rung in self.rungs:
             spent += len(rung.configs) * (rung.budget - before)
@@ -367,12 +426,14 @@ def successive_halving(
     budget: int = 1,
     factor: int = 3,
 ) -> Halving:
-    """Give all `configs` a small `budget`, keep the best 1/factor, give those factor times as much.
+    """Give all `configs` a small `budget`, keep the best 1/factor, give those factor
+    times as much.
 
-    Ends when one is left and has had its round. objective(config, budget) is the score after
-    `budget` (updates, epochs, rows); lower is better, NaN is worst. `factor` >= 2, `budget` >= 1.
-    Source: Jamieson & Talwalkar (2016). Invariant: each round has 1/factor of the last, rounded
-    down, at least one.
+    Ends when one is left and has had its round. objective(config, budget) is the score
+    after `budget` (updates, epochs, rows); lower is better, NaN is worst. `factor` >= 2,
+    `budget` >= 1.
+    Source: Jamieson & Talwalkar (2016). Invariant: each round has 1/factor of the last,
+    rounded down, at least one.
     """
     _check_count("budget", budget)
     if factor < 2:
@@ -412,17 +473,24 @@ def _check_count(name: str, count: int) -> None:
 def _check_draw(answer: Callable) -> None:
     rates = np.asarray(answer(np.random.default_rng(0), 2000), dtype=float)
     expect(rates.shape == (2000,), "Return n learning rates, an array of shape (n,).")
-    expect((rates > 0).all(), "A learning rate must be above 0: raise 10 to the power you drew.")
+    expect(
+        (rates > 0).all(),
+        "A learning rate must be above 0: raise 10 to the power you drew.",
+    )
     expect(
         rates.min() >= 1e-5 * (1 - 1e-9) and rates.max() <= 1 + 1e-9,
         "Some rates lie outside [1e-5, 1]: the exponent goes from the log of one end to that of "
         "the other.",
     )
     expect(
-        len(np.unique(rates)) > 1900, "The values repeat: draw from the whole range, not a list."
+        len(np.unique(rates)) > 1900,
+        "The values repeat: draw from the whole range, not a list.",
     )
     again = np.asarray(answer(np.random.default_rng(1), 2000), dtype=float)
-    expect(not np.array_equal(rates, again), "Another generator gave the same rates: use rng.")
+    expect(
+        not np.array_equal(rates, again),
+        "Another generator gave the same rates: use rng.",
+    )
     small = (rates < 0.1).mean()
     expect(
         small > 0.5,
@@ -430,7 +498,8 @@ def _check_draw(answer: Callable) -> None:
         "the logarithm uniformly, not the rate.",
     )
     shares = np.sort((np.log10(rates) + 5) / 5)
-    gap = np.abs(shares - (np.arange(2000) + 0.5) / 2000).max()  # Kolmogorov and Smirnov's distance
+    # Kolmogorov and Smirnov's distance
+    gap = np.abs(shares - (np.arange(2000) + 0.5) / 2000).max()
     expect(
         gap < 0.045,
         "The logs of the rates, to base 10, are not spread evenly over [-5, 0]. Is the power to "
@@ -486,7 +555,9 @@ def _check_improvement(answer: Callable) -> None:
         answer(0.7, 1.0, 0.2) > 1e-3,
         "A point with a worse mean but a large standard deviation may still improve.",
     )
-    expect(abs(answer(0.1, 0.0, 0.2) - 0.1) < 1e-9, "Known to be better by 0.1: return 0.1.")
+    expect(
+        abs(answer(0.1, 0.0, 0.2) - 0.1) < 1e-9, "Known to be better by 0.1: return 0.1."
+    )
     rng = np.random.default_rng(0)
     for mean, std, best in ((0.7, 1.0, 0.2), (-0.5, 0.3, 0.0), (0.0, 2.0, 0.0)):
         sampled = np.maximum(best - rng.normal(mean, std, 200_000), 0).mean()
@@ -517,7 +588,9 @@ def _improvement_of_mean(mean, std, best):
 
 def _improvement_divides(mean, std, best):
     z = np.float64(best - mean) / np.float64(std) if std else math.nan
-    return float((best - mean) * ndtr(z) + std * np.exp(-(z**2) / 2) / math.sqrt(2 * math.pi))
+    return float(
+        (best - mean) * ndtr(z) + std * np.exp(-(z**2) / 2) / math.sqrt(2 * math.pi)
+    )
 
 
 def _probability_of_improvement(mean, std, best):
@@ -552,7 +625,9 @@ EXERCISES = (
             "EI is just the mean": Wrong(_improvement_is_mean, "the mean alone"),
             "the mean, cut at 0": Wrong(_improvement_of_mean, "may still improve"),
             "divide by 0": Wrong(_improvement_divides, "treat that case apart"),
-            "the probability instead": Wrong(_probability_of_improvement, "over many draws"),
+            "the probability instead": Wrong(
+                _probability_of_improvement, "over many draws"
+            ),
             "higher is better": Wrong(_improvement_upwards, "Lower is better"),
         },
     ),

@@ -1,4 +1,6 @@
-"""Initialization: starting weights that differ, and whose scale keeps signal and gradient alive."""
+"""Initialization: starting weights that differ, and whose scale keeps signal and gradient
+alive.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,13 @@ from torch.overrides import TorchFunctionMode
 
 from dlcourse.lab.exercises import Exercise, Wrong, expect
 
-GAINS = {"linear": 1.0, "sigmoid": 1.0, "tanh": 5 / 3, "relu": math.sqrt(2), "selu": 3 / 4}
+GAINS = {
+    "linear": 1.0,
+    "sigmoid": 1.0,
+    "tanh": 5 / 3,
+    "relu": math.sqrt(2),
+    "selu": 3 / 4,
+}
 GAINS |= {f"conv{kind}{n}d": 1.0 for kind in ("", "_transpose") for n in (1, 2, 3)}
 LAYERS = (
     nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d,
@@ -33,12 +41,14 @@ SAMPLE = 512  # values that a layer keeps for a histogram
 
 
 def calculate_fan(weight: Tensor) -> tuple[int, int]:
-    """Return (fan_in, fan_out): how many products meet in one output, and how many use one input.
+    """Return (fan_in, fan_out): how many products meet in one output, and how many use
+    one input.
 
-    `weight` is (out, in, ...), as nn.Linear and nn.Conv store it; the further dimensions are the
-    kernel. Two of torch's conventions: with groups, fan_out counts all groups; nn.ConvTranspose
-    stores (in, out, ...), so there the two names are swapped. Raises ValueError for fewer than
-    two dimensions. Invariant: transposing a matrix swaps the two.
+    `weight` is (out, in, ...), as nn.Linear and nn.Conv store it; the further dimensions
+    are the kernel. Two of torch's conventions: with groups, fan_out counts all groups;
+    nn.ConvTranspose stores (in, out, ...), so there the two names are swapped. Raises
+    ValueError for fewer than two dimensions. Invariant: transposing a matrix swaps the
+    two.
     """
     if weight.ndim < 2:
         raise ValueError(
@@ -52,22 +62,30 @@ def calculate_fan(weight: Tensor) -> tuple[int, int]:
 def calculate_gain(
     nonlinearity: str | Callable[[Tensor], Tensor], param: float | None = None
 ) -> float:
-    """Return the factor on 1 / sqrt(fan_in) that makes up for what the nonlinearity takes away.
+    """Return the factor on 1 / sqrt(fan_in) that makes up for what the nonlinearity takes
+    away.
 
-    A name ("linear", "sigmoid", "tanh", "relu", "leaky_relu" with its slope `param`, "selu", or a
-    convolution's) gets torch's number. A function f gets 1 / sqrt(E[f(z)^2]) with z standard
-    normal: torch has no number for GELU, and 5/3 for tanh is a rule of thumb. Raises ValueError for
-    other names, a bad slope, and a function that is zero everywhere or not finite. Source: He et
-    al. (2015), equation 10. Invariant: for ReLU the name and the function agree.
+    A name ("linear", "sigmoid", "tanh", "relu", "leaky_relu" with its slope `param`,
+    "selu", or a convolution's) gets torch's number. A function f gets 1 / sqrt(E[f(z)^2])
+    with z standard normal: torch has no number for GELU, and 5/3 for tanh is a rule of
+    thumb. Raises ValueError for other names, a bad slope, and a function that is zero
+    everywhere or not finite. Source: He et al. (2015), equation 10. Invariant: for ReLU
+    the name and the function agree.
     """
     if callable(nonlinearity):
         square = _normal_mean(lambda z: nonlinearity(z).square())
         if not 0 < square < math.inf:
-            raise ValueError(f"E[f(z)^2] is {square} for {nonlinearity}: no weight can mend that")
+            raise ValueError(
+                f"E[f(z)^2] is {square} for {nonlinearity}: no weight can mend that"
+            )
         return square**-0.5
     if nonlinearity == "leaky_relu":
         slope = 0.01 if param is None else param
-        if isinstance(slope, bool) or not isinstance(slope, numbers.Real) or not -1e9 < slope < 1e9:
+        if (
+            isinstance(slope, bool)
+            or not isinstance(slope, numbers.Real)
+            or not -1e9 < slope < 1e9
+        ):
             raise ValueError(f"param={slope!r}: give the slope as a number, such as 0.01")
         return math.sqrt(2 / (1 + slope**2))
     if nonlinearity not in GAINS:
@@ -79,7 +97,8 @@ def calculate_gain(
 
 
 def _normal_mean(f: Callable[[Tensor], Tensor]) -> float:
-    """Return E[f(z)], z standard normal: a sum over z = 9 u^3, u even in (-1, 1) and never 0.
+    """Return E[f(z)], z standard normal: a sum over z = 9 u^3, u even in (-1, 1) and
+    never 0.
 
     The grid is finest around 0, where a tanh of large inputs does all that it does.
     """
@@ -109,7 +128,8 @@ def xavier_uniform_(
 def xavier_normal_(
     tensor: Tensor, gain: float = 1.0, generator: torch.Generator | None = None
 ) -> Tensor:
-    """Fill with N(0, s^2), s = gain * sqrt(2 / (fan_in + fan_out)), and return the tensor.
+    """Fill with N(0, s^2), s = gain * sqrt(2 / (fan_in + fan_out)), and return the
+    tensor.
 
     Errors, source and invariant are those of `xavier_uniform_`.
     """
@@ -126,11 +146,11 @@ def kaiming_uniform_(
 ) -> Tensor:
     """Fill with U(-b, b), b = gain * sqrt(3 / fan), and return the tensor.
 
-    The gain is `calculate_gain(nonlinearity, a)`; `a` is the slope of a leaky ReLU. `mode` is
-    "fan_in" (keeps the size of activations) or "fan_out" (keeps that of gradients). Raises
-    ValueError for fewer than two dimensions or another mode; an empty tensor stays. With
-    a = sqrt(5) it is torch's default for nn.Linear: U(-1, 1) / sqrt(fan_in). Source: He et al.
-    (2015). Invariant: variance gain^2 / fan.
+    The gain is `calculate_gain(nonlinearity, a)`; `a` is the slope of a leaky ReLU.
+    `mode` is "fan_in" (keeps the size of activations) or "fan_out" (keeps that of
+    gradients). Raises ValueError for fewer than two dimensions or another mode; an empty
+    tensor stays. With a = sqrt(5) it is torch's default for nn.Linear: U(-1, 1) /
+    sqrt(fan_in). Source: He et al. (2015). Invariant: variance gain^2 / fan.
     """
     bound = math.sqrt(3) * _kaiming_std(tensor, a, mode, nonlinearity)
     return tensor.uniform_(-bound, bound, generator=generator)
@@ -156,11 +176,14 @@ def kaiming_normal_(
 def orthogonal_(
     tensor: Tensor, gain: float = 1.0, generator: torch.Generator | None = None
 ) -> Tensor:
-    """Fill with a random rotation times `gain`, read as (rows, all the rest), and return it.
+    """Fill with a random rotation times `gain`, read as (rows, all the rest), and return
+    it.
 
-    Of a matrix that is not square, the shorter side is orthonormal. 16-bit tensors are computed in
-    float32. Raises ValueError for fewer than two dimensions or a bad gain; an empty tensor stays.
-    Source: Saxe, McClelland & Ganguli (2014). Invariant: W Wt = gain^2 I, or Wt W where W is tall.
+    Of a matrix that is not square, the shorter side is orthonormal. 16-bit tensors are
+    computed in float32. Raises ValueError for fewer than two dimensions or a bad gain; an
+    empty tensor stays.
+    Source: Saxe, McClelland & Ganguli (2014). Invariant: W Wt = gain^2 I, or Wt W where W
+    is tall.
     """
     calculate_fan(tensor)
     _check_factor(gain)
@@ -201,19 +224,23 @@ def initialize_(
     generator: torch.Generator | None = None,
     **settings,
 ) -> nn.Module:
-    """Call rule(weight, generator=..., **settings) on each linear and convolution weight, in order.
+    """Call rule(weight, generator=..., **settings) on each linear and convolution weight,
+    in order.
 
-    Their biases become zero. Embeddings, norms, recurrent modules and nn.MultiheadAttention's input
-    projection keep theirs; its `out_proj` is a linear layer and is filled.
-    Returns the model. Raises ValueError where there is no such layer, and where a layer's weight is
-    computed by a parametrization (it would be computed anew). Invariant: equal generators give
-    equal models; a weight used by two layers is drawn once.
+    Their biases become zero. Embeddings, norms, recurrent modules and
+    nn.MultiheadAttention's input projection keep theirs; its `out_proj` is a linear layer
+    and is filled.
+    Returns the model. Raises ValueError where there is no such layer, and where a layer's
+    weight is computed by a parametrization (it would be computed anew). Invariant: equal
+    generators give equal models; a weight used by two layers is drawn once.
     """
     layers = _layers(model)
     drawn: set[int] = set()
     for name, layer in layers.items():
         if is_parametrized(layer):
-            raise ValueError(f"{name} is parametrized: initialize it before you parametrize it")
+            raise ValueError(
+                f"{name} is parametrized: initialize it before you parametrize it"
+            )
         if id(layer.weight) not in drawn:
             rule(layer.weight, generator=generator, **settings)
         drawn.add(id(layer.weight))
@@ -226,13 +253,14 @@ def initialize_(
 def lsuv_(
     model: nn.Module, batch, std: float = 1.0, generator: torch.Generator | None = None
 ) -> nn.Module:
-    """Start orthogonal, then let `batch` set each layer's scale: every output has spread `std`.
+    """Start orthogonal, then let `batch` set each layer's scale: every output has spread
+    `std`.
 
-    Layers are those of `initialize_`, in the order in which they run; one pass is enough, as with
-    zero biases an output is proportional to the weight. A layer that runs several times is scaled
-    at its first run with any spread. `batch` is as in `activation_stats`. Buffers, mode and random
-    state stay. Raises ValueError for an output without spread, or a bad `std`. Source: Mishkin &
-    Matas (2016).
+    Layers are those of `initialize_`, in the order in which they run; one pass is enough,
+    as with zero biases an output is proportional to the weight. A layer that runs several
+    times is scaled at its first run with any spread. `batch` is as in `activation_stats`.
+    Buffers, mode and random state stay. Raises ValueError for an output without spread,
+    or a bad `std`. Source: Mishkin & Matas (2016).
     Invariant: on the same batch the standard deviation of every layer's output is `std`.
     """
     if not 0 < std < math.inf:
@@ -256,7 +284,8 @@ def lsuv_(
             stack.callback(layer.register_forward_hook(scale).remove)
         _call(model, batch)
     for name, layer in _layers(model).items():
-        spread = spreads.get(id(layer.weight), 1.0)  # a layer that never ran stays orthogonal
+        # a layer that never ran stays orthogonal
+        spread = spreads.get(id(layer.weight), 1.0)
         if not _usable(spread):
             raise ValueError(
                 f"the output of {name} has a standard deviation of {spread}: give more rows, and "
@@ -270,9 +299,15 @@ def _usable(spread: float) -> bool:
 
 
 def _layers(model: nn.Module) -> dict[str, nn.Module]:
-    found = {name: module for name, module in model.named_modules() if isinstance(module, LAYERS)}
+    found = {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, LAYERS)
+    }
     if not found:
-        raise ValueError(f"{type(model).__name__} has no linear or convolution layer to fill")
+        raise ValueError(
+            f"{type(model).__name__} has no linear or convolution layer to fill"
+        )
     return found
 
 
@@ -288,15 +323,21 @@ def predict_variance(
     """Return the variances, layer by layer, of pre-activations and of their gradients.
 
     Both are float64 (layers,), for wide square layers z = W f(z before), zero biases, and
-    `weight_scale` = fan_in * Var(w): 1 for Xavier, 2 for Kaiming, 1/3 for nn.Linear's default.
-    `start` is the mean square of the inputs. The gradients' variances are relative to the last
-    layer's. Raises ValueError for bad numbers. Source: Poole et al. (2016); Schoenholz et al.
-    (2017). Invariant: for ReLU each layer multiplies both by weight_scale / 2.
+    `weight_scale` = fan_in * Var(w): 1 for Xavier, 2 for Kaiming, 1/3 for nn.Linear's
+    default.
+    `start` is the mean square of the inputs. The gradients' variances are relative to the
+    last layer's. Raises ValueError for bad numbers. Source: Poole et al. (2016);
+    Schoenholz et al. (2017). Invariant: for ReLU each layer multiplies both by
+    weight_scale / 2.
     """
     if not callable(activation):
-        raise ValueError(f"activation={activation!r}: give the function itself, such as F.relu")
+        raise ValueError(
+            f"activation={activation!r}: give the function itself, such as F.relu"
+        )
     if layers < 1 or not (0 <= weight_scale < math.inf and 0 <= start < math.inf):
-        raise ValueError("give at least one layer, and a finite weight_scale and start from 0 up")
+        raise ValueError(
+            "give at least one layer, and a finite weight_scale and start from 0 up"
+        )
     forward, factors = [weight_scale * start], []
 
     def square(z: Tensor) -> Tensor:
@@ -309,7 +350,9 @@ def predict_variance(
     for _ in range(layers - 1):
         factors.append(weight_scale * _normal_mean(square_slope))
         forward.append(weight_scale * _normal_mean(square))
-    backward = torch.tensor([*factors, 1.0], dtype=torch.float64).flip(0).cumprod(0).flip(0)
+    backward = (
+        torch.tensor([*factors, 1.0], dtype=torch.float64).flip(0).cumprod(0).flip(0)
+    )
     return torch.tensor(forward, dtype=torch.float64), backward
 
 
@@ -318,14 +361,16 @@ def predict_variance(
 
 @dataclass(frozen=True)
 class LayerStats:
-    """What one layer put out on one batch; all runs of the layer together, if it ran several times.
+    """What one layer put out on one batch; all runs of the layer together, if it ran
+    several times.
 
-    `kind`: class or function name. `calls`: runs. `mean`, `std`: over all entries. `signal`: the
-    standard deviation from row to row of the batch (first dimension), at the same place in the row;
-    near zero, the layer knows nothing of its input; NaN for a single row. `zeros`: share of
-    exact zeros. `saturated`: share where tanh or sigmoid is flat (a slope below 2 % of the
-    largest), NaN for other layers. `grad_std`: of the loss's gradient with respect to the output,
-    NaN where none was asked for or none flows. `values`: up to 512 entries, float64, for a plot.
+    `kind`: class or function name. `calls`: runs. `mean`, `std`: over all entries.
+    `signal`: the standard deviation from row to row of the batch (first dimension), at
+    the same place in the row; near zero, the layer knows nothing of its input; NaN for a
+    single row. `zeros`: share of exact zeros. `saturated`: share where tanh or sigmoid is
+    flat (a slope below 2 % of the largest), NaN for other layers. `grad_std`: of the
+    loss's gradient with respect to the output, NaN where none was asked for or none
+    flows. `values`: up to 512 entries, float64, for a plot.
     """
 
     kind: str
@@ -348,28 +393,40 @@ def activation_stats(
     """Run `batch` through the model once and return what each layer put out, in order.
 
     `batch`: the input, a tuple of positional inputs, or a dictionary of inputs by name.
-    `loss(outputs)`: a scalar; with it the gradients are measured too. A layer is a module inside
-    which no other module runs; activations called as functions (F.relu, torch.tanh, x.sigmoid())
-    are layers too, named after the module that ran before them ("layers.0.relu"). `containers` adds
-    the modules around them, such as whole residual blocks. Of several outputs the first tensor
-    counts. The mode is the model's own: call model.eval() first if that is meant. Raises ValueError
-    where no layer ran or `loss` is no scalar. Invariants: the model's weights, gradients, buffers,
-    hooks and mode, and torch's random state, are afterwards as before.
+    `loss(outputs)`: a scalar; with it the gradients are measured too. A layer is a module
+    inside which no other module runs; activations called as functions (F.relu,
+    torch.tanh, x.sigmoid()) are layers too, named after the module that ran before them
+    ("layers.0.relu"). `containers` adds the modules around them, such as whole residual
+    blocks. Of several outputs the first tensor counts. The mode is the model's own: call
+    model.eval() first if that is meant. Raises ValueError where no layer ran or `loss` is
+    no scalar. Invariants: the model's weights, gradients, buffers, hooks and mode, and
+    torch's random state, are afterwards as before.
     """
     recorder = _Recorder(model, containers)
-    with _undisturbed(model), torch.set_grad_enabled(loss is not None), recorder.tensor_hooks:
+    with (
+        _undisturbed(model),
+        torch.set_grad_enabled(loss is not None),
+        recorder.tensor_hooks,
+    ):
         with recorder.watching(model):
             outputs = _call(model, batch)
         if loss is not None:
             value = loss(outputs)
             if not isinstance(value, Tensor) or value.numel() != 1:
-                raise ValueError("loss(outputs) must return one number, as a tensor: take the mean")
+                raise ValueError(
+                    "loss(outputs) must return one number, as a tensor: take the mean"
+                )
             weights = [weight for weight in model.parameters() if weight.requires_grad]
             if value.requires_grad and weights:
                 torch.autograd.grad(value.sum(), weights, allow_unused=True)
     if not recorder.runs:
-        raise ValueError("no layer with a floating-point output ran: is this the model you mean?")
-    return {name: _pool(runs, recorder.grads.get(name)) for name, runs in recorder.runs.items()}
+        raise ValueError(
+            "no layer with a floating-point output ran: is this the model you mean?"
+        )
+    return {
+        name: _pool(runs, recorder.grads.get(name))
+        for name, runs in recorder.runs.items()
+    }
 
 
 @dataclass
@@ -387,7 +444,9 @@ class _Moments:
 
 
 class _Recorder(TorchFunctionMode):
-    """Note every layer's output, by module hooks, and by watching calls of activation functions."""
+    """Note every layer's output, by module hooks, and by watching calls of activation
+    functions.
+    """
 
     def __init__(self, model: nn.Module, containers: bool):
         super().__init__()
@@ -395,7 +454,8 @@ class _Recorder(TorchFunctionMode):
         self.names = {module: name for name, module in model.named_modules()}
         self.runs: dict[str, list[_Moments]] = {}
         self.grads: dict[str, list[_Moments]] = {}
-        self.open: list[list] = []  # modules that run now: [module, whether one ran inside]
+        # modules that run now: [module, whether one ran inside]
+        self.open: list[list] = []
         self.before = "input"
         self.tensor_hooks = contextlib.ExitStack()
 
@@ -440,7 +500,9 @@ class _Recorder(TorchFunctionMode):
 
 
 def _is_torch_leaf(module: nn.Module) -> bool:
-    """Tell whether a module is one of torch's own without parts: its output is noted anyway."""
+    """Tell whether a module is one of torch's own without parts: its output is noted
+    anyway.
+    """
     return type(module).__module__.startswith("torch.nn.") and not any(module.children())
 
 
@@ -451,13 +513,18 @@ def _moments(kind: str, tensor: Tensor) -> _Moments:
         return _Moments(kind, 0, math.nan, math.nan, math.nan, math.nan, math.nan, values)
     var, mean = torch.var_mean(values, correction=0)
     signal = (
-        rows.var(0, correction=0).mean().item() if rows.ndim > 1 and len(rows) > 1 else math.nan
+        rows.var(0, correction=0).mean().item()
+        if rows.ndim > 1 and len(rows) > 1
+        else math.nan
     )
     zeros = (values == 0).double().mean().item()
     centered = {"tanh": values, "sigmoid": 2 * values - 1}.get(kind.lower())
-    flat = math.nan if centered is None else (centered.abs() > FLAT).double().mean().item()
+    flat = (
+        math.nan if centered is None else (centered.abs() > FLAT).double().mean().item()
+    )
     golden = torch.arange(min(count, SAMPLE), dtype=torch.float64) * 0.6180339887498949
-    sample = values[((golden % 1) * count).long()]  # spread out, and in step with no dimension
+    # spread out, and in step with no dimension
+    sample = values[((golden % 1) * count).long()]
     return _Moments(kind, count, mean.item(), var.item(), signal, zeros, flat, sample)
 
 
@@ -466,7 +533,9 @@ def _pool(runs: list[_Moments], grads: list[_Moments] | None) -> LayerStats:
     mean, var = _pooled(runs_with)
     total = sum(run.count for run in runs_with)
     signal, zeros, saturated = (
-        sum(getattr(run, name) * run.count for run in runs_with) / total if total else math.nan
+        sum(getattr(run, name) * run.count for run in runs_with) / total
+        if total
+        else math.nan
         for name in ("signal", "zeros", "saturated")
     )
     values = torch.cat([run.values for run in runs])
@@ -483,16 +552,24 @@ def _pooled(runs: list[_Moments]) -> tuple[float, float]:
     if not total:
         return math.nan, math.nan
     mean = sum(run.mean * run.count for run in runs) / total
-    return mean, sum((run.var + (run.mean - mean) ** 2) * run.count for run in runs) / total
+    return mean, sum(
+        (run.var + (run.mean - mean) ** 2) * run.count for run in runs
+    ) / total
 
 
 def _first_tensor(output) -> Tensor | None:
-    """Return the first floating-point tensor in a tensor, tuple, list, dictionary or data class."""
+    """Return the first floating-point tensor in a tensor, tuple, list, dictionary or data
+    class.
+    """
     if isinstance(output, Tensor):
         return output if output.is_floating_point() else None
     if isinstance(output, dict):
         output = list(output.values())
-    found = (_first_tensor(part) for part in output) if isinstance(output, (tuple, list)) else ()
+    found = (
+        (_first_tensor(part) for part in output)
+        if isinstance(output, (tuple, list))
+        else ()
+    )
     return next((tensor for tensor in found if tensor is not None), None)
 
 
@@ -539,14 +616,19 @@ def _check_variance(answer: Callable) -> None:
         got = _number(answer(fan_in, variance**0.5, layers))
         scale = fan_in * variance
         wanted = predict_variance(torch.relu, layers, scale)[0][-1].item()
-        case = f"fan_in {fan_in}, standard deviation {variance**0.5:.3f}, {layers} layers: "
+        case = (
+            f"fan_in {fan_in}, standard deviation {variance**0.5:.3f}, {layers} layers: "
+        )
         expect(
             not _near(got, scale**layers, 0.01),
             f"{case}{got:.3g} would be right without ReLU. Each ReLU sets half of the entries to "
             "zero, and with them half of the mean square. So Xavier's 1 / fan_in does not suit it.",
         )
         for other, hint in (
-            (wanted / 2, "is half of it: the first layer sees inputs, which no ReLU has halved."),
+            (
+                wanted / 2,
+                "is half of it: the first layer sees inputs, which no ReLU has halved.",
+            ),
             (wanted**0.5, "is the standard deviation: the variance was asked for."),
             (
                 scale * (scale * (0.5 - 0.5 / math.pi)) ** (layers - 1),
@@ -557,7 +639,10 @@ def _check_variance(answer: Callable) -> None:
             (scale * 0.5 * (layers - 1), "adds up. Each layer multiplies."),
         ):
             expect(not _near(got, other, 0.01), f"{case}{got:.3g} {hint}")
-        expect(_near(got, wanted, 0.2), f"{case}got {got:.3g}; wide networks show {wanted:.3g}.")
+        expect(
+            _near(got, wanted, 0.2),
+            f"{case}got {got:.3g}; wide networks show {wanted:.3g}.",
+        )
 
 
 def _solve_variance(fan_in, weight_std, layers):
@@ -605,7 +690,10 @@ def _check_init(answer: Callable) -> None:
         "Your function returned another model. Fill the one that it is given, in place.",
     )
     outputs = model(inputs)
-    expect(bool(outputs.isfinite().all()), "The outputs are not finite: the weights are too large.")
+    expect(
+        bool(outputs.isfinite().all()),
+        "The outputs are not finite: the weights are too large.",
+    )
     share = outputs.softmax(1)
     expect(
         bool((share - 0.1).abs().max() < 1e-3),
@@ -778,8 +866,12 @@ EXERCISES = (
         {
             "Xavier suits ReLU": Wrong(_variance_without_relu, "does not suit it"),
             "one ReLU too many": Wrong(_variance_one_layer_more, "is half of it"),
-            "standard deviation": Wrong(_spread_for_variance, "the variance was asked for"),
-            "variance about the mean": Wrong(_variance_about_the_mean, "count the mean square"),
+            "standard deviation": Wrong(
+                _spread_for_variance, "the variance was asked for"
+            ),
+            "variance about the mean": Wrong(
+                _variance_about_the_mean, "count the mean square"
+            ),
         },
     ),
     Exercise(
@@ -794,7 +886,9 @@ EXERCISES = (
             "the head is random": Wrong(_init_kaiming_everywhere, "may be zero"),
             "Xavier suits ReLU": Wrong(_init_xavier_and_zero_head, "the signal fades"),
             "small is safe": Wrong(_init_small_and_zero_head, "the signal fades"),
-            "standard normal": Wrong(_init_standard_normal_and_zero_head, "the signal grows"),
+            "standard normal": Wrong(
+                _init_standard_normal_and_zero_head, "the signal grows"
+            ),
             "torch's default": Wrong(_init_head_only, "the signal fades"),
         },
     ),
@@ -804,7 +898,9 @@ EXERCISES = (
         _check_gain,
         _solve_gain,
         {
-            "variance, not mean square": Wrong(_gain_of_the_variance, "use the mean square"),
+            "variance, not mean square": Wrong(
+                _gain_of_the_variance, "use the mean square"
+            ),
             "no root": Wrong(_gain_without_root, "take the root"),
             "upside down": Wrong(_gain_upside_down, "invert"),
             "ReLU's for all": Wrong(_gain_of_relu, "is ReLU's gain"),

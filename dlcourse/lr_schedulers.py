@@ -1,9 +1,11 @@
-"""Learning-rate schedulers: a schedule is a pure function of the step, a scheduler applies it.
+"""Learning-rate schedulers: a schedule is a pure function of the step, a scheduler
+applies it.
 
-A *schedule* is made by a function of this module, such as `cosine(100)`. It maps the update number
-t = 0, 1, 2, ... to a factor on the base learning rate, and remembers nothing. `fit(schedule=...)`
-takes it as it is. A *scheduler* has PyTorch's names and arguments. It holds one number, the count
-of its steps, and writes the schedule's value into an optimizer.
+A *schedule* is made by a function of this module, such as `cosine(100)`. It maps the
+update number t = 0, 1, 2, ... to a factor on the base learning rate, and remembers
+nothing. `fit(schedule=...)` takes it as it is. A *scheduler* has PyTorch's names and
+arguments. It holds one number, the count of its steps, and writes the schedule's value
+into an optimizer.
 """
 
 from __future__ import annotations
@@ -27,9 +29,11 @@ COOLDOWNS = ("linear", "sqrt")
 
 
 def step_decay(step_size: int, gamma: float = 0.1) -> Schedule:
-    """Return gamma ** (t // step_size): one drop every `step_size` >= 1 steps, gamma in (0, 1].
+    """Return gamma ** (t // step_size): one drop every `step_size` >= 1 steps, gamma in
+    (0, 1].
 
-    With step_size=1 this is the exponential schedule. Raises ValueError for other settings.
+    With step_size=1 this is the exponential schedule. Raises ValueError for other
+    settings.
     """
     _check_whole("step_size", step_size, 1)
     _check_gamma(gamma)
@@ -37,7 +41,8 @@ def step_decay(step_size: int, gamma: float = 0.1) -> Schedule:
 
 
 def multi_step_decay(milestones: Sequence[int], gamma: float = 0.1) -> Schedule:
-    """Return gamma ** n, where n counts the `milestones` (each >= 1, repeats count) up to t.
+    """Return gamma ** n, where n counts the `milestones` (each >= 1, repeats count) up to
+    t.
 
     Raises ValueError for a milestone that is no whole number, or gamma outside (0, 1].
     """
@@ -51,7 +56,8 @@ def multi_step_decay(milestones: Sequence[int], gamma: float = 0.1) -> Schedule:
 def cosine(T_max: int) -> Schedule:
     """Return (1 + cos(pi t / T_max)) / 2: from 1 at t = 0 down to 0 at t = T_max >= 1.
 
-    It is a wave: past T_max it rises again, as torch's does. Put `sequential` around it to hold 0.
+    It is a wave: past T_max it rises again, as torch's does. Put `sequential` around it
+    to hold 0.
     Source: Loshchilov and Hutter, 2017, without the restarts.
     """
     _check_whole("T_max", T_max, 1)
@@ -59,9 +65,11 @@ def cosine(T_max: int) -> Schedule:
 
 
 def cosine_restarts(T_0: int, T_mult: int = 1) -> Schedule:
-    """Return half cosine waves from 1 towards 0, of T_0, T_0 T_mult, T_0 T_mult^2, ... steps each.
+    """Return half cosine waves from 1 towards 0, of T_0, T_0 T_mult, T_0 T_mult^2, ...
+    steps each.
 
-    Each wave starts anew at 1. T_0 and T_mult >= 1. Source: SGDR, Loshchilov and Hutter, 2017.
+    Each wave starts anew at 1. T_0 and T_mult >= 1. Source: SGDR, Loshchilov and Hutter,
+    2017.
     """
     _check_whole("T_0", T_0, 1)
     _check_whole("T_mult", T_mult, 1)
@@ -86,10 +94,12 @@ def one_cycle(
     final_div_factor: float = 1e4,
     three_phase: bool = False,
 ) -> Schedule:
-    """Return the factor on the peak rate: 1/div_factor, up to 1, down to 1/(div * final_div).
+    """Return the factor on the peak rate: 1/div_factor, up to 1, down to 1/(div *
+    final_div).
 
-    `pct_start` in [0, 1] is the share of the `total_steps` >= 2 that rise. `three_phase` falls to
-    the start first, as slowly as it rose, and then to the end. Past the last step it stays there.
+    `pct_start` in [0, 1] is the share of the `total_steps` >= 2 that rise. `three_phase`
+    falls to the start first, as slowly as it rose, and then to the end. Past the last
+    step it stays there.
     Source: Smith and Topin, 2018; phases as in torch.
     """
     _check_positive("div_factor", div_factor)
@@ -108,7 +118,8 @@ def one_cycle_momentum(
     base_momentum: float = 0.85,
     max_momentum: float = 0.95,
 ) -> Schedule:
-    """Return the momentum that goes with `one_cycle`: lowest where the learning rate is highest.
+    """Return the momentum that goes with `one_cycle`: lowest where the learning rate is
+    highest.
 
     Both momenta lie in [0, 1). Raises ValueError for settings out of range.
     """
@@ -121,12 +132,17 @@ def one_cycle_momentum(
 
 
 def wsd(
-    total_steps: int, warmup_steps: int = 0, cooldown_steps: int = 0, cooldown: str = "linear"
+    total_steps: int,
+    warmup_steps: int = 0,
+    cooldown_steps: int = 0,
+    cooldown: str = "linear",
 ) -> Schedule:
-    """Return warm-up, stable, decay: 1/warmup up to 1, then 1, then down to 0 at `total_steps`.
+    """Return warm-up, stable, decay: 1/warmup up to 1, then 1, then down to 0 at
+    `total_steps`.
 
-    `cooldown` is "linear", or "sqrt" for 1 - sqrt(share of the cool-down done). The two parts
-    together fit in `total_steps`. Source: Hu et al., 2024; cool-down shapes: Haegele et al., 2024.
+    `cooldown` is "linear", or "sqrt" for 1 - sqrt(share of the cool-down done). The two
+    parts together fit in `total_steps`. Source: Hu et al., 2024; cool-down shapes:
+    Haegele et al., 2024.
     """
     _check_whole("total_steps", total_steps, 1)
     _check_whole("warmup_steps", warmup_steps, 0)
@@ -152,9 +168,11 @@ def wsd(
 
 
 def sequential(schedules: Sequence[Schedule], milestones: Sequence[int]) -> Schedule:
-    """Return one schedule after the other; each counts from 0 at its milestone, the first from 0.
+    """Return one schedule after the other; each counts from 0 at its milestone, the first
+    from 0.
 
-    Raises ValueError unless there is one rising milestone (>= 1) between each two schedules.
+    Raises ValueError unless there is one rising milestone (>= 1) between each two
+    schedules.
     """
     starts = _starts(schedules, milestones)
 
@@ -175,7 +193,9 @@ def _starts(parts: Sequence, milestones: Sequence[int]) -> list[int]:
         _check_whole("each milestone", milestone, 1)
     starts = [0, *milestones]
     if any(b <= a for a, b in zip(starts, starts[1:], strict=False)):
-        raise ValueError(f"milestones={list(milestones)}: each must come after the one before it")
+        raise ValueError(
+            f"milestones={list(milestones)}: each must come after the one before it"
+        )
     return starts
 
 
@@ -187,14 +207,20 @@ def _phase_ends(total_steps: int, pct_start: float, three_phase: bool) -> list[f
             f"pct_start={pct_start}: give a share from 0 to 1, or to 0.5 with three phases"
         )
     if three_phase:
-        return [pct_start * total_steps - 1, 2 * pct_start * total_steps - 2, total_steps - 1]
+        return [
+            pct_start * total_steps - 1,
+            2 * pct_start * total_steps - 2,
+            total_steps - 1,
+        ]
     return [pct_start * total_steps - 1, total_steps - 1]
 
 
 def _piecewise(ends: list[float], levels: list[float], strategy: str) -> Schedule:
     """Return a curve through `levels`, reaching levels[i + 1] at step ends[i]."""
     if strategy not in ANNEALING:
-        raise ValueError(f"anneal_strategy={strategy!r}: choose one of {', '.join(ANNEALING)}")
+        raise ValueError(
+            f"anneal_strategy={strategy!r}: choose one of {', '.join(ANNEALING)}"
+        )
 
     def value(t: int) -> float:
         begin = 0.0
@@ -212,7 +238,9 @@ def _piecewise(ends: list[float], levels: list[float], strategy: str) -> Schedul
 
 def _check_whole(name: str, value: object, least: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(f"{name} must be a whole number of at least {least}, not {value!r}")
+        raise ValueError(
+            f"{name} must be a whole number of at least {least}, not {value!r}"
+        )
 
 
 def _check_positive(name: str, value: float) -> None:
@@ -234,13 +262,17 @@ def _check_gamma(gamma: float) -> None:
 class LambdaLR:
     """Writes eta_min + (base - eta_min) * lr_lambda(t) into each group of `optimizer`.
 
-    `base` is the group's own learning rate at the start (kept as "initial_lr", as torch does) and
-    t, here `last_epoch`, the number of calls of step(): of updates, where you call it once each.
-    All other schedulers but ReduceLROnPlateau are this one with a schedule filled in.
-    Invariants: reading `lrs_at` moves nothing; a resumed run has the rates of an unbroken one.
+    `base` is the group's own learning rate at the start (kept as "initial_lr", as torch
+    does) and t, here `last_epoch`, the number of calls of step(): of updates, where you
+    call it once each. All other schedulers but ReduceLROnPlateau are this one with a
+    schedule filled in.
+    Invariants: reading `lrs_at` moves nothing; a resumed run has the rates of an unbroken
+    one.
     """
 
-    def __init__(self, optimizer: Optimizer, lr_lambda: Schedule, eta_min: float = 0.0) -> None:
+    def __init__(
+        self, optimizer: Optimizer, lr_lambda: Schedule, eta_min: float = 0.0
+    ) -> None:
         _check_optimizer(optimizer)
         if not 0 <= eta_min < math.inf:
             raise ValueError(f"eta_min={eta_min}: give a learning rate of at least 0")
@@ -253,7 +285,9 @@ class LambdaLR:
         self._write(0)
 
     def lrs_at(self, t: int) -> list[float]:
-        """Return the learning rate of each group at step t >= 0, without touching anything."""
+        """Return the learning rate of each group at step t >= 0, without touching
+        anything.
+        """
         factor = self.lr_lambda(t)
         return [self.eta_min + (base - self.eta_min) * factor for base in self.base_lrs]
 
@@ -271,13 +305,18 @@ class LambdaLR:
         return {"last_epoch": self.last_epoch, "base_lrs": list(self.base_lrs)}
 
     def load_state_dict(self, state_dict: dict) -> None:
-        """Take up a state and write its learning rates; ValueError for another group count."""
+        """Take up a state and write its learning rates; ValueError for another group
+        count.
+        """
         if len(state_dict["base_lrs"]) != len(self.optimizer.param_groups):
             raise ValueError(
                 f"the state has {len(state_dict['base_lrs'])} groups, this optimizer "
                 f"{len(self.optimizer.param_groups)}: build the optimizer as it was when saved"
             )
-        self.last_epoch, self.base_lrs = state_dict["last_epoch"], list(state_dict["base_lrs"])
+        self.last_epoch, self.base_lrs = (
+            state_dict["last_epoch"],
+            list(state_dict["base_lrs"]),
+        )
         self._write(self.last_epoch)
 
     def _write(self, t: int) -> None:
@@ -286,7 +325,9 @@ class LambdaLR:
 
 
 class StepLR(LambdaLR):
-    """`step_decay` on an optimizer: times gamma (default 0.1, not a half) every step_size steps."""
+    """`step_decay` on an optimizer: times gamma (default 0.1, not a half) every step_size
+    steps.
+    """
 
     def __init__(self, optimizer: Optimizer, step_size: int, gamma: float = 0.1) -> None:
         super().__init__(optimizer, step_decay(step_size, gamma))
@@ -295,7 +336,9 @@ class StepLR(LambdaLR):
 class MultiStepLR(LambdaLR):
     """`multi_step_decay` on an optimizer: times gamma at each milestone."""
 
-    def __init__(self, optimizer: Optimizer, milestones: Sequence[int], gamma: float = 0.1) -> None:
+    def __init__(
+        self, optimizer: Optimizer, milestones: Sequence[int], gamma: float = 0.1
+    ) -> None:
         super().__init__(optimizer, multi_step_decay(milestones, gamma))
 
 
@@ -307,7 +350,9 @@ class ExponentialLR(LambdaLR):
 
 
 class CosineAnnealingLR(LambdaLR):
-    """`cosine` on an optimizer, from each base rate to the rate `eta_min`; rises past T_max."""
+    """`cosine` on an optimizer, from each base rate to the rate `eta_min`; rises past
+    T_max.
+    """
 
     def __init__(self, optimizer: Optimizer, T_max: int, eta_min: float = 0.0) -> None:
         super().__init__(optimizer, cosine(T_max), eta_min)
@@ -333,14 +378,18 @@ class WSDLR(LambdaLR):
         cooldown_steps: int = 0,
         cooldown: str = "linear",
     ) -> None:
-        super().__init__(optimizer, wsd(total_steps, warmup_steps, cooldown_steps, cooldown))
+        super().__init__(
+            optimizer, wsd(total_steps, warmup_steps, cooldown_steps, cooldown)
+        )
 
 
 class OneCycleLR(LambdaLR):
-    """`one_cycle` on an optimizer; the optimizer's own learning rate is replaced by `max_lr`.
+    """`one_cycle` on an optimizer; the optimizer's own learning rate is replaced by
+    `max_lr`.
 
-    With `cycle_momentum` it also writes the momentum (beta1 for Adam). `max_lr` and the momenta
-    are one number, or one a group. Where torch raises after total_steps, the last value stays.
+    With `cycle_momentum` it also writes the momentum (beta1 for Adam). `max_lr` and the
+    momenta are one number, or one a group. Where torch raises after total_steps, the last
+    value stays.
     """
 
     def __init__(
@@ -394,13 +443,17 @@ class OneCycleLR(LambdaLR):
 
 
 class SequentialLR(LambdaLR):
-    """One scheduler after the other, each from its own step 0 at its milestone, as `sequential`.
+    """One scheduler after the other, each from its own step 0 at its milestone, as
+    `sequential`.
 
     Raises ValueError for schedulers of different optimizers, or where `sequential` does.
     """
 
     def __init__(
-        self, optimizer: Optimizer, schedulers: Sequence[LambdaLR], milestones: Sequence[int]
+        self,
+        optimizer: Optimizer,
+        schedulers: Sequence[LambdaLR],
+        milestones: Sequence[int],
     ) -> None:
         self.starts, self.schedulers = _starts(schedulers, milestones), list(schedulers)
         for scheduler in schedulers:
@@ -409,7 +462,9 @@ class SequentialLR(LambdaLR):
                     f"{type(scheduler).__name__} is no function of the step: it cannot be a part"
                 )
             if scheduler.optimizer is not optimizer:
-                raise ValueError("all schedulers must be built on the optimizer given here")
+                raise ValueError(
+                    "all schedulers must be built on the optimizer given here"
+                )
         super().__init__(optimizer, lambda t: 1.0)
 
     def _part(self, t: int) -> tuple[LambdaLR, int]:
@@ -427,11 +482,13 @@ class SequentialLR(LambdaLR):
 
 
 class ReduceLROnPlateau:
-    """Times `factor` when a metric has not improved for more than `patience` calls of step(metric).
+    """Times `factor` when a metric has not improved for more than `patience` calls of
+    step(metric).
 
-    It is a function of the metrics seen, not of the step: nobody can plot it in advance. `mode`
-    "min" or "max"; better means by `threshold`, "rel" to the best or "abs"; after a drop, the
-    next `cooldown` calls do not count; no rate falls below `min_lr`, or by less than `eps`.
+    It is a function of the metrics seen, not of the step: nobody can plot it in advance.
+    `mode` "min" or "max"; better means by `threshold`, "rel" to the best or "abs"; after
+    a drop, the next `cooldown` calls do not count; no rate falls below `min_lr`, or by
+    less than `eps`.
     """
 
     def __init__(
@@ -453,11 +510,22 @@ class ReduceLROnPlateau:
                 "'rel' or 'abs'"
             )
         if not 0 < factor < 1:
-            raise ValueError(f"factor={factor}: give a number above 0 and below 1, to reduce")
+            raise ValueError(
+                f"factor={factor}: give a number above 0 and below 1, to reduce"
+            )
         _check_whole("patience", patience, 0)
         _check_whole("cooldown", cooldown, 0)
-        self.optimizer, self.mode, self.factor, self.patience = optimizer, mode, factor, patience
-        self.threshold, self.threshold_mode, self.cooldown = threshold, threshold_mode, cooldown
+        self.optimizer, self.mode, self.factor, self.patience = (
+            optimizer,
+            mode,
+            factor,
+            patience,
+        )
+        self.threshold, self.threshold_mode, self.cooldown = (
+            threshold,
+            threshold_mode,
+            cooldown,
+        )
         self.min_lrs, self.eps = _each_group(optimizer, "min_lr", min_lr), eps
         self.best = math.inf if mode == "min" else -math.inf
         self.num_bad_epochs = self.cooldown_counter = self.last_epoch = 0
@@ -474,7 +542,9 @@ class ReduceLROnPlateau:
             self.cooldown_counter -= 1
             self.num_bad_epochs = 0
         if self.num_bad_epochs > self.patience:
-            for group, least in zip(self.optimizer.param_groups, self.min_lrs, strict=True):
+            for group, least in zip(
+                self.optimizer.param_groups, self.min_lrs, strict=True
+            ):
                 old = float(group["lr"])
                 new = max(old * self.factor, least)
                 if old - new > self.eps:
@@ -492,7 +562,9 @@ class ReduceLROnPlateau:
         return [float(group["lr"]) for group in self.optimizer.param_groups]
 
     def state_dict(self) -> dict:
-        """Return what has been seen so far and the learning rates; the settings stay in code."""
+        """Return what has been seen so far and the learning rates; the settings stay in
+        code.
+        """
         names = ("best", "num_bad_epochs", "cooldown_counter", "last_epoch")
         return {name: getattr(self, name) for name in names} | {"lrs": self.get_last_lr()}
 
@@ -508,9 +580,9 @@ class ReduceLROnPlateau:
 def step_scheduler(accelerator, scheduler) -> bool:
     """Step `scheduler` where Accelerate has made an update, else leave it; return which.
 
-    Call it after each micro-batch, with a scheduler that was not prepared. It is one step an
-    update for any number of processes and micro-batches, and none where a float16 overflow made
-    the update fall away.
+    Call it after each micro-batch, with a scheduler that was not prepared. It is one step
+    an update for any number of processes and micro-batches, and none where a float16
+    overflow made the update fall away.
     """
     updated = accelerator.sync_gradients and not accelerator.optimizer_step_was_skipped
     if updated:
@@ -529,7 +601,9 @@ def _each_group(optimizer: Optimizer, name: str, value) -> list[float]:
     groups = len(optimizer.param_groups)
     values = list(value) if isinstance(value, (list, tuple)) else [value] * groups
     if len(values) != groups:
-        raise ValueError(f"{name} has {len(values)} values for {groups} groups: give one a group")
+        raise ValueError(
+            f"{name} has {len(values)} values for {groups} groups: give one a group"
+        )
     return values
 
 
@@ -568,13 +642,19 @@ def _close(a: Sequence[float], b: Sequence[float]) -> bool:
 def _check_halving(answer: Callable) -> None:
     optimizer = _optimizer()
     scheduler = answer(optimizer)
-    expect(hasattr(scheduler, "step"), "Return the scheduler that you build on the optimizer.")
+    expect(
+        hasattr(scheduler, "step"),
+        "Return the scheduler that you build on the optimizer.",
+    )
     rates = _drive(optimizer, scheduler, 31)
     expect(
         not math.isclose(rates[10], 0.08),
         "After 10 updates the rate is a tenth: the default of gamma is 0.1. Name the factor.",
     )
-    expect(rates[9] == 0.8, f"The rate of the 10th update is {rates[9]:g}: it should be 0.8 still.")
+    expect(
+        rates[9] == 0.8,
+        f"The rate of the 10th update is {rates[9]:g}: it should be 0.8 still.",
+    )
     expect(
         not math.isclose(rates[11], 0.2),
         "The rate is halved at each update after the 10th: it should stay until the 20th.",
@@ -672,7 +752,10 @@ def _check_hold(answer: Callable) -> None:
             all(isinstance(value, (int, float)) for value in values),
             "Return a number: the factor on the learning rate.",
         )
-        expect(math.isclose(values[0], 1.0), f"At t = 0 the factor is {values[0]:g}, wanted 1.")
+        expect(
+            math.isclose(values[0], 1.0),
+            f"At t = 0 the factor is {values[0]:g}, wanted 1.",
+        )
         expect(
             max(values[total:]) < 0.5,
             f"At t = {2 * total} the factor is {values[-1]:g}: a cosine is a wave and rises again "
@@ -682,7 +765,10 @@ def _check_hold(answer: Callable) -> None:
             min(values[total:]) > -1e-9,
             f"Past the end the factor falls to {min(values):g}: a negative rate climbs. Hold 0.",
         )
-        want = [(1 + math.cos(math.pi * min(t, total) / total)) / 2 for t in range(2 * total + 1)]
+        want = [
+            (1 + math.cos(math.pi * min(t, total) / total)) / 2
+            for t in range(2 * total + 1)
+        ]
         expect(
             _close(values, want),
             f"At t = {total // 3} of {total} the factor is {values[total // 3]:g}, wanted "

@@ -20,8 +20,9 @@ from dlcourse.lab.exercises import Exercise, Wrong, expect
 class Format:
     """A floating-point format: one sign bit, `exponent` bits, `mantissa` bits.
 
-    With `infinities` the highest exponent is kept for inf and NaN, as in IEEE 754. Without, only
-    the code of all ones is NaN, and the rest of that exponent holds numbers (FP8 E4M3).
+    With `infinities` the highest exponent is kept for inf and NaN, as in IEEE 754.
+    Without, only the code of all ones is NaN, and the rest of that exponent holds numbers
+    (FP8 E4M3).
     Sources: IEEE 754; Micikevicius et al. (2022) for the FP8 formats.
     Invariants: `max`, `tiny`, `smallest` and `eps` are exact, and equal torch.finfo's.
     """
@@ -107,21 +108,25 @@ def round_to(
 ) -> Tensor:
     """Round each number of `x` (any shape, floating) to the nearest one of a format.
 
-    Ties go to the even neighbour. `stochastic`: up or down at random, so that the mean is `x`.
-    Beyond the largest number comes inf, or NaN where the format has none, or with `saturate` the
-    largest number. NaN stays NaN. The result has the dtype and shape of `x`; the arithmetic is
-    float64, in which every step is exact. Raises TypeError for integers.
+    Ties go to the even neighbour. `stochastic`: up or down at random, so that the mean is
+    `x`. Beyond the largest number comes inf, or NaN where the format has none, or with
+    `saturate` the largest number. NaN stays NaN. The result has the dtype and shape of
+    `x`; the arithmetic is float64, in which every step is exact. Raises TypeError for
+    integers.
     Source: IEEE 754; Gupta et al. (2015) for stochastic rounding.
-    Invariants: idempotent; odd in x; nearest rounding never changes an order; the error of a
-    normal number is at most |x| eps / 2.
+    Invariants: idempotent; odd in x; nearest rounding never changes an order; the error
+    of a normal number is at most |x| eps / 2.
     """
     fmt = format_of(fmt)
     if not x.is_floating_point():
-        raise TypeError(f"round_to needs floating-point numbers, not {x.dtype}: use x.float()")
+        raise TypeError(
+            f"round_to needs floating-point numbers, not {x.dtype}: use x.float()"
+        )
     wide = x.double()
     finite = wide.isfinite()
     size = torch.where(finite, wide.abs(), 0.0)
-    lowest = 1 - fmt.bias  # below 2 ** lowest the step no longer shrinks: subnormal numbers
+    # below 2 ** lowest the step no longer shrinks: subnormal numbers
+    lowest = 1 - fmt.bias
     step = _power_of_two(_exponent(size).clamp(min=lowest) - fmt.mantissa)
     if stochastic:
         draw = torch.rand(size.shape, dtype=torch.float64, generator=generator)
@@ -135,10 +140,12 @@ def round_to(
 
 
 def scaled_round_to(x: Tensor, fmt: str | Format, margin: int = 0) -> Tensor:
-    """Round `x` after a power of two has moved its largest entry near the format's largest.
+    """Round `x` after a power of two has moved its largest entry near the format's
+    largest.
 
-    It lands below the largest by a factor of at most 4. One scale for the whole tensor, divided
-    out again; `margin` >= 0 powers of two are left free. Raises TypeError for integers.
+    It lands below the largest by a factor of at most 4. One scale for the whole tensor,
+    divided out again; `margin` >= 0 powers of two are left free. Raises TypeError for
+    integers.
     Source: Micikevicius et al. (2022), per-tensor scaling of FP8.
     Invariant: multiplying `x` by a power of two multiplies the result by it.
     """
@@ -146,22 +153,29 @@ def scaled_round_to(x: Tensor, fmt: str | Format, margin: int = 0) -> Tensor:
     if x.numel() == 0 or not x.is_floating_point():
         return round_to(x, fmt)  # nothing to scale, or its error
     largest = x.detach().abs().amax().double()
-    power = _exponent(torch.as_tensor(fmt.max, dtype=torch.float64)) - _exponent(largest) - 1
-    scale = torch.where(largest > 0, _power_of_two((power - margin).clamp(-1022, 1023)), 1.0)
+    power = (
+        _exponent(torch.as_tensor(fmt.max, dtype=torch.float64)) - _exponent(largest) - 1
+    )
+    scale = torch.where(
+        largest > 0, _power_of_two((power - margin).clamp(-1022, 1023)), 1.0
+    )
     return (round_to(x.double() * scale, fmt, saturate=True) / scale).to(x.dtype)
 
 
 def encode(x: Tensor, fmt: str | Format) -> Tensor:
-    """Return the codes, int64 from 0 to 2**width - 1, of the numbers of `x` rounded to a format.
+    """Return the codes, int64 from 0 to 2**width - 1, of the numbers of `x` rounded to a
+    format.
 
-    Invariant: for float16, bfloat16 and float8 these are the bits that torch stores (NaN aside).
+    Invariant: for float16, bfloat16 and float8 these are the bits that torch stores (NaN
+    aside).
     """
     fmt = format_of(fmt)
     wide = round_to(x.double(), fmt)
     size = wide.abs()
     exponent = _exponent(size).clamp(min=1 - fmt.bias)
     units = (size / _power_of_two(exponent - fmt.mantissa)).nan_to_num(0.0, 0.0).long()
-    field = (exponent + fmt.bias - 1 << fmt.mantissa) + units  # a normal number's leading 1 carries
+    # a normal number's leading 1 carries
+    field = (exponent + fmt.bias - 1 << fmt.mantissa) + units
     all_ones = 2 ** (fmt.width - 1) - 1
     field = torch.where(wide.isinf(), all_ones + 1 - 2**fmt.mantissa, field)
     field = torch.where(wide.isnan(), all_ones, field)
@@ -204,7 +218,8 @@ def bits(value: float, fmt: str | Format) -> str:
 def underflow_fraction(
     tensors: Tensor | Iterable[Tensor], fmt: str | Format = "fp16", scale: float = 1.0
 ) -> float:
-    """Return the share, 0 to 1, of the entries that are not zero but become zero in a format.
+    """Return the share, 0 to 1, of the entries that are not zero but become zero in a
+    format.
 
     `scale` > 0 multiplies them first, as a loss scale does. No such entries at all: 0.
     Raises ValueError for a bad scale. Invariant: a larger scale never loses more.
@@ -227,16 +242,16 @@ class GradScaler:
     """Multiply the loss by a scale that is as large as the gradients allow.
 
     A gradient that is not finite: the step is left out, and the scale is multiplied by
-    `backoff_factor` in (0, 1). After `growth_interval` good steps in a row it is multiplied by
-    `growth_factor` > 1. `shared`: with several processes, all skip when one must, and all scales
-    stay equal. Not `enabled`: all methods pass things through.
+    `backoff_factor` in (0, 1). After `growth_interval` good steps in a row it is
+    multiplied by `growth_factor` > 1. `shared`: with several processes, all skip when one
+    must, and all scales stay equal. Not `enabled`: all methods pass things through.
 
-    The calls of one update, in order: `scale(loss).backward()` for each micro-batch, `unscale_`
-    (where the true gradient is needed before the step), `step`, `update`.
+    The calls of one update, in order: `scale(loss).backward()` for each micro-batch,
+    `unscale_` (where the true gradient is needed before the step), `step`, `update`.
     Raises ValueError for bad factors, RuntimeError for calls out of order.
     Source: Micikevicius et al. (2018); names and rules as in torch.amp.GradScaler.
-    Invariants: scale and skipped steps follow torch's in sequence; the weights of a skipped step
-    do not move.
+    Invariants: scale and skipped steps follow torch's in sequence; the weights of a
+    skipped step do not move.
     """
 
     def __init__(
@@ -270,7 +285,9 @@ class GradScaler:
         return self._scale if self.enabled else 1.0
 
     def scale(self, loss: Tensor) -> Tensor:
-        """Return the loss times the scale; a single 16-bit number becomes float32, as in torch."""
+        """Return the loss times the scale; a single 16-bit number becomes float32, as in
+        torch.
+        """
         if not self.enabled:
             return loss
         return loss * torch.tensor(self._scale, dtype=torch.float32, device=loss.device)
@@ -329,7 +346,9 @@ class GradScaler:
         self._found, self._stepped = {}, set()
 
     def state_dict(self) -> dict:
-        """Return scale, factors and streak under torch's names; nothing where not enabled."""
+        """Return scale, factors and streak under torch's names; nothing where not
+        enabled.
+        """
         if not self.enabled:
             return {}
         return {
@@ -341,16 +360,22 @@ class GradScaler:
         }
 
     def load_state_dict(self, state: dict) -> None:
-        """Go on from what `state_dict`, ours or torch's, has returned; do nothing if not enabled.
+        """Go on from what `state_dict`, ours or torch's, has returned; do nothing if not
+        enabled.
 
         Raises ValueError for the empty state of a scaler that was not enabled.
         """
         if not self.enabled:
             return
         if not state:
-            raise ValueError("the state of a scaler that was not enabled is empty: start a new one")
+            raise ValueError(
+                "the state of a scaler that was not enabled is empty: start a new one"
+            )
         self._scale, self._streak = float(state["scale"]), int(state["_growth_tracker"])
-        self.growth_factor, self.backoff_factor = state["growth_factor"], state["backoff_factor"]
+        self.growth_factor, self.backoff_factor = (
+            state["growth_factor"],
+            state["backoff_factor"],
+        )
         self.growth_interval = state["growth_interval"]
 
 
@@ -372,12 +397,14 @@ def _any_process(found: bool) -> bool:
     return bool(flag)
 
 
-def compressed_mean(grad: Tensor, dtype: torch.dtype, divide_first: bool = True) -> Tensor:
+def compressed_mean(
+    grad: Tensor, dtype: torch.dtype, divide_first: bool = True
+) -> Tensor:
     """Return the mean of `grad` over all processes, sent and summed in `dtype`.
 
-    `divide_first` divides by the number of processes before the sum, so that float16 cannot
-    overflow where the mean would not; the smallest numbers then vanish. The result has the dtype
-    of `grad`. In one process it only rounds.
+    `divide_first` divides by the number of processes before the sum, so that float16
+    cannot overflow where the mean would not; the smallest numbers then vanish. The result
+    has the dtype of `grad`. In one process it only rounds.
     Source: torch's fp16_compress_hook for DDP, which divides first.
     """
     sent, processes = grad.to(dtype), 1
@@ -392,20 +419,24 @@ def compressed_mean(grad: Tensor, dtype: torch.dtype, divide_first: bool = True)
 
 
 class MasterWeightOptimizer:
-    """Any optimizer for weights of few bits: it updates a float32 copy, and rounds that copy.
+    """Any optimizer for weights of few bits: it updates a float32 copy, and rounds that
+    copy.
 
-    `weights`: leaf tensors, float16 or bfloat16, or float32 with `fmt` naming the format in which
-    their values are kept. `kind(masters, **settings)` makes the inner optimizer. `stochastic`
-    rounds at random, with numbers drawn from `seed`. `master=False` forgets the float32 copy after
-    each update, so that only what the few bits hold is kept.
+    `weights`: leaf tensors, float16 or bfloat16, or float32 with `fmt` naming the format
+    in which their values are kept. `kind(masters, **settings)` makes the inner optimizer.
+    `stochastic` rounds at random, with numbers drawn from `seed`. `master=False` forgets
+    the float32 copy after each update, so that only what the few bits hold is kept.
 
-    Each gradient moves to the float32 copy as soon as the backward pass has made it, so that
-    micro-batches add up in float32, and clipping and loss scaling work on `param_groups`. For one
-    process: under DDP the gradient would move before it is averaged.
-    Raises ValueError for weights that are no leaves, whose dtype names no format, or whose dtype
-    cannot hold `fmt`; RuntimeError in the backward pass where two of these share a weight.
+    Each gradient moves to the float32 copy as soon as the backward pass has made it, so
+    that micro-batches add up in float32, and clipping and loss scaling work on
+    `param_groups`. For one process: under DDP the gradient would move before it is
+    averaged.
+    Raises ValueError for weights that are no leaves, whose dtype names no format, or
+    whose dtype cannot hold `fmt`; RuntimeError in the backward pass where two of these
+    share a weight.
     Sources: Micikevicius et al. (2018); Gupta et al. (2015) for stochastic rounding.
-    Invariants: the weights are the rounded copy; with fmt="fp32" it is the inner optimizer.
+    Invariants: the weights are the rounded copy; with fmt="fp32" it is the inner
+    optimizer.
     """
 
     def __init__(
@@ -447,7 +478,9 @@ class MasterWeightOptimizer:
 
     @torch.no_grad()
     def _round(self) -> None:
-        for weight, wide, fmt in zip(self.weights, self.masters, self.formats, strict=True):
+        for weight, wide, fmt in zip(
+            self.weights, self.masters, self.formats, strict=True
+        ):
             if fmt == FORMATS.get(OF_DTYPE.get(weight.dtype)) and not self.stochastic:
                 weight.copy_(wide)  # the cast rounds to the nearest by itself
             else:
@@ -457,7 +490,9 @@ class MasterWeightOptimizer:
                 wide.copy_(weight)
 
     def state_dict(self) -> dict:
-        """Return the inner state, the float32 copies, and the state of the random numbers."""
+        """Return the inner state, the float32 copies, and the state of the random
+        numbers.
+        """
         return {
             "inner": self.inner.state_dict(),
             "masters": [wide.detach().clone() for wide in self.masters],
@@ -466,7 +501,9 @@ class MasterWeightOptimizer:
 
     @torch.no_grad()
     def load_state_dict(self, state: dict) -> None:
-        """Go on from what `state_dict` has returned; the weights come from the model's own."""
+        """Go on from what `state_dict` has returned; the weights come from the model's
+        own.
+        """
         self.inner.load_state_dict(state["inner"])
         for wide, saved in zip(self.masters, state["masters"], strict=True):
             wide.copy_(saved)
@@ -489,13 +526,19 @@ def _mover(wide: Tensor) -> Callable[[Tensor], None]:
 
 def _format_for(weight: Tensor, fmt: str | Format | None) -> Format:
     if not isinstance(weight, Tensor) or not weight.is_leaf or not weight.requires_grad:
-        raise ValueError("give weights that are leaves and require a gradient: model.parameters()")
+        raise ValueError(
+            "give weights that are leaves and require a gradient: model.parameters()"
+        )
     if fmt is None and weight.dtype not in OF_DTYPE:
-        raise ValueError(f"weights of {weight.dtype}: say in fmt= which format they are kept in")
+        raise ValueError(
+            f"weights of {weight.dtype}: say in fmt= which format they are kept in"
+        )
     fmt = format_of(fmt if fmt is not None else OF_DTYPE[weight.dtype])
     held = FORMATS.get(OF_DTYPE.get(weight.dtype), fmt)
     if fmt.exponent > held.exponent or fmt.mantissa > held.mantissa:
-        raise ValueError(f"weights of {weight.dtype} cannot hold {fmt.name}: use float32 weights")
+        raise ValueError(
+            f"weights of {weight.dtype} cannot hold {fmt.name}: use float32 weights"
+        )
     return fmt
 
 
@@ -507,18 +550,22 @@ def mixed_precision_step(
     scaler: GradScaler | torch.amp.GradScaler | None = None,
     max_norm: float = math.inf,
 ) -> Callable:
-    """Return a step for `fit`: forward under autocast to `dtype`, loss scale, clipping, update.
+    """Return a step for `fit`: forward under autocast to `dtype`, loss scale, clipping,
+    update.
 
-    The order is fixed: all micro-batches at one scale, unscale, clip, step, update the scale.
-    `scaler` is ours or torch's; float16 needs one, bfloat16 does not. Logged: "grad_norm" (before
-    clipping, unscaled) and "scale". Choose the precision here, or leave float32 here and give `fit`
-    mixed_precision=, which has its own autocast around the model. With float32, no scaler and
-    max_norm=inf it is `train_step` to the bit.
+    The order is fixed: all micro-batches at one scale, unscale, clip, step, update the
+    scale.
+    `scaler` is ours or torch's; float16 needs one, bfloat16 does not. Logged: "grad_norm"
+    (before clipping, unscaled) and "scale". Choose the precision here, or leave float32
+    here and give `fit` mixed_precision=, which has its own autocast around the model.
+    With float32, no scaler and max_norm=inf it is `train_step` to the bit.
     Raises ValueError for other dtypes.
     Source: PyTorch's automatic mixed precision examples.
     """
     if dtype not in OF_DTYPE:
-        raise ValueError(f"{dtype}: choose torch.bfloat16, torch.float16 or torch.float32")
+        raise ValueError(
+            f"{dtype}: choose torch.bfloat16, torch.float16 or torch.float32"
+        )
     scaler = GradScaler(enabled=False) if scaler is None else scaler
 
     def step(run, batch) -> Tensor:
@@ -526,11 +573,14 @@ def mixed_precision_step(
         device, rows = batch.inputs.device.type, len(batch.inputs)
         pieces, total = min(run.accumulation_steps, rows), 0.0
         for x, y in zip(
-            batch.inputs.tensor_split(pieces), batch.targets.tensor_split(pieces), strict=True
+            batch.inputs.tensor_split(pieces),
+            batch.targets.tensor_split(pieces),
+            strict=True,
         ):
             with torch.autocast(device, dtype, enabled=dtype != torch.float32):
                 loss = run.loss_fn(run.model(x), y) * (batch.share * len(x) / rows)
-            scaler.scale(loss).backward()  # outside autocast: each op in its forward's dtype
+            # outside autocast: each op in its forward's dtype
+            scaler.scale(loss).backward()
             total = total + loss.detach()
         scaler.unscale_(run.optimizer)  # once, after the last micro-batch
         norm = nn.utils.clip_grad_norm_(_weights(run.optimizer), max_norm)
@@ -551,7 +601,9 @@ _PROBES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "baddbmm": lambda a, image: torch.baddbmm(a[None], a[None], a[None]),
     "einsum": lambda a, image: torch.einsum("ij,jk->ik", a, a),
     "conv2d": lambda a, image: F.conv2d(image, image),
-    "attention": lambda a, image: F.scaled_dot_product_attention(a[None], a[None], a[None]),
+    "attention": lambda a, image: F.scaled_dot_product_attention(
+        a[None], a[None], a[None]
+    ),
     "relu": lambda a, image: a.relu(),
     "gelu": lambda a, image: F.gelu(a),
     "add": lambda a, image: a + a,
@@ -568,7 +620,9 @@ _PROBES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "layer_norm": lambda a, image: F.layer_norm(a, a.shape[1:]),
     "group_norm": lambda a, image: F.group_norm(image, 1),
     "batch_norm": lambda a, image: F.batch_norm(image, None, None, training=True),
-    "cross_entropy": lambda a, image: F.cross_entropy(a, torch.zeros_like(a[0], dtype=torch.long)),
+    "cross_entropy": lambda a, image: F.cross_entropy(
+        a, torch.zeros_like(a[0], dtype=torch.long)
+    ),
     "mse_loss": lambda a, image: F.mse_loss(a, a),
 }
 
@@ -576,11 +630,13 @@ _PROBES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 def autocast_policy(
     device_type: str = "cpu", dtype: torch.dtype = torch.bfloat16
 ) -> dict[str, str]:
-    """Run some ops under autocast on this device, and say in which precision each answered.
+    """Run some ops under autocast on this device, and say in which precision each
+    answered.
 
-    Returns {op: "16-bit" | "float32" | "as its inputs" | "widens" | "refuses"}: "16-bit" also from
-    float32 inputs, "float32" also from 16-bit ones, "refuses" where the op raises. The lists
-    differ between devices and versions of PyTorch; this looks instead of remembering.
+    Returns {op: "16-bit" | "float32" | "as its inputs" | "widens" | "refuses"}: "16-bit"
+    also from float32 inputs, "float32" also from 16-bit ones, "refuses" where the op
+    raises. The lists differ between devices and versions of PyTorch; this looks instead
+    of remembering.
     Raises ValueError for a dtype that has not 16 bits.
     """
     if dtype not in (torch.float16, torch.bfloat16):
@@ -609,9 +665,11 @@ def autocast_policy(
 
 @dataclass(frozen=True)
 class Recipe:
-    """Bytes a number, by what it is: weight, gradient, master copy, optimizer state, activation.
+    """Bytes a number, by what it is: weight, gradient, master copy, optimizer state,
+    activation.
 
-    `copies`: bytes a weight for the 16-bit copy that autocast keeps for the backward pass.
+    `copies`: bytes a weight for the 16-bit copy that autocast keeps for the backward
+    pass.
     """
 
     weights: int
@@ -636,10 +694,11 @@ def memory_estimate(
 ) -> dict[str, int]:
     """Return the bytes that training takes, by part, with their "total".
 
-    `parameters`: numbers in the model. `states`: numbers an optimizer keeps for each (Adam 2,
-    momentum 1, SGD 0). `activations`: numbers saved for the backward pass. Not counted: the data,
-    workspace, and what the allocator keeps. Raises ValueError for unknown recipes and counts
-    below 0. Source: Rajbhandari et al. (2020), whose 16 bytes a parameter are recipe "master".
+    `parameters`: numbers in the model. `states`: numbers an optimizer keeps for each
+    (Adam 2, momentum 1, SGD 0). `activations`: numbers saved for the backward pass. Not
+    counted: the data, workspace, and what the allocator keeps. Raises ValueError for
+    unknown recipes and counts below 0. Source: Rajbhandari et al. (2020), whose 16 bytes
+    a parameter are recipe "master".
     Invariant: "total" is the sum of the others; it is linear in the counts.
     """
     if isinstance(recipe, str):
@@ -665,10 +724,11 @@ def tensor_bytes(tensors: Iterable[Tensor | None]) -> int:
 
 
 def training_bytes(model: nn.Module, optimizer: object) -> dict[str, int]:
-    """Return the bytes of the tensors that are there now, under the names of `memory_estimate`.
+    """Return the bytes of the tensors that are there now, under the names of
+    `memory_estimate`.
 
-    Weights, gradients, master copies (of MasterWeightOptimizer) and the optimizer's state; counts
-    of steps and other scalars are left out.
+    Weights, gradients, master copies (of MasterWeightOptimizer) and the optimizer's
+    state; counts of steps and other scalars are left out.
     """
     weights, masters = list(model.parameters()), list(getattr(optimizer, "masters", ()))
     state = getattr(optimizer, "inner", optimizer).state
@@ -682,9 +742,11 @@ def training_bytes(model: nn.Module, optimizer: object) -> dict[str, int]:
 
 
 def saved_bytes(forward: Callable[[], Tensor], besides: Iterable[Tensor] = ()) -> int:
-    """Run `forward()` and return the bytes of the tensors that autograd saves for the backward.
+    """Run `forward()` and return the bytes of the tensors that autograd saves for the
+    backward.
 
-    Each storage counts once, and those of the tensors in `besides` (weights, data) not at all.
+    Each storage counts once, and those of the tensors in `besides` (weights, data) not at
+    all.
     Invariant: nothing is saved under no_grad.
     """
     known = {tensor.untyped_storage().data_ptr() for tensor in besides}
@@ -709,7 +771,9 @@ def saved_bytes(forward: Callable[[], Tensor], besides: Iterable[Tensor] = ()) -
 def _check_scaler(answer: Callable) -> None:
     start = torch.tensor([1.0, 2.0])
 
-    def call(grad: list[float], scale: float = 1024.0, streak: int = 0, lr: float = 0.5) -> tuple:
+    def call(
+        grad: list[float], scale: float = 1024.0, streak: int = 0, lr: float = 0.5
+    ) -> tuple:
         got = answer(start.clone(), torch.tensor(grad), lr, scale, streak)
         triple = isinstance(got, (tuple, list)) and len(got) == 3
         expect(triple, "Return (weight, scale, streak).")
@@ -726,11 +790,15 @@ def _check_scaler(answer: Callable) -> None:
         f"A scaled gradient (2048, -1024) at scale 1024 and rate 0.5 should move (1, 2) to "
         f"(0, 2.5), not to {weight.tolist()}.",
     )
-    expect(scale == 1024 and streak == 1, "One good update: the scale stays, the streak is 1.")
+    expect(
+        scale == 1024 and streak == 1,
+        "One good update: the scale stays, the streak is 1.",
+    )
     for bad in (math.inf, -math.inf, math.nan):
         weight, scale, streak = call([bad, 1024.0], streak=2)
         expect(
-            bool(weight.isfinite().all()), f"A gradient of {bad} reached the weights: leave it out."
+            bool(weight.isfinite().all()),
+            f"A gradient of {bad} reached the weights: leave it out.",
         )
         expect(
             torch.equal(weight, start),
@@ -743,13 +811,27 @@ def _check_scaler(answer: Callable) -> None:
             f"After a gradient of {bad} the scale stayed at {scale:g}, so that the next update "
             "overflows as well: halve it.",
         )
-        expect(scale == 512, f"After a gradient of {bad} the scale is {scale:g}: halve it, to 512.")
-        expect(streak == 0, f"After a gradient of {bad} the count of good updates starts anew.")
+        expect(
+            scale == 512,
+            f"After a gradient of {bad} the scale is {scale:g}: halve it, to 512.",
+        )
+        expect(
+            streak == 0,
+            f"After a gradient of {bad} the count of good updates starts anew.",
+        )
     _, scale, streak = call([0.0, 0.0], streak=1)
-    expect(scale == 1024 and streak == 2, "Two good updates in a row: the scale does not grow yet.")
+    expect(
+        scale == 1024 and streak == 2,
+        "Two good updates in a row: the scale does not grow yet.",
+    )
     weight, scale, streak = call([2048.0, -1024.0], streak=2)
-    expect(scale == 2048, f"After the third good update in a row the scale is {scale:g}, not 2048.")
-    expect(streak == 0, "When the scale has grown, the count of good updates starts anew.")
+    expect(
+        scale == 2048,
+        f"After the third good update in a row the scale is {scale:g}, not 2048.",
+    )
+    expect(
+        streak == 0, "When the scale has grown, the count of good updates starts anew."
+    )
     expect(
         torch.allclose(weight, torch.tensor([0.0, 2.5])),
         "The gradient was made at the old scale: divide by that one, then let the scale grow.",
@@ -760,7 +842,10 @@ def _check_scaler(answer: Callable) -> None:
         "At scale 64 and rate 0.25, a third good gradient (64, 0) should give (0.75, 2) and scale "
         f"128, not {weight.tolist()} and {scale:g}: use the lr and the scale that come in.",
     )
-    expect(call([math.nan, 0.0], scale=64.0)[1] == 32, "From a scale of 64 halving leads to 32.")
+    expect(
+        call([math.nan, 0.0], scale=64.0)[1] == 32,
+        "From a scale of 64 halving leads to 32.",
+    )
 
 
 def _solve_scaler(weight, scaled_grad, lr, scale, streak):
@@ -778,7 +863,9 @@ def _ignore_inf(weight, scaled_grad, lr, scale, streak):
 
 
 def _clamp_inf(weight, scaled_grad, lr, scale, streak):
-    return _solve_scaler(weight, scaled_grad.nan_to_num(0.0, 65504.0, -65504.0), lr, scale, streak)
+    return _solve_scaler(
+        weight, scaled_grad.nan_to_num(0.0, 65504.0, -65504.0), lr, scale, streak
+    )
 
 
 def _never_look(weight, scaled_grad, lr, scale, streak):
@@ -818,10 +905,12 @@ def _check_vanish(answer: Callable) -> None:
     for w in (1.0, 3.0, 1024.0, 2.0**-13, 100.0, 1 + 2.0**-10, 2050.0, 0.0999755859375):
         h = float(answer(w))
         expect(
-            h > 0 and math.frexp(h)[0] == 0.5, f"your function({w:g}) is {h:g}: no power of two."
+            h > 0 and math.frexp(h)[0] == 0.5,
+            f"your function({w:g}) is {h:g}: no power of two.",
         )
         after = [
-            round_to(torch.tensor(w + part, dtype=torch.float64), "fp16") for part in (h, h / 2)
+            round_to(torch.tensor(w + part, dtype=torch.float64), "fp16")
+            for part in (h, h / 2)
         ]
         power = round(math.log2(h))
         expect(
@@ -891,11 +980,18 @@ def _check_order(answer: Callable) -> None:
         "Step and update once, after the last.",
     )
     expect(
-        first.norm() < 2.01, "The update is longer than max_norm: clip between unscale and step."
+        first.norm() < 2.01,
+        "The update is longer than max_norm: clip between unscale and step.",
     )
     wanted = torch.tensor([1.2, 1.6])
-    expect(torch.allclose(first, wanted, atol=1e-3), f"The update is {first}, wanted {wanted}.")
-    expect(scaler.get_scale() == 2.0**11, "The scale did not move on: end with scaler.update().")
+    expect(
+        torch.allclose(first, wanted, atol=1e-3),
+        f"The update is {first}, wanted {wanted}.",
+    )
+    expect(
+        scaler.get_scale() == 2.0**11,
+        "The scale did not move on: end with scaler.update().",
+    )
     second = update([3.0, 0.0], [0.0, 6.0], [3.0, 6.0], max_norm=10.0)
     expect(
         torch.allclose(second, torch.tensor([2.0, 4.0]), atol=1e-3),
@@ -1004,8 +1100,12 @@ EXERCISES = (
         {
             "clip scaled gradients": Wrong(_clip_before_unscale, "Unscale first"),
             "update each micro-batch": Wrong(_update_each_micro_batch, "share one scale"),
-            "unscale each micro-batch": Wrong(_unscale_each_micro_batch, "unscaled already"),
-            "step past the scaler": Wrong(_past_the_scaler, "let the scaler take the step"),
+            "unscale each micro-batch": Wrong(
+                _unscale_each_micro_batch, "unscaled already"
+            ),
+            "step past the scaler": Wrong(
+                _past_the_scaler, "let the scaler take the step"
+            ),
             "the sum, not the mean": Wrong(_sum_of_losses, "divide each loss"),
             "clip after the step": Wrong(_clip_after_step, "clip between"),
         },

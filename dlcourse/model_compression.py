@@ -1,7 +1,9 @@
-"""Model compression: fewer weights, fewer bits a weight, or a smaller network taught by a larger.
+"""Model compression: fewer weights, fewer bits a weight, or a smaller network taught by a
+larger.
 
-Pruning functions return masks and leave the model alone; `apply_masks` makes them last. Quantizers
-map floats to whole numbers that fit in 2, 4 or 8 bits, and `pack_bits` puts those into bytes.
+Pruning functions return masks and leave the model alone; `apply_masks` makes them last.
+Quantizers map floats to whole numbers that fit in 2, 4 or 8 bits, and `pack_bits` puts
+those into bytes.
 """
 
 from __future__ import annotations
@@ -24,19 +26,22 @@ from torch.nn.utils import fuse_conv_bn_weights, parametrize, skip_init
 from dlcourse.lab.exercises import Exercise, Wrong, expect
 
 Masks = dict[str, Tensor]  # module name -> bool, True where the weight stays
-FOLDS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)  # outputs are the weight's first dimension
+# outputs are the weight's first dimension
+FOLDS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 QUANTIZABLE = (nn.Linear, nn.Conv2d)
 
 # --- pruning: single weights ----------------------------------------------------------------------
 
 
 def magnitude_mask(weight: Tensor, amount: float | int) -> Tensor:
-    """Return a bool mask of `weight`'s shape, False for the `amount` smallest absolute values.
+    """Return a bool mask of `weight`'s shape, False for the `amount` smallest absolute
+    values.
 
-    `amount`: a share from 0.0 to 1.0 of the entries (rounded), or a whole number of them. Of equal
-    values the first go first. Raises ValueError for an amount out of range or weights that are not
-    finite. Source: Han et al. (2015). Invariants: exactly `amount` entries are False; no entry
-    that goes is larger than one that stays; more amount never brings an entry back.
+    `amount`: a share from 0.0 to 1.0 of the entries (rounded), or a whole number of them.
+    Of equal values the first go first. Raises ValueError for an amount out of range or
+    weights that are not finite. Source: Han et al. (2015). Invariants: exactly `amount`
+    entries are False; no entry that goes is larger than one that stays; more amount never
+    brings an entry back.
     """
     count = _how_many(amount, weight.numel())
     size = _finite(weight.detach()).abs().ravel()
@@ -46,11 +51,12 @@ def magnitude_mask(weight: Tensor, amount: float | int) -> Tensor:
 
 
 def n_m_mask(weight: Tensor, n: int = 2, m: int = 4) -> Tensor:
-    """Return a mask that keeps the `n` largest of each `m` neighbours along the last dimension.
+    """Return a mask that keeps the `n` largest of each `m` neighbours along the last
+    dimension.
 
     The last dimension is the one that a linear layer sums over. Raises ValueError unless
-    0 <= n <= m and m >= 1 divides its size. Source: Mishra et al. (2021). Invariant: of all masks
-    with at most n in m it keeps the largest sum of absolute values.
+    0 <= n <= m and m >= 1 divides its size. Source: Mishra et al. (2021). Invariant: of
+    all masks with at most n in m it keeps the largest sum of absolute values.
     """
     if not (0 <= n <= m and m >= 1) or weight.ndim == 0 or weight.shape[-1] % m:
         raise ValueError(
@@ -64,7 +70,8 @@ def n_m_mask(weight: Tensor, n: int = 2, m: int = 4) -> Tensor:
 
 
 def magnitude_prune(model: nn.Module, amount: float | int) -> Masks:
-    """Return a mask for each linear and convolution layer: each loses the same share of weights.
+    """Return a mask for each linear and convolution layer: each loses the same share of
+    weights.
 
     Biases stay. Nothing changes until `apply_masks`.
     """
@@ -72,21 +79,27 @@ def magnitude_prune(model: nn.Module, amount: float | int) -> Masks:
 
 
 def global_prune(model: nn.Module, amount: float | int) -> Masks:
-    """Return masks like `magnitude_prune`, but with one threshold for all layers together.
+    """Return masks like `magnitude_prune`, but with one threshold for all layers
+    together.
 
     A layer of small weights loses more than one of large weights, and may lose all.
     Invariant: as many weights go as with one tensor that holds them all.
     """
     layers = list(_layers(model))
-    mask = magnitude_mask(torch.cat([layer.weight.detach().ravel() for _, layer in layers]), amount)
+    mask = magnitude_mask(
+        torch.cat([layer.weight.detach().ravel() for _, layer in layers]), amount
+    )
     parts = mask.split([layer.weight.numel() for _, layer in layers])
     return {
-        n: part.view(layer.weight.shape) for (n, layer), part in zip(layers, parts, strict=True)
+        n: part.view(layer.weight.shape)
+        for (n, layer), part in zip(layers, parts, strict=True)
     }
 
 
 def prune_n_m(model: nn.Module, n: int = 2, m: int = 4) -> Masks:
-    """Return N:M masks for each linear layer whose inputs `m` divides; the others stay dense."""
+    """Return N:M masks for each linear layer whose inputs `m` divides; the others stay
+    dense.
+    """
     return {
         name: n_m_mask(layer.weight, n, m)
         for name, layer in _layers(model)
@@ -98,18 +111,20 @@ def random_prune(model: nn.Module, amount: float | int, seed: int = 0) -> Masks:
     """Return masks that drop weights by lot: the baseline that any criterion must beat."""
     generator = torch.Generator().manual_seed(seed)
     return {
-        name: magnitude_mask(torch.rand(layer.weight.shape, generator=generator), amount).to(
-            layer.weight.device
-        )
+        name: magnitude_mask(
+            torch.rand(layer.weight.shape, generator=generator), amount
+        ).to(layer.weight.device)
         for name, layer in _layers(model)
     }
 
 
 def saliency_prune(model: nn.Module, amount: float | int, sync: bool = True) -> Masks:
-    """Return masks that drop the weights of least |weight * gradient|, from the `.grad` held now.
+    """Return masks that drop the weights of least |weight * gradient|, from the `.grad`
+    held now.
 
-    That product is how much the loss would change, to first order, if the weight became 0. With
-    `sync` the gradients are averaged over all processes first, so that all get the same masks.
+    That product is how much the loss would change, to first order, if the weight became
+    0. With `sync` the gradients are averaged over all processes first, so that all get
+    the same masks.
     Raises ValueError where a layer has no gradient. Source: Lee, Ajanthan & Torr (2019).
     """
     masks = {}
@@ -118,13 +133,16 @@ def saliency_prune(model: nn.Module, amount: float | int, sync: bool = True) -> 
             raise ValueError(f"{name} has no gradient: call backward() on a loss first")
         grad = layer.weight.grad.clone()
         if sync and _distributed():
-            torch.distributed.all_reduce(grad)  # a sum: the order of sizes is that of the mean
+            # a sum: the order of sizes is that of the mean
+            torch.distributed.all_reduce(grad)
         masks[name] = magnitude_mask(layer.weight.detach() * grad, amount)
     return masks
 
 
 class Mask(nn.Module):
-    """A parametrization that shows a weight times a fixed mask; its gradient is masked as well."""
+    """A parametrization that shows a weight times a fixed mask; its gradient is masked as
+    well.
+    """
 
     def __init__(self, mask: Tensor) -> None:
         super().__init__()
@@ -137,8 +155,8 @@ class Mask(nn.Module):
 def apply_masks(model: nn.Module, masks: Masks) -> nn.Module:
     """Make the masked weights of `model` zero for good, in place, and return it.
 
-    The layer then computes weight * mask at each use. So no optimizer can refill a zero, whatever
-    momentum it brings along. `bake` turns the result back into a plain model.
+    The layer then computes weight * mask at each use. So no optimizer can refill a zero,
+    whatever momentum it brings along. `bake` turns the result back into a plain model.
     Raises KeyError for a name that is no module, ValueError for a mask of another shape.
     """
     modules = dict(model.named_modules())
@@ -154,11 +172,14 @@ def apply_masks(model: nn.Module, masks: Masks) -> nn.Module:
 
 
 def bake(model: nn.Module) -> nn.Module:
-    """Return a copy whose masks are worked into plain weights. Invariant: the same outputs."""
+    """Return a copy whose masks are worked into plain weights. Invariant: the same
+    outputs.
+    """
     model = copy.deepcopy(model)
     for module in model.modules():
         if parametrize.is_parametrized(module, "weight"):
-            weight = module.weight.detach()  # torch's own removal would break the original
+            # torch's own removal would break the original
+            weight = module.weight.detach()
             module.__class__ = parametrize.type_before_parametrizations(module)
             del module.parametrizations
             module._parameters = {"weight": nn.Parameter(weight), **module._parameters}
@@ -166,19 +187,25 @@ def bake(model: nn.Module) -> nn.Module:
 
 
 def sparsity(model: nn.Module) -> float:
-    """Return the share, from 0 to 1, of weights in linear and convolution layers that are zero."""
+    """Return the share, from 0 to 1, of weights in linear and convolution layers that are
+    zero.
+    """
     weights = [layer.weight for _, layer in _layers(model)]
     return sum(int((w == 0).sum()) for w in weights) / sum(w.numel() for w in weights)
 
 
 def gradual_sparsity(final: float, steps: int, start: int = 0) -> Callable[[int], float]:
-    """Return s(t): 0 up to update `start`, `final` from `start` + `steps` on, a cubic between.
+    """Return s(t): 0 up to update `start`, `final` from `start` + `steps` on, a cubic
+    between.
 
-    It prunes fast while many weights are idle, and slowly at the end. Raises ValueError unless
-    0 <= final <= 1 and steps >= 1. Source: Zhu & Gupta (2017). Invariant: s never falls.
+    It prunes fast while many weights are idle, and slowly at the end. Raises ValueError
+    unless 0 <= final <= 1 and steps >= 1. Source: Zhu & Gupta (2017). Invariant: s never
+    falls.
     """
     if not (0 <= final <= 1 and steps >= 1):
-        raise ValueError(f"final={final}, steps={steps}: give a share and at least one step")
+        raise ValueError(
+            f"final={final}, steps={steps}: give a share and at least one step"
+        )
     return lambda t: final * (1 - (1 - min(max((t - start) / steps, 0.0), 1.0)) ** 3)
 
 
@@ -186,11 +213,12 @@ def pruning_step(
     schedule: Callable[[int], float], prune: Callable[[nn.Module, float], Masks] = global_prune,
     every: int = 10,
 ) -> Callable:  # fmt: skip
-    """Return a step for `fit` that prunes to the share `schedule(t)`, anew each `every` updates.
+    """Return a step for `fit` that prunes to the share `schedule(t)`, anew each `every`
+    updates.
 
-    Masks come from the weights, which all processes share, and act after the optimizer, whose
-    momentum would else refill the zeros. While the schedule is 0 it is `train_step` to the bit, and
-    forgets the masks of an earlier run.
+    Masks come from the weights, which all processes share, and act after the optimizer,
+    whose momentum would else refill the zeros. While the schedule is 0 it is `train_step`
+    to the bit, and forgets the masks of an earlier run.
     """
     masks: Masks = {}
 
@@ -216,16 +244,19 @@ def pruning_step(
 
 
 def prune_units(model: nn.Module, amount: float | int) -> nn.Module:
-    """Return a smaller copy of `model` without the `amount` hidden units of least norm a layer.
+    """Return a smaller copy of `model` without the `amount` hidden units of least norm a
+    layer.
 
-    A unit is a row of a linear layer or a filter of a convolution. It goes with its bias and with
-    the next layer's weights for it: with several columns a filter, where a linear layer reads the
-    flattened grid. The layers, in the order in which they were made, must form a chain; what stands
-    between must treat each unit by itself, as activations and pooling do. At least one unit of each
-    layer stays. A skip connection cannot be seen from the layers and would come out wrong.
-    Raises ValueError for layers that are no chain, for norm layers (`fold_batch_norms` takes them
-    away) and for grouped convolutions.
-    Source: Li et al. (2017), who rank by the sum of absolute values; here it is the Euclidean norm.
+    A unit is a row of a linear layer or a filter of a convolution. It goes with its bias
+    and with the next layer's weights for it: with several columns a filter, where a
+    linear layer reads the flattened grid. The layers, in the order in which they were
+    made, must form a chain; what stands between must treat each unit by itself, as
+    activations and pooling do. At least one unit of each layer stays. A skip connection
+    cannot be seen from the layers and would come out wrong.
+    Raises ValueError for layers that are no chain, for norm layers (`fold_batch_norms`
+    takes them away) and for grouped convolutions.
+    Source: Li et al. (2017), who rank by the sum of absolute values; here it is the
+    Euclidean norm.
     Invariant: it computes what `model` would with those units' outputs set to zero.
     """
     model = bake(model)
@@ -237,24 +268,30 @@ def prune_units(model: nn.Module, amount: float | int) -> nn.Module:
             "(see fold_batch_norms)"
         )
     if any(getattr(layer, "groups", 1) > 1 for layer in layers):
-        raise ValueError("prune_units cannot cut a grouped convolution: prune its weights instead")
+        raise ValueError(
+            "prune_units cannot cut a grouped convolution: prune its weights instead"
+        )
     for first, second in itertools.pairwise(layers):
         each, rest = divmod(second.weight.shape[1], first.weight.shape[0])
-        flattened = second.weight.ndim == 2 < first.weight.ndim  # `each` cells of the grid a filter
+        # `each` cells of the grid a filter
+        flattened = second.weight.ndim == 2 < first.weight.ndim
         if rest or each < 1 or (each > 1 and not flattened):
             raise ValueError(
                 f"{first} does not feed {second}: prune_units needs layers that form a chain"
             )
     masks = [unit_mask(layer.weight, amount) for layer in layers[:-1]]
     for mask, (first, second) in zip(masks, itertools.pairwise(layers), strict=True):
-        _shrink(first, first.weight[mask], None if first.bias is None else first.bias[mask])
+        _shrink(
+            first, first.weight[mask], None if first.bias is None else first.bias[mask]
+        )
         by_unit = second.weight.unflatten(1, (-1, second.weight.shape[1] // len(mask)))
         _shrink(second, by_unit[:, mask].flatten(1, 2), second.bias)
     return model
 
 
 def unit_mask(weight: Tensor, amount: float | int) -> Tensor:
-    """Return a mask (units,), False for the `amount` rows of least Euclidean norm; one row stays.
+    """Return a mask (units,), False for the `amount` rows of least Euclidean norm; one
+    row stays.
 
     `amount` is a share of the rows or their number.
     """
@@ -276,27 +313,35 @@ def _shrink(layer: nn.Module, weight: Tensor, bias: Tensor | None) -> None:
 
 @torch.no_grad()
 def fold_batch_norms(model: nn.Module) -> nn.Module:
-    """Return a copy with each batch norm worked into the linear or convolution layer before it.
+    """Return a copy with each batch norm worked into the linear or convolution layer
+    before it.
 
-    An Identity takes its place. The inputs of a linear layer must be rows (n, features). Fold
-    before quantizing or cutting units: then the numbers that are rounded and compared are those
-    that the network multiplies by.
-    Raises ValueError for a batch norm that does not come right behind a linear or convolution layer
-    in an nn.Sequential, has another width or no running statistics, and for layers used in several
-    places. Source: Jacob et al. (2018).
-    Invariants: it computes what `model` does in evaluation; with a scale for each output channel
-    `quantize` finds the same whole numbers before and after, but for the sign of a channel whose
-    norm has a negative weight, and for values at the edge between two numbers.
+    An Identity takes its place. The inputs of a linear layer must be rows (n, features).
+    Fold before quantizing or cutting units: then the numbers that are rounded and
+    compared are those that the network multiplies by.
+    Raises ValueError for a batch norm that does not come right behind a linear or
+    convolution layer in an nn.Sequential, has another width or no running statistics, and
+    for layers used in several places. Source: Jacob et al. (2018).
+    Invariants: it computes what `model` does in evaluation; with a scale for each output
+    channel `quantize` finds the same whole numbers before and after, but for the sign of
+    a channel whose norm has a negative weight, and for values at the edge between two
+    numbers.
     """
     model = bake(model)
-    uses = Counter(id(child) for module in model.modules() for child in module._modules.values())
+    uses = Counter(
+        id(child) for module in model.modules() for child in module._modules.values()
+    )
     for sequence in model.modules():
         if type(sequence).forward is not nn.Sequential.forward:
             continue
-        for (_, layer), (name, norm) in itertools.pairwise(list(sequence._modules.items())):
+        for (_, layer), (name, norm) in itertools.pairwise(
+            list(sequence._modules.items())
+        ):
             if _is_batch_norm(norm) and isinstance(layer, FOLDS):
                 if uses[id(layer)] > 1 or uses[id(norm)] > 1:
-                    raise ValueError(f"{layer} or its batch norm is used in several places")
+                    raise ValueError(
+                        f"{layer} or its batch norm is used in several places"
+                    )
                 _fold(layer, norm)
                 sequence._modules[name] = nn.Identity()
     for name, module in model.named_modules():
@@ -321,7 +366,8 @@ def _fold(layer: nn.Module, norm: nn.Module) -> None:
         )
     given = (weight, layer.bias, norm.running_mean, norm.running_var)
     wide = [None if values is None else values.double() for values in given]
-    folded = fuse_conv_bn_weights(*wide, norm.eps, norm.weight, norm.bias)  # of a linear layer too
+    # of a linear layer too
+    folded = fuse_conv_bn_weights(*wide, norm.eps, norm.weight, norm.bias)
     layer.weight, layer.bias = (
         nn.Parameter(values.to(weight.dtype), weight.requires_grad) for values in folded
     )
@@ -331,7 +377,8 @@ def _fold(layer: nn.Module, norm: nn.Module) -> None:
 
 
 def quant_range(bits: int, symmetric: bool) -> tuple[int, int]:
-    """Return the lowest and highest whole number: -7 to 7 (symmetric) or 0 to 15 for 4 bits.
+    """Return the lowest and highest whole number: -7 to 7 (symmetric) or 0 to 15 for 4
+    bits.
 
     Raises ValueError for `bits` outside 2 to 8.
     """
@@ -345,17 +392,21 @@ def choose_qparams(
 ) -> tuple[Tensor, Tensor]:
     """Return scale > 0 (float32) and zero point (int32) that cover the range of `x`.
 
-    One pair for the tensor, or one for each index of dimension `axis`. Symmetric: the zero point
-    is 0 and the largest absolute value gets the largest number. Affine: the lowest and highest
-    value get the ends of the range, which is widened to contain 0. An x of zeros gets scale 1.
-    Raises ValueError for x that is empty, not finite or too large for float32, and for an axis that
-    x has not. Source: Jacob et al. (2018). Invariant: zero is represented exactly.
+    One pair for the tensor, or one for each index of dimension `axis`. Symmetric: the
+    zero point is 0 and the largest absolute value gets the largest number. Affine: the
+    lowest and highest value get the ends of the range, which is widened to contain 0. An
+    x of zeros gets scale 1.
+    Raises ValueError for x that is empty, not finite or too large for float32, and for an
+    axis that x has not. Source: Jacob et al. (2018). Invariant: zero is represented
+    exactly.
     """
     if not x.numel():
         raise ValueError("an empty tensor has no range: give at least one value")
     scale, zero_point = qparams_from_range(*_range(_finite(x), axis), bits, symmetric)
     if not scale.isfinite().all():
-        raise ValueError("the range of x is wider than float32 can hold: divide x by a constant")
+        raise ValueError(
+            "the range of x is wider than float32 can hold: divide x by a constant"
+        )
     return scale, zero_point
 
 
@@ -364,7 +415,8 @@ def qparams_from_range(
 ) -> tuple[Tensor, Tensor]:
     """Return the scale and zero point for values from `low` to `high`, in float32.
 
-    The scale is float32 also for a 16-bit x: rounded to 16 bits it would move every value.
+    The scale is float32 also for a 16-bit x: rounded to 16 bits it would move every
+    value.
     """
     qmin, qmax = quant_range(bits, symmetric)
     low, high = low.float().clamp(max=0), high.float().clamp(min=0)
@@ -378,31 +430,37 @@ def quantize(
     x: Tensor, scale: Tensor, zero_point: Tensor, bits: int = 8, symmetric: bool = True,
     axis: int | None = None,
 ) -> Tensor:  # fmt: skip
-    """Return round(x / scale) + zero_point, clamped to `quant_range`: int8, or uint8 if affine.
+    """Return round(x / scale) + zero_point, clamped to `quant_range`: int8, or uint8 if
+    affine.
 
-    Halves go to the even neighbour. Raises ValueError for NaN, which no whole number stands for,
-    for scales that are not above 0, and for several of them without an axis (as do `dequantize`
-    and `fake_quantize`). Invariant: inside the range the error of the round trip is at most
-    scale / 2.
+    Halves go to the even neighbour. Raises ValueError for NaN, which no whole number
+    stands for, for scales that are not above 0, and for several of them without an axis
+    (as do `dequantize` and `fake_quantize`). Invariant: inside the range the error of the
+    round trip is at most scale / 2.
     """
     qmin, qmax = quant_range(bits, symmetric)
     scale, zero_point = _along(scale, x, axis), _along(zero_point, x, axis)
     if x.isnan().any() or not (scale > 0).all():
-        raise ValueError("NaN, or a scale that is not above 0: look for a run that diverged")
+        raise ValueError(
+            "NaN, or a scale that is not above 0: look for a run that diverged"
+        )
     q = (_wide(x) * (1 / scale)).round() + zero_point
     return q.clamp(qmin, qmax).to(torch.int8 if symmetric else torch.uint8)
 
 
-def dequantize(q: Tensor, scale: Tensor, zero_point: Tensor, axis: int | None = None) -> Tensor:
+def dequantize(
+    q: Tensor, scale: Tensor, zero_point: Tensor, axis: int | None = None
+) -> Tensor:
     """Return (q - zero_point) * scale in float32: the values that `q` stands for."""
     return (q.float() - _along(zero_point, q, axis)) * _along(scale, q, axis)
 
 
 def pack_bits(values: Tensor, bits: int) -> Tensor:
-    """Return uint8 (ceil(n * bits / 8),) that holds n whole numbers of `bits` 1, 2, 4 or 8 each.
+    """Return uint8 (ceil(n * bits / 8),) that holds n whole numbers of `bits` 1, 2, 4 or
+    8 each.
 
-    The first number takes the lowest bits; negative ones are kept in two's complement. Raises
-    ValueError for other `bits`, for floats, and for numbers that do not fit.
+    The first number takes the lowest bits; negative ones are kept in two's complement.
+    Raises ValueError for other `bits`, for floats, and for numbers that do not fit.
     Invariant: `unpack_bits` returns the numbers (`signed` if one of them is negative).
     """
     _check_packing(bits)
@@ -410,7 +468,9 @@ def pack_bits(values: Tensor, bits: int) -> Tensor:
         raise ValueError("pack_bits takes whole numbers: quantize the values first")
     low, high = (int(v) for v in values.aminmax()) if values.numel() else (0, 0)
     half = 2 ** (bits - 1)
-    if not (0 <= low and high < 2 * half) and not (bits > 1 and -half <= low and high < half):
+    if not (0 <= low and high < 2 * half) and not (
+        bits > 1 and -half <= low and high < half
+    ):
         raise ValueError(f"numbers from {low} to {high} do not fit in {bits} bits")
     each = 8 // bits
     flat = values.ravel().to(torch.int16) & (2**bits - 1)
@@ -421,7 +481,9 @@ def pack_bits(values: Tensor, bits: int) -> Tensor:
 def unpack_bits(
     packed: Tensor, bits: int, shape: tuple[int, ...] | torch.Size, signed: bool = False
 ) -> Tensor:
-    """Return the numbers that `pack_bits` packed, in `shape`: int8 if `signed`, else uint8."""
+    """Return the numbers that `pack_bits` packed, in `shape`: int8 if `signed`, else
+    uint8.
+    """
     _check_packing(bits)
     shifts = torch.arange(0, 8, bits, device=packed.device)
     flat = (packed.to(torch.int16).unsqueeze(1) >> shifts) & (2**bits - 1)
@@ -440,10 +502,11 @@ def _check_packing(bits: int) -> None:
 
 
 class RangeObserver(nn.Module):
-    """Remember the lowest and highest value seen, as calibration needs, and pass x through.
+    """Remember the lowest and highest value seen, as calibration needs, and pass x
+    through.
 
-    With `sync` the range is that over all processes: a process that kept its own would quantize
-    otherwise than its neighbours.
+    With `sync` the range is that over all processes: a process that kept its own would
+    quantize otherwise than its neighbours.
     """
 
     def __init__(self, sync: bool = True) -> None:
@@ -458,12 +521,15 @@ class RangeObserver(nn.Module):
         if self.sync and _distributed():
             torch.distributed.all_reduce(low, torch.distributed.ReduceOp.MIN)
             torch.distributed.all_reduce(high, torch.distributed.ReduceOp.MAX)
-        self.low.copy_(torch.minimum(self.low, low))  # in place: DDP keeps hold of the buffer
+        # in place: DDP keeps hold of the buffer
+        self.low.copy_(torch.minimum(self.low, low))
         self.high.copy_(torch.maximum(self.high, high))
         return x
 
     def seen(self) -> tuple[Tensor, Tensor]:
-        """Return the lowest and highest value. Raises ValueError if none, NaN or inf was seen."""
+        """Return the lowest and highest value. Raises ValueError if none, NaN or inf was
+        seen.
+        """
         if not (self.low.isfinite() and self.high.isfinite()):
             raise ValueError(
                 f"the observer has seen values from {self.low} to {self.high}: calibrate or train "
@@ -475,9 +541,10 @@ class RangeObserver(nn.Module):
 class FakeQuantize(nn.Module):
     """Round values to what `bits` bits can hold, in floating point, with a gradient.
 
-    Forward: dequantize(quantize(x)). Backward: the straight-through estimator, 1 inside the range
-    and 0 where x was clamped. The range is that of x itself, or with `observer` the one seen so
-    far, which grows in training mode. Raises ValueError where that has seen nothing.
+    Forward: dequantize(quantize(x)). Backward: the straight-through estimator, 1 inside
+    the range and 0 where x was clamped. The range is that of x itself, or with `observer`
+    the one seen so far, which grows in training mode. Raises ValueError where that has
+    seen nothing.
     Source: Bengio, Léonard & Courville (2013).
     Invariant: values that are on the grid stay as they are.
     """
@@ -488,7 +555,12 @@ class FakeQuantize(nn.Module):
     ) -> None:  # fmt: skip
         super().__init__()
         quant_range(bits, symmetric)
-        self.bits, self.symmetric, self.axis, self.observer = bits, symmetric, axis, observer
+        self.bits, self.symmetric, self.axis, self.observer = (
+            bits,
+            symmetric,
+            axis,
+            observer,
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         if self.observer is not None:
@@ -510,7 +582,8 @@ def fake_quantize(
     scale, zero_point = _along(scale, x, axis), _along(zero_point, x, axis)
     q = (_wide(x) * (1 / scale)).round() + zero_point
     clamped = q.clamp(qmin, qmax)
-    straight = torch.where(q == clamped, x - x.detach(), 0.0)  # the value 0, the gradient of x
+    # the value 0, the gradient of x
+    straight = torch.where(q == clamped, x - x.detach(), 0.0)
     return ((clamped - zero_point) * scale).detach().to(x.dtype) + straight
 
 
@@ -525,7 +598,9 @@ def _conv2d(
 
 
 def _geometry(layer: nn.Module) -> dict:
-    """Return how a Conv2d, or the QAT layer made of it, moves over its input; {} for a linear."""
+    """Return how a Conv2d, or the QAT layer made of it, moves over its input; {} for a
+    linear.
+    """
     if not isinstance(layer, nn.Conv2d):
         return getattr(layer, "geometry", {})
     zeros = layer.padding_mode == "zeros"  # else torch pads by hand, with these margins
@@ -548,25 +623,33 @@ class _QATLayer(nn.Module):
     made_of: tuple[type, ...]
     operation: Callable[..., Tensor]  # of x, weight, bias and the geometry
 
-    def __init__(self, layer: nn.Module, bits: int, per_channel: bool, inputs: bool) -> None:
+    def __init__(
+        self, layer: nn.Module, bits: int, per_channel: bool, inputs: bool
+    ) -> None:
         super().__init__()
         _check_kind(self, layer)
         self.weight, self.bias, self.geometry = layer.weight, layer.bias, _geometry(layer)
         self.weight_quantizer = FakeQuantize(bits, axis=0 if per_channel else None)
         self.input_quantizer = None
         if inputs:
-            self.input_quantizer = FakeQuantize(8, symmetric=False, observer=RangeObserver())
+            self.input_quantizer = FakeQuantize(
+                8, symmetric=False, observer=RangeObserver()
+            )
 
     def forward(self, x: Tensor) -> Tensor:
         if self.input_quantizer is not None:
             x = self.input_quantizer(x)
-        return self.operation(x, self.weight_quantizer(self.weight), self.bias, **self.geometry)
+        return self.operation(
+            x, self.weight_quantizer(self.weight), self.bias, **self.geometry
+        )
 
 
 class QATLinear(_QATLayer):
-    """A linear layer that computes with its weight fake-quantized, and trains the one behind it.
+    """A linear layer that computes with its weight fake-quantized, and trains the one
+    behind it.
 
-    With `inputs`, what enters is fake-quantized to 8 bits too, in the range seen in training.
+    With `inputs`, what enters is fake-quantized to 8 bits too, in the range seen in
+    training.
     Raises ValueError for another kind of layer. Source: Jacob et al. (2018).
     """
 
@@ -575,10 +658,11 @@ class QATLinear(_QATLayer):
 
 
 class QATConv2d(_QATLayer):
-    """A Conv2d that computes with its weight fake-quantized, and trains the one behind it.
+    """A Conv2d that computes with its weight fake-quantized, and trains the one behind
+    it.
 
-    Stride, padding, dilation and groups are those of the layer; a channel is one output. `inputs`
-    and the errors are those of `QATLinear`. Source: Jacob et al. (2018).
+    Stride, padding, dilation and groups are those of the layer; a channel is one output.
+    `inputs` and the errors are those of `QATLinear`. Source: Jacob et al. (2018).
     Invariant: outputs and gradients are those of F.conv2d with the fake-quantized weight.
     """
 
@@ -589,10 +673,11 @@ class QATConv2d(_QATLayer):
 def prepare_qat(
     model: nn.Module, bits: int = 8, per_channel: bool = True, inputs: bool = False
 ) -> nn.Module:
-    """Return a copy with a QAT layer for each linear and Conv2d layer: train it, then `convert` it.
+    """Return a copy with a QAT layer for each linear and Conv2d layer: train it, then
+    `convert` it.
 
-    All other layers stay as they are, norm layers among them. Raises ValueError for a model
-    without such a layer. Source: Jacob et al. (2018).
+    All other layers stay as they are, norm layers among them. Raises ValueError for a
+    model without such a layer. Source: Jacob et al. (2018).
     """
 
     def fake(_, layer: nn.Module) -> nn.Module:
@@ -610,7 +695,9 @@ def _observe(observer: RangeObserver) -> Callable:
 
 
 def calibrate(model: nn.Module, inputs: Tensor) -> dict[str, RangeObserver]:
-    """Run `model` on `inputs` and return the range of what entered each linear and Conv2d layer."""
+    """Run `model` on `inputs` and return the range of what entered each linear and Conv2d
+    layer.
+    """
     observers, hooks = {}, []
     for name, layer in _quantizable(model):
         observers[name] = RangeObserver()
@@ -638,12 +725,21 @@ class _QuantizedLayer(nn.Module):
         super().__init__()
         _check_kind(self, layer)
         if activations not in ("float", "dynamic", "static"):
-            raise ValueError(f"activations={activations!r}: choose float, dynamic or static")
+            raise ValueError(
+                f"activations={activations!r}: choose float, dynamic or static"
+            )
         if (activations == "static") != (observer is not None):
-            raise ValueError("static quantization, and it alone, needs observer=: see calibrate()")
+            raise ValueError(
+                "static quantization, and it alone, needs observer=: see calibrate()"
+            )
         weight, axis = layer.weight.detach(), 0 if per_channel else None
         scale, zero_point = choose_qparams(weight, bits, axis=axis)
-        self.bits, self.axis, self.shape, self.geometry = bits, axis, weight.shape, _geometry(layer)
+        self.bits, self.axis, self.shape, self.geometry = (
+            bits,
+            axis,
+            weight.shape,
+            _geometry(layer),
+        )
         self.activations, self.input_bits = activations, input_bits
         packed = pack_bits(quantize(weight, scale, zero_point, bits, axis=axis), bits)
         self.register_buffer("packed", packed)
@@ -658,7 +754,9 @@ class _QuantizedLayer(nn.Module):
     @property
     def weight(self) -> Tensor:
         """The weight, outputs first, that the packed numbers stand for, in float32."""
-        return dequantize(self.whole(), self.scale, torch.zeros_like(self.scale), self.axis)
+        return dequantize(
+            self.whole(), self.scale, torch.zeros_like(self.scale), self.axis
+        )
 
     def whole(self) -> Tensor:
         """Return the weight as whole numbers, int8, outputs first."""
@@ -686,9 +784,9 @@ class _QuantizedLayer(nn.Module):
 class QuantizedLinear(_QuantizedLayer):
     """A linear layer whose weight is held as packed whole numbers of `bits` 2, 4 or 8.
 
-    activations "float": the weight is dequantized at each use. "dynamic": the input is quantized
-    to `input_bits` by its own range (that of the whole batch), and the product is one of whole
-    numbers. "static": the same with a fixed range, from `observer`.
+    activations "float": the weight is dequantized at each use. "dynamic": the input is
+    quantized to `input_bits` by its own range (that of the whole batch), and the product
+    is one of whole numbers. "static": the same with a fixed range, from `observer`.
     Raises ValueError for another kind of layer and for settings that do not go together.
     """
 
@@ -697,13 +795,15 @@ class QuantizedLinear(_QuantizedLayer):
 
 
 class QuantizedConv2d(_QuantizedLayer):
-    """A Conv2d whose weight (outputs, inputs / groups, height, width) is held as whole numbers.
+    """A Conv2d whose weight (outputs, inputs / groups, height, width) is held as whole
+    numbers.
 
-    There is one scale for each output channel, or one for the whole weight. `bits`, `activations`
-    and the errors are those of `QuantizedLinear`. Stride, padding (of any mode), dilation and
-    groups are those of the layer. Source: Jacob et al. (2018).
-    Invariants: with float activations it is F.conv2d with the dequantized weight, to the bit; else
-    no sum of whole numbers is rounded, and padding adds true zeros whatever the zero point.
+    There is one scale for each output channel, or one for the whole weight. `bits`,
+    `activations` and the errors are those of `QuantizedLinear`. Stride, padding (of any
+    mode), dilation and groups are those of the layer. Source: Jacob et al. (2018).
+    Invariants: with float activations it is F.conv2d with the dequantized weight, to the
+    bit; else no sum of whole numbers is rounded, and padding adds true zeros whatever the
+    zero point.
     """
 
     made_of = (nn.Conv2d, QATConv2d)
@@ -714,18 +814,21 @@ def quantize_model(
     model: nn.Module, bits: int = 8, per_channel: bool = True, activations: str = "float",
     calibration: Tensor | None = None,
 ) -> nn.Module:  # fmt: skip
-    """Return a copy whose linear and Conv2d layers hold packed weights of `bits` 2, 4 or 8.
+    """Return a copy whose linear and Conv2d layers hold packed weights of `bits` 2, 4 or
+    8.
 
-    Each becomes a `QuantizedLinear` or a `QuantizedConv2d`. All other layers stay as they are, norm
-    layers and the other convolutions among them. `calibration` (n, ...): inputs from the training
-    rows, whose ranges static quantization keeps. Raises ValueError for a model without a layer to
-    quantize, and for static without `calibration`.
+    Each becomes a `QuantizedLinear` or a `QuantizedConv2d`. All other layers stay as they
+    are, norm layers and the other convolutions among them. `calibration` (n, ...): inputs
+    from the training rows, whose ranges static quantization keeps. Raises ValueError for
+    a model without a layer to quantize, and for static without `calibration`.
     """
     model = bake(model)
     observers = {}
     if activations == "static":
         if calibration is None:
-            raise ValueError("static quantization needs calibration=, some training inputs")
+            raise ValueError(
+                "static quantization needs calibration=, some training inputs"
+            )
         observers = calibrate(model, calibration)
 
     def real(name: str, layer: nn.Module) -> nn.Module:
@@ -759,16 +862,19 @@ def distillation_loss(
     student: Tensor, teacher: Tensor, targets: Tensor | None = None,
     temperature: float = 4.0, alpha: float = 0.9,
 ) -> Tensor:  # fmt: skip
-    """Return alpha * T² * KL(teacher || student) at temperature T + (1 - alpha) * cross entropy.
+    """Return alpha * T² * KL(teacher || student) at temperature T + (1 - alpha) * cross
+    entropy.
 
-    `student` and `teacher`: finite logits (n, classes), n >= 1; no gradient reaches the teacher.
-    `targets` (n,): class numbers, -100 where a row has none; None leaves the second term out, and
-    alpha is 1. Both terms are means over all n rows, so that parts of a batch add up by their rows.
-    The arithmetic is float32 or wider; in float32 the value loses digits at T above some 1000. T²
-    keeps the gradient's size as T changes. Raises ValueError for T not above 0 or infinite, alpha
-    outside [0, 1], or shapes that differ. Source: Hinton, Vinyals & Dean (2015).
-    Invariants: without targets it is 0 where the logits agree up to a constant a row, and positive
-    elsewhere.
+    `student` and `teacher`: finite logits (n, classes), n >= 1; no gradient reaches the
+    teacher.
+    `targets` (n,): class numbers, -100 where a row has none; None leaves the second term
+    out, and alpha is 1. Both terms are means over all n rows, so that parts of a batch
+    add up by their rows. The arithmetic is float32 or wider; in float32 the value loses
+    digits at T above some 1000. T² keeps the gradient's size as T changes. Raises
+    ValueError for T not above 0 or infinite, alpha outside [0, 1], or shapes that differ.
+    Source: Hinton, Vinyals & Dean (2015).
+    Invariants: without targets it is 0 where the logits agree up to a constant a row, and
+    positive elsewhere.
     """
     if not 0 < temperature < math.inf or not 0 <= alpha <= 1:
         raise ValueError(
@@ -781,7 +887,9 @@ def distillation_loss(
     soft = (log_p.exp() * (log_p - log_q)).sum(1).mean() * temperature**2
     if targets is None:
         return soft
-    hard = F.cross_entropy(_wide(student), targets, ignore_index=-100, reduction="none").mean()
+    hard = F.cross_entropy(
+        _wide(student), targets, ignore_index=-100, reduction="none"
+    ).mean()
     return alpha * soft + (1 - alpha) * hard
 
 
@@ -806,12 +914,14 @@ def _same_classes(student: Tensor, teacher: Tensor) -> None:
 
 
 def low_rank_factors(weight: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """Return up (outputs, rank) and down (rank, inputs), whose product is nearest to `weight`.
+    """Return up (outputs, rank) and down (rank, inputs), whose product is nearest to
+    `weight`.
 
-    `down` holds the top right singular vectors, found as eigenvectors of the transposed weight
-    times the weight, in float64. Raises ValueError for a rank outside 1 to min(weight.shape).
-    Source: Eckart & Young (1936). Invariant: the squared error is the sum of the squared singular
-    values left out; no product of this rank has a smaller one.
+    `down` holds the top right singular vectors, found as eigenvectors of the transposed
+    weight times the weight, in float64. Raises ValueError for a rank outside 1 to
+    min(weight.shape).
+    Source: Eckart & Young (1936). Invariant: the squared error is the sum of the squared
+    singular values left out; no product of this rank has a smaller one.
     """
     if weight.ndim != 2 or not 1 <= rank <= min(weight.shape):
         raise ValueError(
@@ -824,7 +934,9 @@ def low_rank_factors(weight: Tensor, rank: int) -> tuple[Tensor, Tensor]:
 
 
 def factorize(model: nn.Module, rank: int) -> nn.Module:
-    """Return a copy with two thin linear layers in place of each one that this makes smaller."""
+    """Return a copy with two thin linear layers in place of each one that this makes
+    smaller.
+    """
 
     def thin(_, linear: nn.Linear) -> nn.Module:
         outputs, inputs = linear.weight.shape
@@ -844,18 +956,24 @@ def factorize(model: nn.Module, rank: int) -> nn.Module:
 
 
 def save_compact(model: nn.Module, file: BinaryIO) -> None:
-    """Write the numbers of `model` to an open binary file, tensors with many zeros sparsely.
+    """Write the numbers of `model` to an open binary file, tensors with many zeros
+    sparsely.
 
-    A header in JSON, then raw bytes. A tensor of n entries with k that are not zero goes as n bits
-    and k entries where that is shorter. Nothing is lost: `load_compact` returns every number.
+    A header in JSON, then raw bytes. A tensor of n entries with k that are not zero goes
+    as n bits and k entries where that is shorter. Nothing is lost: `load_compact` returns
+    every number.
     """
     table, data = [], []
     for name, tensor in bake(model).state_dict().items():
         mask, size = tensor != 0, tensor.element_size()
-        short = math.ceil(tensor.numel() / 8) + int(mask.sum()) * size < tensor.numel() * size
+        short = (
+            math.ceil(tensor.numel() / 8) + int(mask.sum()) * size < tensor.numel() * size
+        )
         parts = [pack_bits(mask, 1), tensor[mask]] if short else [tensor]
         table.append([name, str(tensor.dtype).split(".")[1], list(tensor.shape), short])
-        data += [part.reshape(-1).view(torch.uint8).cpu().numpy().tobytes() for part in parts]
+        data += [
+            part.reshape(-1).view(torch.uint8).cpu().numpy().tobytes() for part in parts
+        ]
     header = json.dumps(table, separators=(",", ":")).encode()
     file.write(len(header).to_bytes(8, "little") + header + b"".join(data))
 
@@ -895,14 +1013,18 @@ def model_size(model: nn.Module) -> int:
 def _layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """Yield (name, layer) of each linear and convolution layer."""
     kinds = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
-    found = [(name, layer) for name, layer in model.named_modules() if isinstance(layer, kinds)]
+    found = [
+        (name, layer) for name, layer in model.named_modules() if isinstance(layer, kinds)
+    ]
     if not found:
         raise ValueError("this model has no linear or convolution layer to compress")
     yield from found
 
 
 def _quantizable(model: nn.Module, kinds: tuple[type, ...] = QUANTIZABLE) -> list:
-    """Return (name, layer) of each layer of these kinds; one that has two names comes twice."""
+    """Return (name, layer) of each layer of these kinds; one that has two names comes
+    twice.
+    """
     modules = model.named_modules(remove_duplicate=False)
     return [(name, layer) for name, layer in modules if isinstance(layer, kinds)]
 
@@ -911,7 +1033,9 @@ def _replace(
     model: nn.Module, make: Callable[[str, nn.Module], nn.Module],
     kinds: tuple[type, ...] = QUANTIZABLE,
 ) -> nn.Module:  # fmt: skip
-    """Put make(name, layer) in the place of each layer of these kinds, and return the model."""
+    """Put make(name, layer) in the place of each layer of these kinds, and return the
+    model.
+    """
     found = _quantizable(model, kinds)
     if not found:
         names = " or ".join(kind.__name__ for kind in kinds)
@@ -932,7 +1056,8 @@ def _distributed() -> bool:
 
 
 def _how_many(amount: float | int, total: int) -> int:
-    whole = isinstance(amount, numbers.Integral) and not isinstance(amount, bool)  # NumPy's too
+    # NumPy's too
+    whole = isinstance(amount, numbers.Integral) and not isinstance(amount, bool)
     if not 0 <= amount <= (total if whole else 1):
         raise ValueError(
             f"amount={amount} of {total}: give a share from 0.0 to 1.0, or a whole number of "
@@ -948,7 +1073,9 @@ def _finite(x: Tensor) -> Tensor:
 
 
 def _wide(x: Tensor) -> Tensor:
-    """Return x in float32 or wider: in 16 bits, a rounding would come before the rounding."""
+    """Return x in float32 or wider: in 16 bits, a rounding would come before the
+    rounding.
+    """
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
@@ -961,12 +1088,16 @@ def _range(x: Tensor, axis: int | None) -> tuple[Tensor, Tensor]:
 
 def _dimension(axis: int, x: Tensor) -> int:
     if not -x.ndim <= axis < x.ndim:
-        raise ValueError(f"axis={axis}: the tensor has {x.ndim} dimensions, counted from 0")
+        raise ValueError(
+            f"axis={axis}: the tensor has {x.ndim} dimensions, counted from 0"
+        )
     return axis % x.ndim
 
 
 def _along(values: Tensor, x: Tensor, axis: int | None) -> Tensor:
-    """Shape `values` (one, or one for each index of `axis`) so that they broadcast against x."""
+    """Shape `values` (one, or one for each index of `axis`) so that they broadcast
+    against x.
+    """
     count = 1 if axis is None else x.shape[_dimension(axis, x)]
     if values.numel() not in (1, count):
         raise ValueError(
@@ -985,12 +1116,24 @@ def _check_distillation(answer: Callable) -> None:
     g = torch.Generator().manual_seed(0)
     student, teacher = torch.randn(2, 6, 5, generator=g) * 3
     value = answer(student.clone(), teacher.clone(), 4.0)
-    expect(isinstance(value, Tensor) and value.ndim == 0, "Return one number, as a scalar tensor.")
+    expect(
+        isinstance(value, Tensor) and value.ndim == 0,
+        "Return one number, as a scalar tensor.",
+    )
     value = value.float()
     for usual, hint in (
-        (_probabilities_first, "F.kl_div takes the student's side as logarithms: log_softmax."),
-        (_hot_student_only, "Divide the teacher's logits by T as well, not the student's alone."),
-        (_hot_teacher_only, "Divide the student's logits by T as well, not the teacher's alone."),
+        (
+            _probabilities_first,
+            "F.kl_div takes the student's side as logarithms: log_softmax.",
+        ),
+        (
+            _hot_student_only,
+            "Divide the teacher's logits by T as well, not the student's alone.",
+        ),
+        (
+            _hot_teacher_only,
+            "Divide the student's logits by T as well, not the teacher's alone.",
+        ),
     ):
         for factor in (1.0, 4.0**-2):
             like = factor * usual(student, teacher, 4.0)
@@ -1019,7 +1162,8 @@ def _check_distillation(answer: Callable) -> None:
         )
         where = f"At T={temperature:g}"
         expect(
-            not torch.allclose(got * temperature**2, wanted, atol=1e-5) or temperature == 1,
+            not torch.allclose(got * temperature**2, wanted, atol=1e-5)
+            or temperature == 1,
             f"{where} the gradient is {1 / temperature**2:g} of what it is to be: multiply by T "
             "squared, or the soft term fades as T grows.",
         )
@@ -1053,10 +1197,14 @@ def _soft_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     return distillation_loss(student, teacher, temperature=temperature)
 
 
-def _gradient(loss: Callable, student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+def _gradient(
+    loss: Callable, student: Tensor, teacher: Tensor, temperature: float
+) -> Tensor:
     leaf = student.clone().requires_grad_()
     value = loss(leaf, teacher.clone(), temperature)
-    expect(value.requires_grad, "No gradient reaches the student: do not detach its logits.")
+    expect(
+        value.requires_grad, "No gradient reaches the student: do not detach its logits."
+    )
     return torch.autograd.grad(value, leaf)[0]
 
 
@@ -1096,18 +1244,25 @@ def _squared_logits(student, teacher, temperature):
 
 
 def _probabilities_first(student, teacher, temperature):
-    q, p = F.softmax(student / temperature, dim=1), F.softmax(teacher / temperature, dim=1)
+    q, p = (
+        F.softmax(student / temperature, dim=1),
+        F.softmax(teacher / temperature, dim=1),
+    )
     return F.kl_div(q, p, reduction="batchmean") * temperature**2
 
 
 def _hot_student_only(student, teacher, temperature):
     log_q = F.log_softmax(student / temperature, dim=1)
-    return F.kl_div(log_q, F.softmax(teacher, dim=1), reduction="batchmean") * temperature**2
+    return (
+        F.kl_div(log_q, F.softmax(teacher, dim=1), reduction="batchmean") * temperature**2
+    )
 
 
 def _hot_teacher_only(student, teacher, temperature):
     p = F.softmax(teacher / temperature, dim=1)
-    return F.kl_div(F.log_softmax(student, dim=1), p, reduction="batchmean") * temperature**2
+    return (
+        F.kl_div(F.log_softmax(student, dim=1), p, reduction="batchmean") * temperature**2
+    )
 
 
 def _one_t(student, teacher, temperature):
@@ -1118,7 +1273,8 @@ def _check_channels(answer: Callable) -> None:
     g = torch.Generator().manual_seed(0)
     sizes = torch.tensor([1.0, 0.1, 0.01, 0.0, 0.5])
     weight = torch.randn(5, 64, generator=g) * sizes.unsqueeze(1)
-    weight[4] = -weight[4].abs()  # no value above 0: amax() alone is not the largest in size
+    # no value above 0: amax() alone is not the largest in size
+    weight[4] = -weight[4].abs()
     for bits in (8, 4, 2):
         given = weight.clone()
         got = answer(given, bits)
@@ -1126,7 +1282,10 @@ def _check_channels(answer: Callable) -> None:
             isinstance(got, Tensor) and got.shape == weight.shape,
             f"Return a weight of the shape that came in, {tuple(weight.shape)}.",
         )
-        expect(torch.equal(given, weight), "You changed the weight that came in: return a new one.")
+        expect(
+            torch.equal(given, weight),
+            "You changed the weight that came in: return a new one.",
+        )
         expect(
             bool(got.isfinite().all()),
             "A row of zeros became NaN: its scale is 0, so divide by something else.",
@@ -1139,7 +1298,10 @@ def _check_channels(answer: Callable) -> None:
         )
         for row, (before, after) in enumerate(zip(weight, got, strict=True)):
             largest = before.abs().max()
-            error, limit = (before - after).abs().max(), largest / (2 ** (bits - 1) - 1) / 2
+            error, limit = (
+                (before - after).abs().max(),
+                largest / (2 ** (bits - 1) - 1) / 2,
+            )
             whole = _one_scale(weight, bits)
             expect(
                 bool(error <= limit * 1.02) or not torch.allclose(got, whole, atol=1e-6),
@@ -1198,7 +1360,8 @@ def _check_masked_update(answer: Callable) -> None:
             weight = nn.Parameter(torch.tensor([3.0, -0.2, 2.0, 0.1]))
             optimizer = kind([weight], lr=0.1, **settings)
             loss = _distance(weight)
-            for _ in range(2):  # dense training: the optimizer has a memory when pruning comes
+            # dense training: the optimizer has a memory when pruning comes
+            for _ in range(2):
                 optimizer.zero_grad()
                 loss().backward()
                 optimizer.step()
@@ -1310,7 +1473,9 @@ EXERCISES = (
             "a scale for each input": Wrong(_scale_a_column, "A row (an output)"),
             "no rounding": Wrong(_never_round, "can tell"),
             "a row of zeros": Wrong(_divide_by_zero, "NaN"),
-            "whole numbers returned": Wrong(_return_whole_numbers, "no error need be above"),
+            "whole numbers returned": Wrong(
+                _return_whole_numbers, "no error need be above"
+            ),
         },
     ),
     Exercise(

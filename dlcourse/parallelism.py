@@ -1,4 +1,6 @@
-"""Parallelism: several processes train one model, by splitting its data, state, layers or time."""
+"""Parallelism: several processes train one model, by splitting its data, state, layers or
+time.
+"""
 
 from __future__ import annotations
 
@@ -29,16 +31,19 @@ Group = dist.ProcessGroup | None
 def process_group(seconds: float = 30.0) -> Iterator[tuple[int, int]]:
     """Join the other processes of this launch for the block; yields (rank, processes).
 
-    Any message that waits longer than `seconds` > 0 raises RuntimeError instead of hanging. Rank
-    and address come from the environment, as torchrun or `lab.launching` sets it. Raises
-    RuntimeError where there is none. Invariant: the group is gone after the block.
+    Any message that waits longer than `seconds` > 0 raises RuntimeError instead of
+    hanging. Rank and address come from the environment, as torchrun or `lab.launching`
+    sets it. Raises RuntimeError where there is none. Invariant: the group is gone after
+    the block.
     """
     if dist.is_initialized():
         raise RuntimeError("this process is in a group already: leave that one first")
     try:
         dist.init_process_group("gloo", timeout=timedelta(seconds=seconds))
     except ValueError as error:
-        raise RuntimeError("no other process to join: start them with launch(fn, 2)") from error
+        raise RuntimeError(
+            "no other process to join: start them with launch(fn, 2)"
+        ) from error
     try:
         yield dist.get_rank(), dist.get_world_size()
         dist.barrier()  # none leaves while another may still wait for its message
@@ -47,9 +52,11 @@ def process_group(seconds: float = 30.0) -> Iterator[tuple[int, int]]:
 
 
 class SentBytes:
-    """Count the bytes that this process sends through this module, within the `with` block.
+    """Count the bytes that this process sends through this module, within the `with`
+    block.
 
-    `total` is their number. Only what this module sends from one process to one other counts.
+    `total` is their number. Only what this module sends from one process to one other
+    counts.
     """
 
     _open: list[SentBytes] = []
@@ -95,11 +102,14 @@ def _pass_on(tensor: Tensor, group: Group) -> Tensor:
 def ring_reduce_scatter(flat: Tensor, group: Group = None) -> Tensor:
     """Sum `flat` (n * c,) over the n processes; return this one's chunk (c,) of the sum.
 
-    Each process sends (n - 1) / n of the vector. Raises ValueError where n does not divide it.
+    Each process sends (n - 1) / n of the vector. Raises ValueError where n does not
+    divide it.
     """
     rank, n = _place(group)
     if flat.ndim != 1 or len(flat) % n:
-        raise ValueError(f"{tuple(flat.shape)}: give a vector of a length that {n} divides; pad it")
+        raise ValueError(
+            f"{tuple(flat.shape)}: give a vector of a length that {n} divides; pad it"
+        )
     chunks = list(flat.detach().clone().tensor_split(n))
     for step in range(n - 1):
         chunks[(rank - step - 2) % n] += _pass_on(chunks[(rank - step - 1) % n], group)
@@ -121,8 +131,9 @@ def ring_all_gather(chunk: Tensor, group: Group = None) -> Tensor:
 def ring_all_reduce(tensor: Tensor, group: Group = None) -> Tensor:
     """Return the sum of all processes' `tensor`, of any shape; the input stays as it is.
 
-    A reduce-scatter, then an all-gather: each process sends 2 (n - 1) / n of the tensor, padded
-    to a multiple of n. Source: Patarasu & Yuan (2009). Invariant: all processes get the same bits.
+    A reduce-scatter, then an all-gather: each process sends 2 (n - 1) / n of the tensor,
+    padded to a multiple of n. Source: Patarasu & Yuan (2009). Invariant: all processes
+    get the same bits.
     """
     _, n = _place(group)
     flat = F.pad(tensor.detach().ravel(), (0, -tensor.numel() % n))
@@ -131,10 +142,11 @@ def ring_all_reduce(tensor: Tensor, group: Group = None) -> Tensor:
 
 
 def all_reduce_mean(tensors: Sequence[Tensor], group: Group = None) -> None:
-    """Replace each tensor by its mean over the processes, in place, in one ring for all of them.
+    """Replace each tensor by its mean over the processes, in place, in one ring for all
+    of them.
 
-    Divides before it sums, so that float16 does not overflow on the way. Raises ValueError for
-    tensors of several dtypes.
+    Divides before it sums, so that float16 does not overflow on the way. Raises
+    ValueError for tensors of several dtypes.
     """
     if len({tensor.dtype for tensor in tensors}) > 1:
         raise ValueError("tensors of several dtypes: call it once for each dtype")
@@ -151,25 +163,35 @@ def all_reduce_mean(tensors: Sequence[Tensor], group: Group = None) -> None:
 
 
 class DataParallelTrainer:
-    """Train replicas of `model` on different rows, with one all-reduce of the gradient an update.
+    """Train replicas of `model` on different rows, with one all-reduce of the gradient an
+    update.
 
-    All replicas start from process 0's weights and buffers. `loss_fn(outputs, targets)` is the
-    mean over the rows. Source: Li et al. (2020), without the overlap of backward and all-reduce.
-    Invariants: the update is that of one process with all the rows, however they are split (but
-    for layers that mix rows or draw, like BatchNorm and dropout); the weights of all replicas stay
-    the same to the bit; on one process it is an ordinary step.
+    All replicas start from process 0's weights and buffers. `loss_fn(outputs, targets)`
+    is the mean over the rows. Source: Li et al. (2020), without the overlap of backward
+    and all-reduce.
+    Invariants: the update is that of one process with all the rows, however they are
+    split (but for layers that mix rows or draw, like BatchNorm and dropout); the weights
+    of all replicas stay the same to the bit; on one process it is an ordinary step.
     """
 
     def __init__(
         self, model: nn.Module, optimizer: torch.optim.Optimizer, loss_fn: Callable,
         group: Group = None,
     ) -> None:  # fmt: skip
-        self.model, self.optimizer, self.loss_fn, self.group = model, optimizer, loss_fn, group
+        self.model, self.optimizer, self.loss_fn, self.group = (
+            model,
+            optimizer,
+            loss_fn,
+            group,
+        )
         for tensor in (*model.parameters(), *model.buffers()):
             tensor.detach().copy_(_from_first(tensor, group))
 
-    def step(self, inputs: Tensor, targets: Tensor, accumulation_steps: int = 1) -> Tensor:
-        """Make one update from this process's rows (at least one); return the mean loss of all.
+    def step(
+        self, inputs: Tensor, targets: Tensor, accumulation_steps: int = 1
+    ) -> Tensor:
+        """Make one update from this process's rows (at least one); return the mean loss
+        of all.
 
         The all-reduce comes once, after the last of `accumulation_steps` micro-batches.
         """
@@ -177,23 +199,29 @@ class DataParallelTrainer:
         self.optimizer.zero_grad()
         total = torch.zeros((), dtype=torch.float64)
         pieces = min(accumulation_steps, len(inputs))
-        parts = zip(inputs.tensor_split(pieces), targets.tensor_split(pieces), strict=True)
+        parts = zip(
+            inputs.tensor_split(pieces), targets.tensor_split(pieces), strict=True
+        )
         for x, y in parts:
             loss = self.loss_fn(self.model(x), y) * (share * len(x) / len(inputs))
             loss.backward()
             total += loss.detach()
-        all_reduce_mean([p.grad for p in self.model.parameters() if p.grad is not None], self.group)
+        all_reduce_mean(
+            [p.grad for p in self.model.parameters() if p.grad is not None], self.group
+        )
         self.optimizer.step()
         return _over_all(total, self.group) / _place(self.group)[1]
 
 
 def data_parallel_step(run, batch) -> Tensor:
-    """Do for `fit` what DDP does: local gradients, one all-reduce, the same update everywhere.
+    """Do for `fit` what DDP does: local gradients, one all-reduce, the same update
+    everywhere.
 
     On one process it is `train_step` to the bit.
     """
     run.optimizer.zero_grad()
-    with run.accelerator.no_sync(run.model):  # DDP keeps quiet, the next line does its work
+    # DDP keeps quiet, the next line does its work
+    with run.accelerator.no_sync(run.model):
         loss = run.gradients(batch)
     all_reduce_mean([p.grad for p in run.model.parameters() if p.grad is not None])
     run.optimizer.step()
@@ -205,12 +233,16 @@ def _from_first(tensor: Tensor, group: Group) -> Tensor:
     rank, n = _place(group)
     got = tensor.detach().clone()
     if n > 1:
-        dist.broadcast(got, 0 if group is None else dist.get_global_rank(group, 0), group=group)
+        dist.broadcast(
+            got, 0 if group is None else dist.get_global_rank(group, 0), group=group
+        )
     return got
 
 
 def _over_all(number: Tensor, group: Group) -> Tensor:
-    """Return the sum of one float64 number over the processes; too small to count its bytes."""
+    """Return the sum of one float64 number over the processes; too small to count its
+    bytes.
+    """
     if dist.is_initialized():
         dist.all_reduce(number, group=group)
     return number
@@ -226,7 +258,8 @@ def _row_share(rows: int, group: Group) -> float:
 
 
 def shard_parameters(tensors: Sequence[Tensor], processes: int) -> list[Tensor]:
-    """Return `processes` >= 1 equal chunks of all tensors read as one vector, zeros at the end.
+    """Return `processes` >= 1 equal chunks of all tensors read as one vector, zeros at
+    the end.
 
     Invariant: joined and cut to the old length, they are the tensors again.
     """
@@ -261,7 +294,9 @@ class _Unit:
             layer.register_full_backward_pre_hook(lambda *_: self.gather())
 
     def gather(self) -> None:
-        """Fetch the whole parameters (stage 3: before a use; stages 1, 2: after an update)."""
+        """Fetch the whole parameters (stage 3: before a use; stages 1, 2: after an
+        update).
+        """
         self.full.untyped_storage().resize_(self.full.nbytes)
         self.full.copy_(ring_all_gather(self.shard.detach(), self.group))
 
@@ -284,7 +319,8 @@ class _Unit:
             self.shard.grad = ring_all_reduce(flat, self.group)
         elif self.stage == 1:
             flat[self.own] = ring_reduce_scatter(flat, self.group)
-            self.shard.grad = flat[self.own]  # a view: the whole of `flat` stays in memory
+            # a view: the whole of `flat` stays in memory
+            self.shard.grad = flat[self.own]
         else:
             self.shard.grad = ring_reduce_scatter(flat, self.group).clone()
         for p in self.params:
@@ -295,14 +331,17 @@ class _Unit:
 
 
 class ShardedTrainer:
-    """ZeRO by hand: data parallel in which the processes share out what each would keep whole.
+    """ZeRO by hand: data parallel in which the processes share out what each would keep
+    whole.
 
-    Stage 0 shares nothing; 1 the optimizer's state; 2 the gradients too; 3 the parameters too.
-    `optimizer` makes one from a list of parameters, and must work entry by entry (SGD, Adam). Each
-    child of `model` with parameters (of a ModuleList, each member) is a unit: gathered, reduced and
-    freed as a whole. `at_update` is `held()` at the last update. Source: Rajbhandari et al. (2020).
-    Raises ValueError for another stage, for parameters outside the children, shared by two, frozen,
-    or of several dtypes. Invariant: every stage makes the same update.
+    Stage 0 shares nothing; 1 the optimizer's state; 2 the gradients too; 3 the parameters
+    too.
+    `optimizer` makes one from a list of parameters, and must work entry by entry (SGD,
+    Adam). Each child of `model` with parameters (of a ModuleList, each member) is a unit:
+    gathered, reduced and freed as a whole. `at_update` is `held()` at the last update.
+    Source: Rajbhandari et al. (2020).
+    Raises ValueError for another stage, for parameters outside the children, shared by
+    two, frozen, or of several dtypes. Invariant: every stage makes the same update.
     """
 
     def __init__(
@@ -312,7 +351,9 @@ class ShardedTrainer:
         if stage not in (0, 1, 2, 3):
             raise ValueError(f"stage={stage!r}: choose 0, 1, 2 or 3")
         if next(model.parameters(recurse=False), None) is not None:
-            raise ValueError("the model has parameters of its own: put them into a child module")
+            raise ValueError(
+                "the model has parameters of its own: put them into a child module"
+            )
         self.model, self.loss_fn, self.stage, self.group = model, loss_fn, stage, group
         layers = []
         for child in model.children():  # a ModuleList is never called: its members are
@@ -344,9 +385,13 @@ class ShardedTrainer:
     def held(self) -> dict[str, int]:
         """Return the bytes that this process holds now, by kind."""
         units = self.units
-        storages = {t.untyped_storage() for unit in units for t in (unit.full, unit.shard)}
+        storages = {
+            t.untyped_storage() for unit in units for t in (unit.full, unit.shard)
+        }
         grads = [unit.shard.grad for unit in units if unit.shard.grad is not None]
-        state = [t for entry in self.optimizer.state.values() for t in entry.values() if t.ndim]
+        state = [
+            t for entry in self.optimizer.state.values() for t in entry.values() if t.ndim
+        ]
         return {
             "parameters": sum({s._cdata: s.nbytes() for s in storages}.values()),
             "gradients": sum(grad.untyped_storage().nbytes() for grad in grads),
@@ -403,9 +448,10 @@ def _own_part(values: Tensor, dim: int, group: Group, name: str) -> nn.Parameter
 class ColumnParallelLinear(nn.Module):
     """This process's outputs of one or several `nn.Linear` layers of the same input.
 
-    Input (..., in), the same on all processes; output (..., out / n), of several layers side by
-    side. Forward needs no message, backward one all-reduce. Source: Shoeybi et al. (2019), who
-    write x A, so that outputs are columns. Raises ValueError where n does not divide the outputs.
+    Input (..., in), the same on all processes; output (..., out / n), of several layers
+    side by side. Forward needs no message, backward one all-reduce. Source: Shoeybi et
+    al. (2019), who write x A, so that outputs are columns. Raises ValueError where n does
+    not divide the outputs.
     Invariant: the outputs of all processes, joined, are the unsplit layer's.
     """
 
@@ -425,16 +471,18 @@ class ColumnParallelLinear(nn.Module):
 class RowParallelLinear(nn.Module):
     """An `nn.Linear` of which this process holds the weights of its part of the inputs.
 
-    Input (..., in / n), this process's part; output (..., out), the same on all processes. Forward
-    needs one all-reduce, backward no message. The bias is added once, after the sum. Source:
-    Shoeybi et al. (2019). Raises ValueError where n does not divide the inputs. Invariant: the
-    output is the unsplit layer's.
+    Input (..., in / n), this process's part; output (..., out), the same on all
+    processes. Forward needs one all-reduce, backward no message. The bias is added once,
+    after the sum. Source: Shoeybi et al. (2019). Raises ValueError where n does not
+    divide the inputs. Invariant: the output is the unsplit layer's.
     """
 
     def __init__(self, linear: nn.Linear, group: Group = None) -> None:
         super().__init__()
         self.group, self.weight = group, _own_part(linear.weight, 1, group, "in_features")
-        self.bias = None if linear.bias is None else nn.Parameter(linear.bias.detach().clone())
+        self.bias = (
+            None if linear.bias is None else nn.Parameter(linear.bias.detach().clone())
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         total = _SumOverAll.apply(F.linear(x, self.weight), self.group)
@@ -442,11 +490,13 @@ class RowParallelLinear(nn.Module):
 
 
 class ParallelAttention(nn.Module):
-    """Self-attention with heads / n heads on each process: (b, rows, width) to the same shape.
+    """Self-attention with heads / n heads on each process: (b, rows, width) to the same
+    shape.
 
-    `query`, `key`, `value` and `out` are the unsplit layers. One all-reduce forward, one backward.
-    Source: Shoeybi et al. (2019). Raises ValueError where n does not divide the heads. Invariant:
-    the output is the unsplit attention's.
+    `query`, `key`, `value` and `out` are the unsplit layers. One all-reduce forward, one
+    backward.
+    Source: Shoeybi et al. (2019). Raises ValueError where n does not divide the heads.
+    Invariant: the output is the unsplit attention's.
     """
 
     def __init__(
@@ -467,7 +517,8 @@ class ParallelAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         parts = self.qkv(x).chunk(3, -1)
         q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in parts)
-        mixed = F.scaled_dot_product_attention(q, k, v)  # (b, heads / n, rows, head width)
+        # (b, heads / n, rows, head width)
+        mixed = F.scaled_dot_product_attention(q, k, v)
         return self.out(mixed.transpose(1, 2).flatten(2))
 
 
@@ -475,7 +526,9 @@ class ParallelAttention(nn.Module):
 
 
 class Event(NamedTuple):
-    """One piece of work: `kind` "F" or "B" of a micro-batch on a stage, with start and end."""
+    """One piece of work: `kind` "F" or "B" of a micro-batch on a stage, with start and
+    end.
+    """
 
     stage: int
     kind: str
@@ -490,14 +543,16 @@ def pipeline_schedule(
 ) -> list[list[tuple]]:
     """Return for each stage the order of its work: a list of ("F" or "B", micro-batch).
 
-    "gpipe": all forwards, then all backwards (Huang et al. 2019). "1f1b": a stage starts a backward
-    as soon as it can, then alternates (Narayanan et al. 2019, with a flush 2021). With several
-    `chunks` 1F1B is interleaved (Narayanan et al. 2021): the model is cut into stages x chunks
-    pieces, stage s has the pieces s, s + stages, ..., and work is (kind, micro-batch, chunk).
-    Raises ValueError for other kinds and counts below 1, and where several chunks meet gpipe, one
-    stage, or micro-batches that are no multiple of the stages. Invariants: each F and B occurs
-    once, F before its B; under 1f1b stage s holds at most stages - s micro-batches, interleaved at
-    most stages (chunks + 1) - 2 s - 1 micro-batches of one chunk.
+    "gpipe": all forwards, then all backwards (Huang et al. 2019). "1f1b": a stage starts
+    a backward as soon as it can, then alternates (Narayanan et al. 2019, with a flush
+    2021). With several `chunks` 1F1B is interleaved (Narayanan et al. 2021): the model is
+    cut into stages x chunks pieces, stage s has the pieces s, s + stages, ..., and work
+    is (kind, micro-batch, chunk).
+    Raises ValueError for other kinds and counts below 1, and where several chunks meet
+    gpipe, one stage, or micro-batches that are no multiple of the stages. Invariants:
+    each F and B occurs once, F before its B; under 1f1b stage s holds at most stages - s
+    micro-batches, interleaved at most stages (chunks + 1) - 2 s - 1 micro-batches of one
+    chunk.
     """
     if min(stages, micro_batches, chunks) < 1:
         counts = f"{stages} stages, {micro_batches} micro-batches, {chunks} chunks"
@@ -506,7 +561,9 @@ def pipeline_schedule(
         raise ValueError(f"kind={kind!r}: choose 'gpipe' or '1f1b'")
     if chunks > 1:
         if kind == "gpipe" or stages == 1:
-            raise ValueError(f"{chunks} chunks need kind='1f1b' and 2 stages or more: use chunks=1")
+            raise ValueError(
+                f"{chunks} chunks need kind='1f1b' and 2 stages or more: use chunks=1"
+            )
         return _interleaved(stages, micro_batches, chunks)
     forwards = [("F", i) for i in range(micro_batches)]
     backwards = [("B", i) for i in range(micro_batches)]
@@ -524,7 +581,9 @@ def _alternate(forwards: list, backwards: list, ahead: int) -> list:
 
 
 def _interleaved(stages: int, micro_batches: int, chunks: int) -> list[list[tuple]]:
-    """Return the interleaved 1F1B orders: `stages` micro-batches through each chunk in turn."""
+    """Return the interleaved 1F1B orders: `stages` micro-batches through each chunk in
+    turn.
+    """
     if micro_batches % stages:
         raise ValueError(
             f"{micro_batches} micro-batches on {stages} stages: interleaving needs a multiple of "
@@ -542,18 +601,21 @@ def _interleaved(stages: int, micro_batches: int, chunks: int) -> list[list[tupl
 
 def _chunks(schedule: list[list[tuple]]) -> int:
     """Return the number of chunks of a schedule; work without a chunk is of chunk 0."""
-    return 1 + max((work[2] for order in schedule for work in order if len(work) > 2), default=0)
+    return 1 + max(
+        (work[2] for order in schedule for work in order if len(work) > 2), default=0
+    )
 
 
 def simulate_pipeline(
     schedule: list[list[tuple]], forward: float = 1.0, backward: float = 2.0
 ) -> list[Event]:
-    """Return the trace of a schedule where a stage's forward and backward take this many seconds.
+    """Return the trace of a schedule where a stage's forward and backward take this many
+    seconds.
 
-    A forward waits for the piece before, a backward for the piece after; messages take no time. Of
-    several chunks each takes its equal share of the seconds. Raises ValueError for a schedule in
-    which the stages wait for each other for ever. Invariant: with `fractions.Fraction` seconds the
-    times are exact.
+    A forward waits for the piece before, a backward for the piece after; messages take no
+    time. Of several chunks each takes its equal share of the seconds. Raises ValueError
+    for a schedule in which the stages wait for each other for ever. Invariant: with
+    `fractions.Fraction` seconds the times are exact.
     """
     stages, chunks = len(schedule), _chunks(schedule)
     seconds = {"F": forward / chunks, "B": backward / chunks}
@@ -574,15 +636,18 @@ def simulate_pipeline(
                 trace.append(Event(stage, kind, i, start, clock[stage], chunk))
                 queue.pop(0)
         if len(trace) == before:
-            raise ValueError("deadlock: every stage waits for a message that none will send")
+            raise ValueError(
+                "deadlock: every stage waits for a message that none will send"
+            )
     return trace
 
 
 def bubble_fraction(stages: int, micro_batches: int, chunks: int = 1) -> float:
     """Return the idle share of a pipeline with equal stages, (p - 1) / (v m + p - 1).
 
-    The same for GPipe and 1F1B, where v = 1 (Huang et al. 2019). With v chunks that of interleaved
-    1F1B: Narayanan et al. (2021) state it as idle over busy time, (p - 1) / (v m).
+    The same for GPipe and 1F1B, where v = 1 (Huang et al. 2019). With v chunks that of
+    interleaved 1F1B: Narayanan et al. (2021) state it as idle over busy time, (p - 1) /
+    (v m).
     """
     return (stages - 1) / (chunks * micro_batches + stages - 1)
 
@@ -595,7 +660,9 @@ def idle_fraction(trace: Sequence[Event]) -> float:
 
 
 def most_in_flight(order: Sequence[tuple]) -> int:
-    """Return the most micro-batches (of one chunk each) whose activations a stage holds at once."""
+    """Return the most micro-batches (of one chunk each) whose activations a stage holds
+    at once.
+    """
     held = most = 0
     for kind, *_ in order:
         held += 1 if kind == "F" else -1
@@ -607,21 +674,27 @@ def run_pipeline(
     stage: nn.Module | Sequence[nn.Module], schedule: list[list[tuple]], inputs: Sequence[Tensor],
     targets: Sequence[Tensor], loss_fn: Callable, like: Tensor, group: Group = None,
 ) -> tuple[float, list[Event]]:  # fmt: skip
-    """Run one batch through the processes, one a stage; return (mean loss or 0, own trace).
+    """Run one batch through the processes, one a stage; return (mean loss or 0, own
+    trace).
 
-    `inputs` and `targets` hold micro-batches of one size; `like` has the shape and dtype of what
-    one piece hands to the next. For an interleaved schedule `stage` lists this process's chunks.
-    Gradients add up in `.grad`. The loss is the last stage's. Sends do not block, so that no two
-    stages wait for each other. Raises ValueError where stages or chunks do not fit the schedule.
+    `inputs` and `targets` hold micro-batches of one size; `like` has the shape and dtype
+    of what one piece hands to the next. For an interleaved schedule `stage` lists this
+    process's chunks. Gradients add up in `.grad`. The loss is the last stage's. Sends do
+    not block, so that no two stages wait for each other. Raises ValueError where stages
+    or chunks do not fit the schedule.
     Invariant: the gradients are those of the whole model on the whole batch.
     """
     rank, n = _place(group)
     chunks = [stage] if isinstance(stage, nn.Module) else list(stage)
     saved, sent, trace, total, last = {}, [], [], 0.0, n * len(chunks) - 1
     if len(schedule) != n:
-        raise ValueError(f"{len(schedule)} stages on {n} processes: make a schedule for {n}")
+        raise ValueError(
+            f"{len(schedule)} stages on {n} processes: make a schedule for {n}"
+        )
     if _chunks(schedule) != len(chunks):
-        raise ValueError(f"the schedule has {_chunks(schedule)} chunks, `stage` {len(chunks)}")
+        raise ValueError(
+            f"the schedule has {_chunks(schedule)} chunks, `stage` {len(chunks)}"
+        )
 
     def tag(kind: str, piece: int, i: int) -> int:
         return 2 * (piece * len(inputs) + i) + (kind == "B")
@@ -636,7 +709,11 @@ def run_pipeline(
         piece = chunk * n + rank  # of all n * chunks pieces of the model
         if kind == "F":
             first = piece == 0
-            x = inputs[i] if first else receive(rank - 1, tag("F", piece, i)).requires_grad_()
+            x = (
+                inputs[i]
+                if first
+                else receive(rank - 1, tag("F", piece, i)).requires_grad_()
+            )
             start = time.monotonic()
             y = chunks[chunk](x)
             if piece == last:
@@ -666,14 +743,15 @@ def ring_attention(
 ) -> Tensor:
     """Return softmax(q k^T / sqrt(width)) v for this process's rows of one long sequence.
 
-    All are (batch, heads, rows, width); the sequence is the rows of all processes, in the order of
-    the ranks. Keys and values go once round the ring, and an online softmax takes them block by
-    block. `causal`: a row sees itself and the rows before. Each process sends (n - 1) times its
-    keys and values forward, 2 n - 1 times backward. Source: Liu et al. (2023), without the overlap
-    of messages and computing. Scores and sums are float32 at least, under autocast too. Raises
-    ValueError for shapes or dtypes that differ, whole numbers, no rows or no width, and for shapes
-    that differ between processes. Invariants: output and gradients are those of the whole sequence
-    on one process; no tensor on the way is larger than rows x rows scores of each head, or than
+    All are (batch, heads, rows, width); the sequence is the rows of all processes, in the
+    order of the ranks. Keys and values go once round the ring, and an online softmax
+    takes them block by block. `causal`: a row sees itself and the rows before. Each
+    process sends (n - 1) times its keys and values forward, 2 n - 1 times backward.
+    Source: Liu et al. (2023), without the overlap of messages and computing. Scores and
+    sums are float32 at least, under autocast too. Raises ValueError for shapes or dtypes
+    that differ, whole numbers, no rows or no width, and for shapes that differ between
+    processes. Invariants: output and gradients are those of the whole sequence on one
+    process; no tensor on the way is larger than rows x rows scores of each head, or than
     one block of keys and values, however many processes there are.
     """
     shapes, dtypes = [tuple(t.shape) for t in (q, k, v)], {t.dtype for t in (q, k, v)}
@@ -681,17 +759,23 @@ def ring_attention(
         advice = "(batch, heads, rows, width), with a row and a column at least"
         raise ValueError(f"{shapes}: give q, k and v one shape, {advice}")
     if len(dtypes) > 1 or not q.is_floating_point():
-        raise ValueError(f"{sorted(map(str, dtypes))}: give q, k and v one floating-point dtype")
+        raise ValueError(
+            f"{sorted(map(str, dtypes))}: give q, k and v one floating-point dtype"
+        )
     _require_same(q.shape, "the shapes", q.device, group)
     with torch.autocast(q.device.type, enabled=False):
         return _RingAttention.apply(q, k, v, causal, group)
 
 
 class _RingAttention(torch.autograd.Function):
-    """Attention of this process's queries to the keys and values that come round the ring."""
+    """Attention of this process's queries to the keys and values that come round the
+    ring.
+    """
 
     @staticmethod
-    def forward(ctx, q: Tensor, k: Tensor, v: Tensor, causal: bool, group: Group) -> Tensor:
+    def forward(
+        ctx, q: Tensor, k: Tensor, v: Tensor, causal: bool, group: Group
+    ) -> Tensor:
         rank, n = _place(group)
         block = torch.stack([k, v])  # our own first, then that of rank - 1, rank - 2, ...
         top = torch.full_like(q[..., :1], -math.inf, dtype=_wide(q))
@@ -718,7 +802,10 @@ class _RingAttention(torch.autograd.Function):
         q, k, v, out, log_total = ctx.saved_tensors
         (rank, n), wide = _place(ctx.group), _wide(q)
         block, grad = torch.stack([k, v]), grad.to(wide)
-        block_grad, q_grad = torch.zeros_like(block, dtype=wide), torch.zeros_like(q, dtype=wide)
+        block_grad, q_grad = (
+            torch.zeros_like(block, dtype=wide),
+            torch.zeros_like(q, dtype=wide),
+        )
         inner = (grad * out).sum(-1, keepdim=True)
         for step in range(n):
             if not ctx.causal or step <= rank:
@@ -728,7 +815,8 @@ class _RingAttention(torch.autograd.Function):
                 q_grad += slope @ k
                 block_grad += torch.stack([slope.mT @ q.to(wide), weights.mT @ grad])
             if n > 1:
-                block_grad = _pass_on(block_grad, ctx.group)  # n steps: it ends where it began
+                # n steps: it ends where it began
+                block_grad = _pass_on(block_grad, ctx.group)
             if step < n - 1:
                 block = _pass_on(block, ctx.group)
         return q_grad.to(q.dtype), *block_grad.to(q.dtype), None, None
@@ -748,7 +836,9 @@ def _scores(q: Tensor, k: Tensor, causal: bool) -> Tensor:
     return scores
 
 
-def _require_same(numbers: Sequence[int], what: str, device: torch.device, group: Group) -> None:
+def _require_same(
+    numbers: Sequence[int], what: str, device: torch.device, group: Group
+) -> None:
     """Raise ValueError, on every process, unless all have the same numbers.
 
     `device` is one on which the group can send: that of what it sends afterwards.
@@ -759,21 +849,27 @@ def _require_same(numbers: Sequence[int], what: str, device: torch.device, group
     most, least = both.chunk(2)
     if not torch.equal(most, -least):
         least, most = (-least).tolist(), most.tolist()
-        raise ValueError(f"{what} differ between processes ({least} to {most}): make them equal")
+        raise ValueError(
+            f"{what} differ between processes ({least} to {most}): make them equal"
+        )
 
 
 # --- expert parallel: a layer for each kind of token ----------------------------------------------
 
 
 def all_to_all(parts: Tensor, group: Group = None) -> Tensor:
-    """Send parts[j] to process j; return what each has sent here, (n, ...) to the same shape.
+    """Send parts[j] to process j; return what each has sent here, (n, ...) to the same
+    shape.
 
-    Each process sends (n - 1) / n of `parts`. Raises ValueError for another first size than n.
+    Each process sends (n - 1) / n of `parts`. Raises ValueError for another first size
+    than n.
     Invariant: twice is nothing done.
     """
     rank, n = _place(group)
     if not parts.ndim or len(parts) != n:
-        raise ValueError(f"{tuple(parts.shape)}: give one part for each of the {n} processes")
+        raise ValueError(
+            f"{tuple(parts.shape)}: give one part for each of the {n} processes"
+        )
     parts = parts.detach().contiguous()
     got, messages = parts.clone(), []
     for peer in range(n):
@@ -800,16 +896,18 @@ class _Exchange(torch.autograd.Function):
 class MixtureOfExperts(nn.Module):
     """A layer in which each token uses one of E experts, E / n of them on each process.
 
-    Input (tokens, width), as many tokens on each process; output the same shape. `router` is an
-    `nn.Linear(width, E)`, the same on all processes; `experts` are all E modules, width to width,
-    of which this process keeps its own. A token's output is its likeliest expert's, times the
-    router's probability. An expert takes ceil(capacity_factor * tokens / E) tokens from a process,
-    in their order; it drops the others, whose output is 0 (`dropped` counts those of the last
-    call). A factor of E drops none. Gradients of experts add up over the processes, those of the
-    router are this process's part. Source: Fedus et al. (2021), without their balancing loss.
-    Raises ValueError where E and the router or the processes do not fit, for a factor of 0 or
-    less, for other shapes, and for unequal tokens. Invariant: output and gradients are those of
-    the same mixture on one process that gets each process's tokens in a call of their own.
+    Input (tokens, width), as many tokens on each process; output the same shape. `router`
+    is an `nn.Linear(width, E)`, the same on all processes; `experts` are all E modules,
+    width to width, of which this process keeps its own. A token's output is its likeliest
+    expert's, times the router's probability. An expert takes ceil(capacity_factor *
+    tokens / E) tokens from a process, in their order; it drops the others, whose output
+    is 0 (`dropped` counts those of the last call). A factor of E drops none. Gradients of
+    experts add up over the processes, those of the router are this process's part.
+    Source: Fedus et al. (2021), without their balancing loss.
+    Raises ValueError where E and the router or the processes do not fit, for a factor of
+    0 or less, for other shapes, and for unequal tokens. Invariant: output and gradients
+    are those of the same mixture on one process that gets each process's tokens in a call
+    of their own.
     """
 
     def __init__(
@@ -832,21 +930,26 @@ class MixtureOfExperts(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if x.ndim != 2:
-            raise ValueError(f"{tuple(x.shape)}: give (tokens, width), with x.flatten(0, -2)")
+            raise ValueError(
+                f"{tuple(x.shape)}: give (tokens, width), with x.flatten(0, -2)"
+            )
         _require_same([len(x)], "the numbers of tokens", x.device, self.group)
         (_, n), experts = _place(self.group), self.router.out_features
         capacity = math.ceil(self.capacity_factor * len(x) / experts)
         gate, choice = self.router(x).softmax(-1).max(-1)
         queue = F.one_hot(choice, experts).cumsum(0) - 1
-        place = queue.gather(1, choice[:, None])[:, 0]  # how many came to its expert before it
+        # how many came to its expert before it
+        place = queue.gather(1, choice[:, None])[:, 0]
         kept = place < capacity
         self.dropped = len(x) - int(kept.sum())
         slot = choice[kept], place[kept]
         sent = x.new_zeros(experts, capacity, x.shape[-1]).index_put(slot, x[kept])
         came = _Exchange.apply(sent.unflatten(0, (n, -1)), self.group)
-        pairs = zip(self.experts, came.unbind(1), strict=True)  # (n, capacity, width) for each
+        # (n, capacity, width) for each
+        pairs = zip(self.experts, came.unbind(1), strict=True)
         done = torch.stack([expert(tokens) for expert, tokens in pairs], 1)
-        back = _Exchange.apply(done, self.group).flatten(0, 1)  # (experts, capacity, width)
+        # (experts, capacity, width)
+        back = _Exchange.apply(done, self.group).flatten(0, 1)
         scaled = (gate[kept, None] * back[slot]).to(x.dtype)
         return torch.zeros_like(x).masked_scatter(kept[:, None], scaled)
 
@@ -859,9 +962,9 @@ def push_times(
 ) -> list[tuple[float, int]]:
     """Return (time, worker) of the first `pushes` gradients to reach a server, in order.
 
-    Worker k needs `seconds[k]` > 0 for a gradient, times a lognormal factor of spread `jitter`.
-    Workers never wait. Raises ValueError for no worker, or a time of 0 or less. Invariant: in the
-    long run each pushes in proportion to its speed.
+    Worker k needs `seconds[k]` > 0 for a gradient, times a lognormal factor of spread
+    `jitter`. Workers never wait. Raises ValueError for no worker, or a time of 0 or less.
+    Invariant: in the long run each pushes in proportion to its speed.
     """
     if not seconds or min(seconds) <= 0:
         raise ValueError(f"seconds={list(seconds)}: give each worker a time above 0")
@@ -882,8 +985,8 @@ def push_times(
 def staleness(order: Sequence[int]) -> list[int]:
     """Return for each push how many others came since that worker last read the weights.
 
-    `order` holds the worker of each push. All read at the start. Invariant: with n workers in turn
-    it is n - 1 from the second round on.
+    `order` holds the worker of each push. All read at the start. Invariant: with n
+    workers in turn it is n - 1 from the second round on.
     """
     read: dict[int, int] = {}
     found = []
@@ -896,10 +999,12 @@ def staleness(order: Sequence[int]) -> list[int]:
 def async_sgd(
     weights: Tensor, gradient: Callable[[Tensor, int], Tensor], order: Sequence[int], lr
 ) -> Tensor:
-    """Return the weights after a server has applied the pushes of `order`, one after the other.
+    """Return the weights after a server has applied the pushes of `order`, one after the
+    other.
 
-    `gradient(weights, k)` is the gradient of push k at the weights that its worker read after its
-    own last push. Source: Dean et al. (2012). Invariant: one worker alone is plain SGD.
+    `gradient(weights, k)` is the gradient of push k at the weights that its worker read
+    after its own last push. Source: Dean et al. (2012). Invariant: one worker alone is
+    plain SGD.
     """
     read = {worker: weights for worker in set(order)}
     for k, worker in enumerate(order):
@@ -912,15 +1017,18 @@ def parameter_server(
     weights: Tensor, gradient: Callable[[Tensor], Tensor], pushes: int, lr: float,
     group: Group = None,
 ) -> tuple[Tensor, list[int]]:  # fmt: skip
-    """Run process 0 as server and the others as workers; the server returns (weights, order).
+    """Run process 0 as server and the others as workers; the server returns (weights,
+    order).
 
-    A worker computes `gradient(weights)`, sends it, and gets the newest weights back, until the
-    server has applied `pushes` >= 1 of them in the order of arrival. Workers return their last
-    weights and []. Raises ValueError for fewer than two processes.
+    A worker computes `gradient(weights)`, sends it, and gets the newest weights back,
+    until the server has applied `pushes` >= 1 of them in the order of arrival. Workers
+    return their last weights and []. Raises ValueError for fewer than two processes.
     """
     rank, n = _place(group)
     if n < 2 or pushes < 1:
-        raise ValueError(f"{n} processes, {pushes} pushes: a server needs a worker and a push")
+        raise ValueError(
+            f"{n} processes, {pushes} pushes: a server needs a worker and a push"
+        )
     weights, order = weights.detach().clone(), []
     if rank:
         reply = torch.cat([weights, weights.new_zeros(1)])
@@ -937,7 +1045,9 @@ def parameter_server(
             order.append(worker)
         waiting -= over
         reply = torch.cat([weights, weights.new_full((1,), float(over))])
-        _isend(reply, worker if group is None else dist.get_group_rank(group, worker), group).wait()
+        _isend(
+            reply, worker if group is None else dist.get_group_rank(group, worker), group
+        ).wait()
     return weights, order
 
 
@@ -961,21 +1071,27 @@ class GPT:
         return self.layers * (12 * h * h + 13 * h) + (self.vocabulary + self.sequence) * h
 
     def flops(self, batch: int) -> float:
-        """Return the operations of an update on `batch` sequences, each layer's forward run twice.
+        """Return the operations of an update on `batch` sequences, each layer's forward
+        run twice.
 
         Source: Narayanan et al. (2021), equation 3.
         """
-        s, h, ends = self.sequence, self.hidden, self.vocabulary / (16 * self.layers * self.hidden)
+        s, h, ends = (
+            self.sequence,
+            self.hidden,
+            self.vocabulary / (16 * self.layers * self.hidden),
+        )
         return 96 * batch * s * self.layers * h * h * (1 + s / (6 * h) + ends)
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How `devices` share out a model: in `tensor` pieces of each layer times `pipeline` stages.
+    """How `devices` share out a model: in `tensor` pieces of each layer times `pipeline`
+    stages.
 
-    The rest of the devices are data parallel, at ZeRO stage `zero`. `batch` is in sequences, over
-    all devices. `chunks` > 1 interleaves the stages. Raises ValueError where the numbers do not
-    divide each other.
+    The rest of the devices are data parallel, at ZeRO stage `zero`. `batch` is in
+    sequences, over all devices. `chunks` > 1 interleaves the stages. Raises ValueError
+    where the numbers do not divide each other.
     """
 
     devices: int
@@ -988,7 +1104,9 @@ class Layout:
 
     def __post_init__(self) -> None:
         model = self.tensor * self.pipeline
-        if self.devices % model or self.batch % (self.devices // model * self.micro_batch):
+        if self.devices % model or self.batch % (
+            self.devices // model * self.micro_batch
+        ):
             raise ValueError(
                 f"{self}: devices must be a multiple of tensor x pipeline, and batch of the "
                 "replicas x micro_batch"
@@ -1014,9 +1132,9 @@ class Layout:
 class Machine:
     """A cluster: speeds a device in FLOP/s and bytes/s, as on the data sheet.
 
-    `fast` joins the devices of one node, `slow` the nodes. `efficiency` is the share of `flops`
-    that the kernels reach, `reached` the share of the links' speed. The defaults are an 80 GB A100,
-    with the two shares read off one published run each.
+    `fast` joins the devices of one node, `slow` the nodes. `efficiency` is the share of
+    `flops` that the kernels reach, `reached` the share of the links' speed. The defaults
+    are an 80 GB A100, with the two shares read off one published run each.
     """
 
     flops: float = 312e12
@@ -1029,24 +1147,29 @@ class Machine:
 
 
 def state_bytes(parameters: float, devices: int, stage: int) -> float:
-    """Return the bytes a device for parameters, gradients and Adam's state in mixed precision.
+    """Return the bytes a device for parameters, gradients and Adam's state in mixed
+    precision.
 
-    Per parameter 2 (16-bit weight) + 2 (16-bit gradient) + 12 (32-bit weight, mean, variance);
-    ZeRO divides the last by `devices` at stage 1, the second too at 2, all at 3. Raises ValueError
-    for another stage. Source: Rajbhandari et al. (2020). Invariant: stage 0 does not depend on
-    `devices`.
+    Per parameter 2 (16-bit weight) + 2 (16-bit gradient) + 12 (32-bit weight, mean,
+    variance); ZeRO divides the last by `devices` at stage 1, the second too at 2, all at
+    3. Raises ValueError for another stage. Source: Rajbhandari et al. (2020). Invariant:
+    stage 0 does not depend on `devices`.
     """
     if stage not in (0, 1, 2, 3):
         raise ValueError(f"stage={stage!r}: choose 0, 1, 2 or 3")
     kept = [1 if stage < least else devices for least in (3, 2, 1)]
-    return sum(bytes_ * parameters / share for bytes_, share in zip((2, 2, 12), kept, strict=True))
+    return sum(
+        bytes_ * parameters / share
+        for bytes_, share in zip((2, 2, 12), kept, strict=True)
+    )
 
 
 def memory_per_device(model: GPT, layout: Layout) -> float:
-    """Return the bytes a device: its state, the inputs of its layers, and one layer at work.
+    """Return the bytes a device: its state, the inputs of its layers, and one layer at
+    work.
 
-    Only each layer's input is kept, of every micro-batch in flight; the rest is computed again on
-    the way back. Source: Korthikanti et al. (2022) for a layer's activations.
+    Only each layer's input is kept, of every micro-batch in flight; the rest is computed
+    again on the way back. Source: Korthikanti et al. (2022) for a layer's activations.
     """
     t, h, s = layout.tensor, model.hidden, model.sequence
     tokens = s * layout.micro_batch * h
@@ -1059,20 +1182,28 @@ def memory_per_device(model: GPT, layout: Layout) -> float:
     return state_bytes(own, layout.replicas, layout.zero) + kept + working
 
 
-def step_time(model: GPT, layout: Layout, machine: Machine = Machine()) -> dict[str, float]:  # noqa: B008
-    """Return the seconds of one update: "compute", "tensor", "bubble", "data", and their "total".
+def step_time(
+    model: GPT, layout: Layout, machine: Machine = Machine()
+) -> dict[str, float]:  # noqa: B008
+    """Return the seconds of one update: "compute", "tensor", "bubble", "data", and their
+    "total".
 
-    Tensor: six all-reduces of a layer's output a micro-batch, two of them for the second forward
-    pass. Data: a ring all-reduce of 16-bit gradients after the last backward pass; at ZeRO stage 3,
-    half as much again for each micro-batch, hidden behind the computing as far as that lasts. The
-    messages between pipeline stages are left out, so that interleaving costs nothing here.
+    Tensor: six all-reduces of a layer's output a micro-batch, two of them for the second
+    forward pass. Data: a ring all-reduce of 16-bit gradients after the last backward
+    pass; at ZeRO stage 3, half as much again for each micro-batch, hidden behind the
+    computing as far as that lasts. The messages between pipeline stages are left out, so
+    that interleaving costs nothing here.
     """
     t, p, d, m = layout.tensor, layout.pipeline, layout.replicas, layout.micro_batches
-    compute = model.flops(layout.batch) / layout.devices / (machine.flops * machine.efficiency)
+    compute = (
+        model.flops(layout.batch) / layout.devices / (machine.flops * machine.efficiency)
+    )
     output = 2 * layout.micro_batch * model.sequence * model.hidden
     link = machine.reached * (machine.fast if t <= machine.node else machine.slow)
     tensor = 6 * model.layers / p * m * output * 2 * (t - 1) / t / link
-    link = machine.reached * (machine.fast if layout.devices <= machine.node else machine.slow)
+    link = machine.reached * (
+        machine.fast if layout.devices <= machine.node else machine.slow
+    )
     data = 2 * (d - 1) / d * 2 * model.parameters / (t * p) / link
     if layout.zero == 3:
         data = max(0.0, 1.5 * m * data - compute)
@@ -1141,11 +1272,16 @@ def _check_mlp(answer: Callable) -> None:
         together = _Threads(n)
 
         def on(rank: int, n=n, x=x, parts=parts, bias=bias, together=together) -> Tensor:
-            return answer(x.clone(), *parts[rank], bias.clone(), rank, together.all_reduce(rank))
+            return answer(
+                x.clone(), *parts[rank], bias.clone(), rank, together.all_reduce(rank)
+            )
 
         found = together.run(on)
         calls = max(together.calls)
-        expect(all(isinstance(y, Tensor) for y in found), "Return the output of the two layers.")
+        expect(
+            all(isinstance(y, Tensor) for y in found),
+            "Return the output of the two layers.",
+        )
         right = all(y.shape == want.shape and torch.allclose(y, want) for y in found)
         expect(
             calls > 0,
@@ -1158,7 +1294,10 @@ def _check_mlp(answer: Callable) -> None:
         )
         shapes = [tuple(y.shape) for y in found]
         wanted = tuple(want.shape)
-        expect(shapes == [wanted] * n, f"The shapes are {shapes}, not {wanted} on each process.")
+        expect(
+            shapes == [wanted] * n,
+            f"The shapes are {shapes}, not {wanted} on each process.",
+        )
         alone = [(x @ u.T + b).relu() @ d.T + bias for u, b, d in parts]
         expect(
             not all(torch.allclose(y, one) for y, one in zip(found, alone, strict=True)),
@@ -1299,7 +1438,9 @@ def _check_ring(answer: Callable) -> None:
                 )
                 to[c] = to[c] | moving[rank] if step < n - 1 else moving[rank]
             if step == n - 2:
-                done = sum(held[rank][c] == full[c] for rank in range(n) for c in range(n))
+                done = sum(
+                    held[rank][c] == full[c] for rank in range(n) for c in range(n)
+                )
                 expect(
                     done >= n,
                     f"n={n}: after {n - 1} steps only {done} chunks are complete. Send on the "
@@ -1369,7 +1510,9 @@ def _solve_order(stage, stages, micro_batches):
 
 
 def _order_gpipe(stage, stages, micro_batches):
-    return [("F", i) for i in range(micro_batches)] + [("B", i) for i in range(micro_batches)]
+    return [("F", i) for i in range(micro_batches)] + [
+        ("B", i) for i in range(micro_batches)
+    ]
 
 
 def _order_without_warmup(stage, stages, micro_batches):
@@ -1394,7 +1537,9 @@ EXERCISES = (
             "only rank 0 reduces": Wrong(_mlp_one_rank_reduces, "wait for ever"),
             "no second bias": Wrong(_mlp_without_bias, "second bias is missing"),
             "drops the sum": Wrong(_mlp_drops_the_sum, "drop what all_reduce returns"),
-            "relu after the sum": Wrong(_mlp_reduce_before_relu, "not that of the whole network"),
+            "relu after the sum": Wrong(
+                _mlp_reduce_before_relu, "not that of the whole network"
+            ),
         },
     ),
     Exercise(
@@ -1408,7 +1553,9 @@ EXERCISES = (
                 _memory_data_parallel_splits, "splits the data, not the model"
             ),
             "no 32-bit weights": Wrong(_memory_without_master, "32-bit copy"),
-            "stage 1 shares everything": Wrong(_memory_stage_one_is_all, "only the optimizer"),
+            "stage 1 shares everything": Wrong(
+                _memory_stage_one_is_all, "only the optimizer"
+            ),
             "parameters first": Wrong(_memory_parameters_first, "What is divided"),
         },
     ),
@@ -1421,7 +1568,9 @@ EXERCISES = (
         {
             "always its own chunk": Wrong(_ring_own_chunk, "chunk that has just come in"),
             "the wrong way round": Wrong(_ring_wrong_way, "chunk that has just come in"),
-            "second half starts again": Wrong(_ring_starts_again, "the one that you completed"),
+            "second half starts again": Wrong(
+                _ring_starts_again, "the one that you completed"
+            ),
         },
     ),
     Exercise(
@@ -1430,7 +1579,9 @@ EXERCISES = (
         _check_order,
         _solve_order,
         {
-            "all forwards first": Wrong(_order_gpipe, "would do: after its first backward"),
+            "all forwards first": Wrong(
+                _order_gpipe, "would do: after its first backward"
+            ),
             "no forwards ahead": Wrong(_order_without_warmup, "forwards ahead"),
             "the same for all stages": Wrong(_order_same_for_all, "forwards ahead"),
         },

@@ -1,8 +1,8 @@
 """Ask a trained model about new images: `python -m dlcourse.predict RUN IMAGE ...`.
 
-RUN is the folder that `dlcourse-train` left (or one of its `compressed` folders), IMAGE a file or a
-folder, which is searched with all that is in it. Where every image lies in a folder named like one
-of the classes, accuracy, recall and mistakes are printed too.
+RUN is the folder that `dlcourse-train` left (or one of its `compressed` folders), IMAGE a
+file or a folder, which is searched with all that is in it. Where every image lies in a
+folder named like one of the classes, accuracy, recall and mistakes are printed too.
 
 Exit codes: 0, or 1 where an image could not be read, or 2 where nothing could be done.
 """
@@ -30,7 +30,9 @@ BATCH = 256  # images in memory at a time
 
 @dataclass(frozen=True)
 class Answer:
-    """What a model says of one image: the class, its probability, and those of all classes."""
+    """What a model says of one image: the class, its probability, and those of all
+    classes.
+    """
 
     file: str
     label: str
@@ -39,18 +41,21 @@ class Answer:
 
 
 class Classifier:
-    """A trained model with all that it needs to look at new images: sizes, scale, classes.
+    """A trained model with all that it needs to look at new images: sizes, scale,
+    classes.
 
-    `folder`: what `dlcourse-train` left. Raises Problem where there is no model that can be read;
-    no code from the file is run. Invariant: for the test images of a folder the probabilities are
-    those of its predictions.csv.
+    `folder`: what `dlcourse-train` left. Raises Problem where there is no model that can
+    be read; no code from the file is run. Invariant: for the test images of a folder the
+    probabilities are those of its predictions.csv.
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.model, facts = load_model(folder)
         self.channels, self.size = facts["channels"], facts["size"]
         self.classes = tuple(facts["classes"])
-        self.mean, self.std = (torch.tensor(facts[k]).view(-1, 1, 1) for k in ("mean", "std"))
+        self.mean, self.std = (
+            torch.tensor(facts[k]).view(-1, 1, 1) for k in ("mean", "std")
+        )
 
     def __repr__(self) -> str:
         shape = f"{self.channels}x{self.size}x{self.size}"
@@ -71,10 +76,15 @@ class Classifier:
         return [self.answer(file, row) for file, row in zip(files, shares, strict=True)]
 
     def read(self, file: str | os.PathLike[str]) -> Tensor:
-        """Return one file as float32 (channels, size, size) in [0, 1], as training saw its own."""
+        """Return one file as float32 (channels, size, size) in [0, 1], as training saw
+        its own.
+        """
         pixels = read_image(file, self.size)
-        if self.channels == 1 and len(pixels) == 3:  # the weights of ITU-R 601, as Pillow's "L"
-            pixels = (pixels * torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1)).sum(0)[None]
+        # the weights of ITU-R 601, as Pillow's "L"
+        if self.channels == 1 and len(pixels) == 3:
+            pixels = (pixels * torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1)).sum(0)[
+                None
+            ]
         return pixels.expand(self.channels, -1, -1)
 
     def probabilities(self, pixels: Tensor) -> Tensor:
@@ -87,12 +97,19 @@ class Classifier:
             raise ValueError(f"give pixels (n, {', '.join(map(str, shape))}), not "
                              f"{tuple(pixels.shape)}")  # fmt: skip
         rounding = 0.01  # resizing overshoots a little
-        if not pixels.is_floating_point() or not ((pixels - 0.5).abs() <= 0.5 + rounding).all():
-            raise ValueError("give pixels as floats from 0 to 1: divide 8-bit ones by 255")
+        if (
+            not pixels.is_floating_point()
+            or not ((pixels - 0.5).abs() <= 0.5 + rounding).all()
+        ):
+            raise ValueError(
+                "give pixels as floats from 0 to 1: divide 8-bit ones by 255"
+            )
         return predict(self.model, (pixels.float() - self.mean) / self.std).softmax(1)
 
     def answer(self, file: str | os.PathLike[str], shares: Tensor) -> Answer:
-        """Return the probabilities (classes,) of one file as an Answer, most probable first."""
+        """Return the probabilities (classes,) of one file as an Answer, most probable
+        first.
+        """
         order = shares.argsort(descending=True, stable=True).tolist()
         each = {self.classes[k]: float(shares[k]) for k in order}
         return Answer(str(file), self.classes[order[0]], float(shares[order[0]]), each)
@@ -101,8 +118,8 @@ class Classifier:
 def find_images(paths: Sequence[str | os.PathLike[str]]) -> list[Path]:
     """Return the files named, and for a folder all image files in and below it, by name.
 
-    In a folder, hidden files and those whose ending is no image's are passed over. Raises Problem
-    for what is not there, and for a folder without images.
+    In a folder, hidden files and those whose ending is no image's are passed over. Raises
+    Problem for what is not there, and for a folder without images.
     """
     endings = set(Image.registered_extensions())
     files = []
@@ -126,8 +143,12 @@ def find_images(paths: Sequence[str | os.PathLike[str]]) -> list[Path]:
     return files
 
 
-def look(classify: Classifier, files: Sequence[Path]) -> Iterator[tuple[Path, Tensor | str]]:
-    """Yield each file with its probabilities (classes,), or with why it could not be read."""
+def look(
+    classify: Classifier, files: Sequence[Path]
+) -> Iterator[tuple[Path, Tensor | str]]:
+    """Yield each file with its probabilities (classes,), or with why it could not be
+    read.
+    """
     for start in range(0, len(files), BATCH):
         read: dict[Path, Tensor | str] = {}
         for file in files[start : start + BATCH]:
@@ -141,8 +162,12 @@ def look(classify: Classifier, files: Sequence[Path]) -> Iterator[tuple[Path, Te
             yield file, image if isinstance(image, str) else next(shares)
 
 
-def line(name: str, shares: Tensor, classes: Sequence[str], true: str | None, top: int) -> str:
-    """Return one line of output: the file, its most probable classes, and "wrong" where known."""
+def line(
+    name: str, shares: Tensor, classes: Sequence[str], true: str | None, top: int
+) -> str:
+    """Return one line of output: the file, its most probable classes, and "wrong" where
+    known.
+    """
     best = shares.argsort(descending=True, stable=True)[:top].tolist()
     said = ", ".join(f"{classes[k]} {shares[k]:.3f}" for k in best)
     wrong = f"   wrong: {true}" if true not in (None, classes[best[0]]) else ""
@@ -150,7 +175,9 @@ def line(name: str, shares: Tensor, classes: Sequence[str], true: str | None, to
 
 
 def verdict(true: Tensor, shares: Tensor, classes: Sequence[str]) -> str:
-    """Return accuracy with interval, the table of classes and the mistakes, for known classes."""
+    """Return accuracy with interval, the table of classes and the mistakes, for known
+    classes.
+    """
     said = shares.argmax(1)
     right, count = int((said == true).sum()), len(true)
     low, high = wilson_interval(right, count)
@@ -170,16 +197,26 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         allow_abbrev=False,
     )
     parser.add_argument("run", metavar="RUN", help="the folder that dlcourse-train left")
-    parser.add_argument("image", nargs="+", metavar="IMAGE", help="image files, or folders of them")
     parser.add_argument(
-        "--top", type=int, default=3, metavar="N", help="classes to print for an image (3)"
+        "image", nargs="+", metavar="IMAGE", help="image files, or folders of them"
     )
-    parser.add_argument("--csv", type=Path, metavar="FILE", help="write all probabilities to FILE")
+    parser.add_argument(
+        "--top",
+        type=int,
+        default=3,
+        metavar="N",
+        help="classes to print for an image (3)",
+    )
+    parser.add_argument(
+        "--csv", type=Path, metavar="FILE", help="write all probabilities to FILE"
+    )
     return parser.parse_args(arguments)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command; return 0, 1 (an image could not be read) or 2 (nothing could be done)."""
+    """Run the command; return 0, 1 (an image could not be read) or 2 (nothing could be
+    done).
+    """
     options = parse(arguments)
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a terminal that lacks a letter of a path
@@ -197,7 +234,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def answer(options: argparse.Namespace) -> int:
-    """Print what the model says of each image, and what follows from it; return the exit code."""
+    """Print what the model says of each image, and what follows from it; return the exit
+    code.
+    """
     classify = Classifier(options.run)
     number = {name: k for k, name in enumerate(classify.classes)}
     files = find_images(options.image)

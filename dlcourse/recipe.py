@@ -1,8 +1,9 @@
-"""One training run, described by one readable setting for each technique, and carried out.
+"""One training run, described by one readable setting for each technique, and carried
+out.
 
-A `Recipe` is a flat list of settings, written to and read from a TOML file. `train` turns it into
-data, model, optimizer and schedule, hands them to `lab.training.fit`, and leaves a folder from
-which the run can be understood, repeated and loaded without running code.
+A `Recipe` is a flat list of settings, written to and read from a TOML file. `train` turns
+it into data, model, optimizer and schedule, hands them to `lab.training.fit`, and leaves
+a folder from which the run can be understood, repeated and loaded without running code.
 """
 
 from __future__ import annotations
@@ -96,7 +97,8 @@ def _option(default, group: str, text: str, choices=None, low=None, high=None):
 class Recipe:
     """The settings of one run; the defaults are good ones for small images.
 
-    Raises Problem for a setting out of range. Invariant: `from_toml(to_toml())` is the same recipe.
+    Raises Problem for a setting out of range. Invariant: `from_toml(to_toml())` is the
+    same recipe.
     """
 
     data: str = _option("digits", "data", "images; folder takes a path", NAMES)
@@ -104,12 +106,16 @@ class Recipe:
     size: int | None = _option(
         None, "data", "pixels a side to resize to; a folder gets 32 without", low=4
     )
-    train_limit: int | None = _option(None, "data", "use only so many training images", low=1)
+    train_limit: int | None = _option(
+        None, "data", "use only so many training images", low=1
+    )
     skip_corrupt: bool = _option(False, "data", "leave unreadable images out")
     split: str = _option(
         "stratified", "data", "how rows are held out", ("stratified", "random", "group")
     )
-    validation: float = _option(0.15, "data", "share held out to choose by", low=0.01, high=0.5)
+    validation: float = _option(
+        0.15, "data", "share held out to choose by", low=0.01, high=0.5
+    )
     test: float = _option(0.15, "data", "share held out to report", low=0.01, high=0.5)
     workers: int = _option(0, "data", "loader processes; 0 keeps images in memory", low=0)
     augment: str = _option("shift", "data", "variants", AUGMENTATIONS)
@@ -118,7 +124,9 @@ class Recipe:
     width: int = _option(24, "model", "channels (CNN), or units / 8 (MLP)", low=1)
     blocks: int = _option(1, "model", "residual blocks a stage, or MLP layers", low=1)
     activation: str = _option("relu", "model", "between layers", tuple(ACTIVATIONS))
-    norm: str = _option("batch", "model", "after each convolution", ("batch", "group", "none"))
+    norm: str = _option(
+        "batch", "model", "after each convolution", ("batch", "group", "none")
+    )
     init: str = _option("kaiming", "model", "weights", INITS)
 
     weight_decay: float = _option(
@@ -127,16 +135,22 @@ class Recipe:
     label_smoothing: float = _option(
         0.0, "regularization", "share of a label given to all classes", low=0.0, high=0.9
     )
-    dropout: float = _option(0.0, "regularization", "before the last layer", low=0.0, high=0.95)
+    dropout: float = _option(
+        0.0, "regularization", "before the last layer", low=0.0, high=0.95
+    )
     patience: int = _option(
         0, "regularization", "stop after so many epochs without gain; 0: never", low=0
     )
 
     optimizer: str = _option("adamw", "optimization", "which", ("adamw", "sgd"))
-    lr: float = _option(0.01, "optimization", "peak learning rate", low=1e-12, high=LARGEST)
+    lr: float = _option(
+        0.01, "optimization", "peak learning rate", low=1e-12, high=LARGEST
+    )
     schedule: str = _option("cosine", "optimization", "of the rate", SCHEDULES)
     warmup: float = _option(0.05, "optimization", "share of the run", low=0.0, high=0.9)
-    max_norm: float = _option(1.0, "optimization", "clip gradients to; inf never", low=1e-12)
+    max_norm: float = _option(
+        1.0, "optimization", "clip gradients to; inf never", low=1e-12
+    )
     batch_size: int = _option(
         64, "optimization", "images an update, of all processes together", low=1
     )
@@ -156,9 +170,13 @@ class Recipe:
         for name, spec in FIELDS().items():
             _check(name, getattr(self, name), spec)
         if self.data == "folder" and not self.root:
-            raise Problem("data folder needs a path: --data folder PATH, with one folder a class")
+            raise Problem(
+                "data folder needs a path: --data folder PATH, with one folder a class"
+            )
         if self.split == "group" and self.data != "digits":
-            raise Problem("split group needs known groups, which only digits has: use stratified")
+            raise Problem(
+                "split group needs known groups, which only digits has: use stratified"
+            )
         if self.data in PUBLISHED and self.split != "stratified":
             raise Problem(f"{self.data} has its own test images: use --split stratified")
         if self.accumulation_steps > self.batch_size:
@@ -179,7 +197,9 @@ class Recipe:
                 group = spec.metadata["group"]
                 lines += ["", f"# {group}"]
             value = getattr(self, name)
-            lines.append(f"# {name} is not set" if value is None else f"{name} = {_toml(value)}")
+            lines.append(
+                f"# {name} is not set" if value is None else f"{name} = {_toml(value)}"
+            )
         return "\n".join(lines) + "\n"
 
     @classmethod
@@ -188,7 +208,9 @@ class Recipe:
         try:
             values = tomllib.loads(text)
         except tomllib.TOMLDecodeError as error:
-            raise Problem(f"{where} is not TOML ({error}): write lines such as lr = 0.01") from None
+            raise Problem(
+                f"{where} is not TOML ({error}): write lines such as lr = 0.01"
+            ) from None
         return cls.from_values(values, where)
 
     @classmethod
@@ -196,7 +218,9 @@ class Recipe:
         """Build a recipe from names and values; Problem names what it does not know."""
         unknown = sorted(set(values) - set(FIELDS()))
         if unknown:
-            raise Problem(f"{where} sets {', '.join(unknown)}, which is no setting: see --help")
+            raise Problem(
+                f"{where} sets {', '.join(unknown)}, which is no setting: see --help"
+            )
         return cls(**values)
 
 
@@ -212,7 +236,9 @@ def kind(spec: dataclasses.Field) -> type:
 
 
 def _check(name: str, value, spec: dataclasses.Field) -> None:
-    """Raise Problem where a value has the wrong type, is none of the choices, or out of range."""
+    """Raise Problem where a value has the wrong type, is none of the choices, or out of
+    range.
+    """
     wanted, about = kind(spec), spec.metadata
     if value is None and "None" in str(spec.type):
         return
@@ -242,7 +268,9 @@ def _toml(value) -> str:
 
 
 def load_data(recipe: Recipe) -> ImageData:
-    """Return the images of a recipe, split and normalised; Problem where they cannot serve."""
+    """Return the images of a recipe, split and normalised; Problem where they cannot
+    serve.
+    """
     elsewhere = recipe.split != "stratified"
     try:
         data = load(
@@ -263,25 +291,39 @@ def load_data(recipe: Recipe) -> ImageData:
 
 def _cut_elsewhere(data: ImageData, recipe: Recipe) -> ImageData:
     parts = (data.train, data.validation, data.test)
-    groups = torch.cat([part.groups for part in parts]) if recipe.split == "group" else None
+    groups = (
+        torch.cat([part.groups for part in parts]) if recipe.split == "group" else None
+    )
     train, *held = train_val_test_split(
-        sum(map(len, parts)), recipe.validation, recipe.test, groups=groups, seed=recipe.seed
+        sum(map(len, parts)),
+        recipe.validation,
+        recipe.test,
+        groups=groups,
+        seed=recipe.seed,
     )
     limit = recipe.train_limit or len(train)
     if limit > len(train):
-        raise Problem(f"train_limit={limit}: give at most {len(train)}, the training images")
+        raise Problem(
+            f"train_limit={limit}: give at most {len(train)}, the training images"
+        )
     return data.with_split(train[:limit], *held)
 
 
 def check_data(data: ImageData, recipe: Recipe) -> None:
-    """Raise Problem for images that would waste a run: NaN, labels out of range, too few rows."""
+    """Raise Problem for images that would waste a run: NaN, labels out of range, too few
+    rows.
+    """
     for name in ("train", "validation", "test"):
         part = getattr(data, name)
         if len(part) == 0:
-            raise Problem(f"there are no {name} images: hold out another share, or add images")
+            raise Problem(
+                f"there are no {name} images: hold out another share, or add images"
+            )
         if not part.images.isfinite().all():
             bad = int((~part.images.flatten(1).isfinite().all(1)).sum())
-            raise Problem(f"{bad} {name} images hold NaN or infinity: mend or remove them")
+            raise Problem(
+                f"{bad} {name} images hold NaN or infinity: mend or remove them"
+            )
         low, high = int(part.labels.min()), int(part.labels.max())
         if low < 0 or high >= data.num_classes:
             raise Problem(
@@ -293,7 +335,9 @@ def check_data(data: ImageData, recipe: Recipe) -> None:
     missing = set(range(data.num_classes)) - set(data.train.labels.tolist())
     if missing:
         names = ", ".join(data.classes[number] for number in sorted(missing))
-        raise Problem(f"no training image of class {names}: add some, or remove the class")
+        raise Problem(
+            f"no training image of class {names}: add some, or remove the class"
+        )
     if len(data.train) < recipe.batch_size:
         raise Problem(
             f"{len(data.train)} training images are fewer than batch_size={recipe.batch_size}: "
@@ -322,10 +366,12 @@ def _norm(name: str, width: int) -> nn.Module:
 
 
 def build_model(recipe: Recipe, channels: int, size: int, classes: int) -> nn.Module:
-    """Return the network of a recipe, for square images, with the weights that torch gives it.
+    """Return the network of a recipe, for square images, with the weights that torch
+    gives it.
 
-    The CNN has a stem, which halves the grid of images of 24 pixels or more, `blocks` residual
-    blocks, a convolution that halves the grid and doubles the width, and `blocks` more.
+    The CNN has a stem, which halves the grid of images of 24 pixels or more, `blocks`
+    residual blocks, a convolution that halves the grid and doubles the width, and
+    `blocks` more.
     """
     width, act = recipe.width, ACTIVATIONS[recipe.activation]
     with torch.random.fork_rng(devices=[]):
@@ -338,7 +384,10 @@ def build_model(recipe: Recipe, channels: int, size: int, classes: int) -> nn.Mo
             layers += [Dropout(recipe.dropout), nn.Linear(sizes[-1], classes)]
         else:
             stem = nn.Conv2d(channels, width, 3, padding=1, stride=2 if size >= 24 else 1)
-            layers = [stem, *(Block(width, recipe.norm, act) for _ in range(recipe.blocks))]
+            layers = [
+                stem,
+                *(Block(width, recipe.norm, act) for _ in range(recipe.blocks)),
+            ]
             layers += [_norm(recipe.norm, width), act()]
             layers += [nn.Conv2d(width, 2 * width, 3, padding=1, stride=2)]
             layers += [Block(2 * width, recipe.norm, act) for _ in range(recipe.blocks)]
@@ -368,7 +417,8 @@ def initialize(model: nn.Module, recipe: Recipe, images: Tensor) -> nn.Module:
 def build_optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
     """Return the optimizer; biases, norms and the like do not decay.
 
-    SGD has momentum .9, and decays in the gradient, where the decay is times the learning rate.
+    SGD has momentum .9, and decays in the gradient, where the decay is times the learning
+    rate.
     """
     groups = param_groups(model, recipe.weight_decay)
     if recipe.optimizer == "adamw":
@@ -377,7 +427,9 @@ def build_optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
 
 
 def build_schedule(recipe: Recipe, steps: int) -> Callable[[int], float]:
-    """Return the factor on the learning rate for each of `steps` updates: warm-up, then decay."""
+    """Return the factor on the learning rate for each of `steps` updates: warm-up, then
+    decay.
+    """
     warm = round(recipe.warmup * steps)
     left = max(1, steps - warm)
     shapes = {
@@ -394,7 +446,8 @@ def build_schedule(recipe: Recipe, steps: int) -> Callable[[int], float]:
 
 
 def build_transform(recipe: Recipe, data: ImageData, generator: torch.Generator):
-    """Return what `fit` does to each batch, or None: every image gets a decision of its own.
+    """Return what `fit` does to each batch, or None: every image gets a decision of its
+    own.
 
     All processes draw whole batches, so `generator` must be seeded alike on all of them.
     """
@@ -403,7 +456,9 @@ def build_transform(recipe: Recipe, data: ImageData, generator: torch.Generator)
     if recipe.augment == "mixup":
 
         def mix(images, labels, generator):
-            return da.mixup(images, labels, data.num_classes, alpha=0.2, generator=generator)
+            return da.mixup(
+                images, labels, data.num_classes, alpha=0.2, generator=generator
+            )
 
         return da.on_batches(mix=mix, generator=generator)
     black = ((0 - data.mean) / data.std).tolist()
@@ -428,13 +483,17 @@ def build_transform(recipe: Recipe, data: ImageData, generator: torch.Generator)
 
 
 def updates(recipe: Recipe, rows: int) -> tuple[int, int]:
-    """Return (updates an epoch, epochs): by default 3 epochs, or as many as 40,000 images take."""
+    """Return (updates an epoch, epochs): by default 3 epochs, or as many as 40,000 images
+    take.
+    """
     epochs = recipe.epochs or max(3, round(40_000 / rows))
     return math.ceil(rows / recipe.batch_size), epochs
 
 
 def loss_function(recipe: Recipe) -> Callable[[Tensor, Tensor], Tensor]:
-    """Return cross entropy, smoothed as the recipe says; mixup's targets are probabilities."""
+    """Return cross entropy, smoothed as the recipe says; mixup's targets are
+    probabilities.
+    """
 
     def loss(outputs: Tensor, targets: Tensor) -> Tensor:
         return F.cross_entropy(outputs, targets, label_smoothing=recipe.label_smoothing)
@@ -451,7 +510,9 @@ class Watch:
     Its state goes into the checkpoint, so that a resumed run remembers them.
     """
 
-    def __init__(self, recipe: Recipe, generator: torch.Generator, trackers: Accelerator | None):
+    def __init__(
+        self, recipe: Recipe, generator: torch.Generator, trackers: Accelerator | None
+    ):
         self.stopper = EarlyStopping(recipe.patience) if recipe.patience else None
         self.generator, self.trackers = generator, trackers
 
@@ -479,9 +540,9 @@ class Watch:
 class Result:
     """A trained model, its history, and its numbers on the test rows.
 
-    `accuracy` with its Wilson interval, `nll` in nats, `ece` from 0 to 1; `probabilities` (count,
-    classes) of the test rows in order; `best_epoch` is the one whose weights were kept (None: the
-    last).
+    `accuracy` with its Wilson interval, `nll` in nats, `ece` from 0 to 1; `probabilities`
+    (count, classes) of the test rows in order; `best_epoch` is the one whose weights were
+    kept (None: the last).
     """
 
     model: nn.Module
@@ -512,12 +573,14 @@ def train(
 ) -> Result:
     """Carry out a recipe in this process (or as one of several), and return the result.
 
-    `out`: a folder for all that the run leaves; None leaves nothing. With `resume` a run that was
-    cut short is continued from its last checkpoint, to the bit. `data`: images of your own, in
-    place of those that the recipe names. `log`: trackers of Accelerate, such as "tensorboard".
+    `out`: a folder for all that the run leaves; None leaves nothing. With `resume` a run
+    that was cut short is continued from its last checkpoint, to the bit. `data`: images
+    of your own, in place of those that the recipe names. `log`: trackers of Accelerate,
+    such as "tensorboard".
 
-    Raises Problem for what cannot work, before any work is done. Invariants: the same recipe gives
-    the same weights to the bit on the same CPU; so does a run that was killed and resumed.
+    Raises Problem for what cannot work, before any work is done. Invariants: the same
+    recipe gives the same weights to the bit on the same CPU; so does a run that was
+    killed and resumed.
     """
     check_machine(recipe, log)
     torch.set_num_threads(recipe.threads)
@@ -535,9 +598,12 @@ def train(
     initialize(model, recipe, data.train.images[:256])
     per_epoch, epochs = updates(recipe, len(data.train))
     steps = per_epoch * epochs
-    torch.manual_seed(recipe.seed * 1009 + rank)  # dropout: other masks on other processes
+    # dropout: other masks on other processes
+    torch.manual_seed(recipe.seed * 1009 + rank)
     generator = torch.Generator().manual_seed(recipe.seed + 1)
-    trackers = _trackers(recipe, folder, log) if log and folder is not None and main else None
+    trackers = (
+        _trackers(recipe, folder, log) if log and folder is not None and main else None
+    )
     watch = Watch(recipe, generator, trackers)
     history = fit(
         model, _source(recipe, data), build_optimizer(recipe, model), steps=steps,
@@ -570,10 +636,14 @@ def on_gpus(recipe: Recipe) -> bool:
 
 
 def check_machine(recipe: Recipe, log: Iterable[str] = ()) -> None:
-    """Raise Problem for what cannot be done here: float16 on a CPU, trackers not installed."""
+    """Raise Problem for what cannot be done here: float16 on a CPU, trackers not
+    installed.
+    """
     if recipe.precision == "fp16" and not on_gpus(recipe):
         raise Problem("precision fp16 does nothing on a CPU: use --precision bf16, or no")
-    ready = ["csv", *(tracker.value for tracker in get_available_trackers())] if log else []
+    ready = (
+        ["csv", *(tracker.value for tracker in get_available_trackers())] if log else []
+    )
     for name in log:  # Accelerate leaves out, without a word, what is not installed
         if name not in ready:
             raise Problem(
@@ -585,8 +655,8 @@ def check_machine(recipe: Recipe, log: Iterable[str] = ()) -> None:
 def _source(recipe: Recipe, data: ImageData):
     """Return the images in memory, or a loader with worker processes.
 
-    The workers start anew each epoch: lasting ones draw from the random state in their first epoch
-    only, so that a resumed run would not draw alike.
+    The workers start anew each epoch: lasting ones draw from the random state in their
+    first epoch only, so that a resumed run would not draw alike.
     """
     if not recipe.workers:
         return data
@@ -597,7 +667,8 @@ def _source(recipe: Recipe, data: ImageData):
 
 
 class CSVTracker(GeneralTracker):
-    """A tracker of Accelerate that keeps log.csv, with a line (step, name, value) a value.
+    """A tracker of Accelerate that keeps log.csv, with a line (step, name, value) a
+    value.
 
     What a resumed run says again replaces what it said before.
     """
@@ -609,13 +680,17 @@ class CSVTracker(GeneralTracker):
         self.path, self.rows = folder / "log.csv", {("step", "name"): "value"}
         if self.path.exists():
             with open(self.path, newline="", encoding="utf-8") as file:
-                self.rows |= {(step, name): value for step, name, value in csv.reader(file)}
+                self.rows |= {
+                    (step, name): value for step, name, value in csv.reader(file)
+                }
 
     @on_main_process
     def log(self, values: dict, step: int | None = None, **_) -> None:
         """Store the values of one step."""
         self.rows |= {(str(step), name): value for name, value in values.items()}
-        text = "".join(f"{step},{name},{value}\n" for (step, name), value in self.rows.items())
+        text = "".join(
+            f"{step},{name},{value}\n" for (step, name), value in self.rows.items()
+        )
         with replacing(self.path) as file:
             file.write(text.encode())
 
@@ -628,7 +703,9 @@ def _trackers(recipe: Recipe, folder: Path, log: tuple[str, ...]) -> Accelerator
             log_with=known, project_dir=folder, mixed_precision=recipe.precision,
             cpu=not torch.cuda.is_available(),
         )  # fmt: skip
-        settings = {name: value for name, value in vars(recipe).items() if value is not None}
+        settings = {
+            name: value for name, value in vars(recipe).items() if value is not None
+        }
         trackers.init_trackers("trackers", config=settings)
     except (ValueError, ImportError, RuntimeError) as error:
         raise Problem(f"--log {' '.join(log)}: {' '.join(str(error).split())}") from error
@@ -641,7 +718,9 @@ def predict(model: nn.Module, images: Tensor) -> Tensor:
     was_training = model.training
     model.eval()
     device = next(model.parameters()).device
-    outputs = torch.cat([model(part.to(device)).float().cpu() for part in images.split(1024)])
+    outputs = torch.cat(
+        [model(part.to(device)).float().cpu() for part in images.split(1024)]
+    )
     model.train(was_training)
     return outputs
 
@@ -655,7 +734,9 @@ def examine(model: nn.Module, data: ImageData, history: History) -> Result:
     low, high = wilson_interval(right, len(labels))
     ece = float(expected_calibration_error(shares, labels))
     nll = float(F.cross_entropy(outputs.double(), labels))
-    return Result(model, history, right / len(labels), low, high, nll, ece, len(labels), shares)
+    return Result(
+        model, history, right / len(labels), low, high, nll, ece, len(labels), shares
+    )
 
 
 # --------------------------------------------------------------------------- the folder it leaves
@@ -669,12 +750,18 @@ def refuse_used(folder: Path, resume: bool, name: str = "recipe.toml") -> None:
                 f"{folder} holds a run: continue it with --resume, or choose another --out"
             )
     elif folder.is_dir():
-        if not all(re.fullmatch(rf"{SEARCH}|{PART}", path.name) for path in folder.iterdir()):
+        if not all(
+            re.fullmatch(rf"{SEARCH}|{PART}", path.name) for path in folder.iterdir()
+        ):
             raise Problem(f"{folder} holds other files: choose a new folder with --out")
 
 
-def open_folder(folder: Path, recipe: Recipe, resume: bool, name: str = "recipe.toml") -> None:
-    """Store the recipe in a new folder, or see that it is the one stored; else raise Problem."""
+def open_folder(
+    folder: Path, recipe: Recipe, resume: bool, name: str = "recipe.toml"
+) -> None:
+    """Store the recipe in a new folder, or see that it is the one stored; else raise
+    Problem.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / f".probe{os.getpid()}"
@@ -689,7 +776,9 @@ def open_folder(folder: Path, recipe: Recipe, resume: bool, name: str = "recipe.
     refuse_used(folder, resume, name)
     if begun:
         before = Recipe.from_toml(stored.read_text(encoding="utf-8"), str(stored))
-        other = [name for name in FIELDS() if getattr(before, name) != getattr(recipe, name)]
+        other = [
+            name for name in FIELDS() if getattr(before, name) != getattr(recipe, name)
+        ]
         if other:
             changes = ", ".join(f"{n} was {getattr(before, n)!r}" for n in other)
             raise Problem(
@@ -705,18 +794,23 @@ def open_folder(folder: Path, recipe: Recipe, resume: bool, name: str = "recipe.
 
 
 def save_model(model: nn.Module, path: Path, facts: Mapping) -> None:
-    """Write weights and buffers to a safetensors file in one step, with `facts` in its header."""
+    """Write weights and buffers to a safetensors file in one step, with `facts` in its
+    header.
+    """
     from safetensors.torch import save
 
     state = {
-        name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()
+        name: tensor.detach().cpu().contiguous()
+        for name, tensor in model.state_dict().items()
     }
     with replacing(path) as file:
-        file.write(save(state, {"dlcourse": json.dumps(facts)}))  # one entry: their order varies
+        # one entry: their order varies
+        file.write(save(state, {"dlcourse": json.dumps(facts)}))
 
 
 def load_model(folder: str | Path) -> tuple[nn.Module, dict]:
-    """Return (model in evaluation mode, facts) from the folder of a run, without running code.
+    """Return (model in evaluation mode, facts) from the folder of a run, without running
+    code.
 
     Raises Problem where the file is missing, cut short, foreign, or of another version.
     """
@@ -733,15 +827,21 @@ def load_model(folder: str | Path) -> tuple[nn.Module, dict]:
             facts = json.loads((file.metadata() or {}).get("dlcourse", "null"))
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError) as error:
-        raise Problem(f"{path} is no whole safetensors file ({error}): train again") from error
+        raise Problem(
+            f"{path} is no whole safetensors file ({error}): train again"
+        ) from error
     if not isinstance(facts, dict) or "format" not in facts:
         raise Problem(f"{path} was not written by dlcourse: train with --out to make one")
     advice = f"install dlcourse {facts.get('version', 'of the time')}, or train again"
     if facts["format"] != FORMAT:
-        raise Problem(f"{path} has format {facts['format']}, this version reads {FORMAT}: {advice}")
+        raise Problem(
+            f"{path} has format {facts['format']}, this version reads {FORMAT}: {advice}"
+        )
     try:
         recipe = Recipe.from_values(facts["recipe"], "its recipe")
-        model = build_model(recipe, facts["channels"], facts["size"], len(facts["classes"]))
+        model = build_model(
+            recipe, facts["channels"], facts["size"], len(facts["classes"])
+        )
         model.load_state_dict(state)
     except (Problem, KeyError, TypeError, RuntimeError) as error:
         why = str(error).strip().splitlines()[0]
@@ -751,7 +851,8 @@ def load_model(folder: str | Path) -> tuple[nn.Module, dict]:
 
 def leave(folder: Path, recipe: Recipe, data: ImageData, result: Result) -> None:
     """Write all that a finished run leaves beside its recipe and its checkpoint."""
-    shown = recipe.changed(root=recipe.root and Path(recipe.root).name)  # to hand on, without paths
+    # to hand on, without paths
+    shown = recipe.changed(root=recipe.root and Path(recipe.root).name)
     facts = {
         "format": FORMAT, "version": __version__, "recipe": dataclasses.asdict(shown),
         "channels": data.channels, "size": data.size, "classes": list(data.classes),
@@ -764,7 +865,9 @@ def leave(folder: Path, recipe: Recipe, data: ImageData, result: Result) -> None
         writer.writeheader()
         writer.writerows(result.history.validation)
     for name, values in (("versions", versions()), ("result", result.numbers())):
-        (folder / f"{name}.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+        (folder / f"{name}.json").write_text(
+            json.dumps(values, indent=2) + "\n", encoding="utf-8"
+        )
     draw_curves(result.history, folder / "curves.png")
     counts = leave_report(folder, data, result)
     card = model_card(folder, recipe, data, result, counts)
@@ -772,9 +875,11 @@ def leave(folder: Path, recipe: Recipe, data: ImageData, result: Result) -> None
 
 
 def leave_report(folder: Path, data: ImageData, result: Result) -> Tensor:
-    """Write which test images are wrong; return the confusion matrix, int64 (classes, classes).
+    """Write which test images are wrong; return the confusion matrix, int64 (classes,
+    classes).
 
-    predictions.csv has the images, the hardest first; the others are confusion and hardest.
+    predictions.csv has the images, the hardest first; the others are confusion and
+    hardest.
     """
     images, labels = data.test.tensors()
     shares = result.probabilities
@@ -782,11 +887,15 @@ def leave_report(folder: Path, data: ImageData, result: Result) -> Tensor:
     order = shares[torch.arange(len(labels)), labels].argsort(stable=True)
     files = data.test.files or [f"test row {row}" for row in range(len(labels))]
     names = [files[row] for row in order.tolist()]
-    write_predictions(folder / "predictions.csv", names, shares[order], data.classes, labels[order])
+    write_predictions(
+        folder / "predictions.csv", names, shares[order], data.classes, labels[order]
+    )
     write_confusion(folder / "confusion.csv", counts, data.classes)
     if data.num_classes <= SHOWN_CLASSES:
         draw_confusion(folder / "confusion.png", counts, data.classes)
-    draw_hardest(folder / "hardest.png", data.denormalize(images), labels, shares, data.classes)
+    draw_hardest(
+        folder / "hardest.png", data.denormalize(images), labels, shares, data.classes
+    )
     return counts
 
 
@@ -815,7 +924,13 @@ def draw_curves(history: History, path: Path) -> None:
     axes[0].plot(at, held, "--", color=COLORS[1], label="validation")
     axes[0].legend(frameon=False)
     accuracy = [row["accuracy"] for row in history.validation]
-    curves(axes[1], at, {"validation": accuracy}, title="validation accuracy", ylabel="accuracy")
+    curves(
+        axes[1],
+        at,
+        {"validation": accuracy},
+        title="validation accuracy",
+        ylabel="accuracy",
+    )
     curves(axes[2], steps, {"lr": history.lr}, title="learning rate", ylabel="rate")
     fig.savefig(path, dpi=100)
     plt.close(fig)
@@ -832,9 +947,15 @@ def model_card(
         "random": "drawn at random",
         "group": "whole writers, none of whom also trains",
     }[recipe.split]
-    source, repeat = data.name, "`dlcourse-train --config recipe.toml --out another-folder`"
+    source, repeat = (
+        data.name,
+        "`dlcourse-train --config recipe.toml --out another-folder`",
+    )
     if data.name != recipe.data:  # the caller brought images of their own
-        held, repeat = "chosen by who trained it", "`dlcourse.recipe.train` with the same images"
+        held, repeat = (
+            "chosen by who trained it",
+            "`dlcourse.recipe.train` with the same images",
+        )
     elif data.name in PUBLISHED:
         held = "the published ones"
     elif data.name == "folder":

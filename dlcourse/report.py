@@ -1,7 +1,7 @@
 """What a classifier gets right and wrong: class by class, and image by image.
 
-`dlcourse.recipe` writes these beside the weights, for the test images; `dlcourse.predict` prints
-them for new images that stand in one folder for each class.
+`dlcourse.recipe` writes these beside the weights, for the test images; `dlcourse.predict`
+prints them for new images that stand in one folder for each class.
 """
 
 from __future__ import annotations
@@ -22,26 +22,33 @@ HARDEST = 12  # images in the picture of the hardest
 
 
 def confusion_matrix(true: Tensor, predicted: Tensor, classes: int) -> Tensor:
-    """Return int64 (classes, classes): images of each class (row) that got each name (column).
+    """Return int64 (classes, classes): images of each class (row) that got each name
+    (column).
 
-    Labels are int64 (n,), from 0 to classes - 1; raises ValueError for others. Invariants: a row
-    sums to the images of its class, the diagonal to those that are right.
+    Labels are int64 (n,), from 0 to classes - 1; raises ValueError for others.
+    Invariants: a row sums to the images of its class, the diagonal to those that are
+    right.
     """
     if true.shape != predicted.shape or true.ndim != 1:
         raise ValueError(f"give two rows of labels of one length, not {(*true.shape,)} and "
                          f"{(*predicted.shape,)}")  # fmt: skip
     for labels in (true, predicted):
         if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
-            raise ValueError(f"labels must lie between 0 and {classes - 1}: renumber them")
-    return torch.bincount(true * classes + predicted, minlength=classes**2).view(classes, classes)
+            raise ValueError(
+                f"labels must lie between 0 and {classes - 1}: renumber them"
+            )
+    return torch.bincount(true * classes + predicted, minlength=classes**2).view(
+        classes, classes
+    )
 
 
 def by_class(counts: Tensor, classes: Sequence[str]) -> str:
-    """Return a Markdown table of each class: its images, its recall with 95 % interval, precision.
+    """Return a Markdown table of each class: its images, its recall with 95 % interval,
+    precision.
 
-    Recall: the share of its images that got its name. Precision: the share of the images with its
-    name that are its own. Classes without images are left out; of more than 30 the 30 of lowest
-    recall are shown, and the line after the table says so.
+    Recall: the share of its images that got its name. Precision: the share of the images
+    with its name that are its own. Classes without images are left out; of more than 30
+    the 30 of lowest recall are shown, and the line after the table says so.
     """
     right, images, named = counts.diagonal(), counts.sum(1), counts.sum(0)
     there = [k for k in range(len(classes)) if images[k]]
@@ -62,7 +69,9 @@ def by_class(counts: Tensor, classes: Sequence[str]) -> str:
 
 
 def most_confused(counts: Tensor, classes: Sequence[str], longest: int = 5) -> list[str]:
-    """Return the most frequent mistakes, as in "cat taken for dog (3)", at most `longest`."""
+    """Return the most frequent mistakes, as in "cat taken for dog (3)", at most
+    `longest`.
+    """
     wrong = counts - torch.diag(counts.diagonal())
     order = wrong.flatten().argsort(descending=True, stable=True)[:longest].tolist()
     pairs = [divmod(place, len(classes)) for place in order]
@@ -78,14 +87,18 @@ def write_confusion(path: Path, counts: Tensor, classes: Sequence[str]) -> None:
     with open(path, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["true", *(f"named {name}" for name in classes)])
-        writer.writerows([name, *row] for name, row in zip(classes, counts.tolist(), strict=True))
+        writer.writerows(
+            [name, *row] for name, row in zip(classes, counts.tolist(), strict=True)
+        )
 
 
 def read_confusion(path: Path) -> tuple[Tensor, list[str]]:
     """Return (counts, classes) of a matrix that `write_confusion` wrote."""
     with open(path, newline="", encoding="utf-8", errors="surrogateescape") as file:
         _, *rows = csv.reader(file)
-    return torch.tensor([[int(n) for n in row[1:]] for row in rows]), [row[0] for row in rows]
+    return torch.tensor([[int(n) for n in row[1:]] for row in rows]), [
+        row[0] for row in rows
+    ]
 
 
 def write_predictions(
@@ -95,7 +108,8 @@ def write_predictions(
     classes: Sequence[str],
     true: Tensor | None = None,
 ) -> None:
-    """Write a line for each image: its name, what was predicted, and all probabilities (n, c).
+    """Write a line for each image: its name, what was predicted, and all probabilities
+    (n, c).
 
     With `true` (n,) also the true class and its probability. Four digits.
     """
@@ -113,7 +127,9 @@ def write_predictions(
 
 
 def draw_confusion(path: Path, counts: Tensor, classes: Sequence[str]) -> None:
-    """Write a PNG of the matrix; the colour is the share of the row, the number the images."""
+    """Write a PNG of the matrix; the colour is the share of the row, the number the
+    images.
+    """
     from dlcourse.lab.plotting import figure
 
     side = 2 + 0.38 * len(classes)
@@ -122,9 +138,19 @@ def draw_confusion(path: Path, counts: Tensor, classes: Sequence[str]) -> None:
     ax.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     for i, j in zip(*np.nonzero(counts.numpy()), strict=True):
         color = "white" if shares[i, j] > 0.5 else "black"
-        ax.text(j, i, str(int(counts[i, j])), ha="center", va="center", color=color, fontsize=8)
+        ax.text(
+            j,
+            i,
+            str(int(counts[i, j])),
+            ha="center",
+            va="center",
+            color=color,
+            fontsize=8,
+        )
     names = [name if len(name) <= 18 else name[:17] + "..." for name in classes]
-    ax.set_xticks(range(len(names)), names, rotation=90 if max(map(len, names)) > 2 else 0)
+    ax.set_xticks(
+        range(len(names)), names, rotation=90 if max(map(len, names)) > 2 else 0
+    )
     ax.set_yticks(range(len(names)), names)
     ax.set(xlabel="named", ylabel="true")
     ax.grid(False)
@@ -132,11 +158,17 @@ def draw_confusion(path: Path, counts: Tensor, classes: Sequence[str]) -> None:
 
 
 def draw_hardest(
-    path: Path, images: Tensor, true: Tensor, probabilities: Tensor, classes: Sequence[str]
+    path: Path,
+    images: Tensor,
+    true: Tensor,
+    probabilities: Tensor,
+    classes: Sequence[str],
 ) -> None:
-    """Write a PNG of the images (n, c, h, w, in [0, 1]) to whose class least probability went.
+    """Write a PNG of the images (n, c, h, w, in [0, 1]) to whose class least probability
+    went.
 
-    At most twelve, the hardest first. Above each stand its class and what the model said of it.
+    At most twelve, the hardest first. Above each stand its class and what the model said
+    of it.
     """
     from dlcourse.lab.plotting import figure
 
@@ -148,10 +180,14 @@ def draw_hardest(
     first.remove()
     for place, row in enumerate(worst, 1):
         ax = fig.add_subplot(rows, columns, place)
-        ax.imshow(images[row].permute(1, 2, 0).squeeze(2).numpy(), cmap="gray", vmin=0, vmax=1)
+        ax.imshow(
+            images[row].permute(1, 2, 0).squeeze(2).numpy(), cmap="gray", vmin=0, vmax=1
+        )
         said = int(probabilities[row].argmax())
         verdict = f"said {_short(classes[said])}" if said != true[row] else "right"
-        title = f"{_short(classes[true[row]])}\n{verdict} ({probabilities[row, said]:.2f})"
+        title = (
+            f"{_short(classes[true[row]])}\n{verdict} ({probabilities[row, said]:.2f})"
+        )
         ax.set_title(title, fontsize=8, color="black" if said == true[row] else "#B00000")
         ax.axis("off")
     _save(fig, path)

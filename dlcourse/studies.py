@@ -1,7 +1,9 @@
-"""What can be done around one training run: search settings, take techniques away, compress.
+"""What can be done around one training run: search settings, take techniques away,
+compress.
 
-Each study writes every finished part to a file at once, so that one that was stopped goes on where
-it was. All choices are made on the validation rows; the test rows are only reported.
+Each study writes every finished part to a file at once, so that one that was stopped goes
+on where it was. All choices are made on the validation rows; the test rows are only
+reported.
 """
 
 from __future__ import annotations
@@ -79,15 +81,21 @@ def check(options) -> None:
     """Raise Problem for studies that cannot be; `options` are those of the command."""
     unknown = [how for how in options.compress or () if how not in COMPRESSIONS]
     if unknown:
-        raise Problem(f"--compress {' '.join(unknown)}: choose from {', '.join(COMPRESSIONS)}")
+        raise Problem(
+            f"--compress {' '.join(unknown)}: choose from {', '.join(COMPRESSIONS)}"
+        )
     if options.tune is not None and options.tune < 1:
         raise Problem(f"--tune {options.tune}: give at least 1 trial")
     if options.seeds < 2:
         raise Problem(f"--seeds {options.seeds}: an interval needs at least 2 runs")
-    around = [f"--{name}" for name in ("tune", "compress", "log") if getattr(options, name)]
+    around = [
+        f"--{name}" for name in ("tune", "compress", "log") if getattr(options, name)
+    ]
     if options.ablate and around:
         raise Problem(f"--ablate goes alone: leave out {' and '.join(around)}")
-    studies = [f"--{name}" for name in ("ablate", "tune", "compress") if getattr(options, name)]
+    studies = [
+        f"--{name}" for name in ("ablate", "tune", "compress") if getattr(options, name)
+    ]
     if studies and int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise Problem(
             f"{' and '.join(studies)}: not under a launcher, use --processes N in its place"
@@ -110,7 +118,9 @@ class Table:
         if not whole:
             self._append(self.keys + self.values)
 
-    def get(self, key: tuple, compute: Callable[[], dict[str, float]]) -> dict[str, float]:
+    def get(
+        self, key: tuple, compute: Callable[[], dict[str, float]]
+    ) -> dict[str, float]:
         """Return the values of a key, computed and stored where they are not there yet."""
         key = tuple(map(str, key))
         if key not in self.rows:
@@ -127,15 +137,20 @@ class Table:
 # --------------------------------------------------------------------------- tuning
 
 
-def tune(recipe: Recipe, folder: Path, trials: int, resume: bool, data: ImageData) -> Recipe:
-    """Return the recipe with the learning rate, weight decay and smoothing of the best of `trials`.
+def tune(
+    recipe: Recipe, folder: Path, trials: int, resume: bool, data: ImageData
+) -> Recipe:
+    """Return the recipe with the learning rate, weight decay and smoothing of the best of
+    `trials`.
 
-    Bayesian search after five random trials; the score is the loss on the validation rows, without
-    smoothing; a trial that diverges scores infinity. The trials stand in tune.csv, and run one
-    after another in this process.
+    Bayesian search after five random trials; the score is the loss on the validation
+    rows, without smoothing; a trial that diverges scores infinity. The trials stand in
+    tune.csv, and run one after another in this process.
     """
     open_folder(folder, recipe, resume, "untuned.toml")
-    table = Table(folder / "tune.csv", ["lr", "weight_decay", "label_smoothing"], ["loss"])
+    table = Table(
+        folder / "tune.csv", ["lr", "weight_decay", "label_smoothing"], ["loss"]
+    )
     space = {
         "lr": loguniform(recipe.lr / 10, recipe.lr * 10),
         "weight_decay": loguniform(1e-3, 1.0),
@@ -160,7 +175,10 @@ def tune(recipe: Recipe, folder: Path, trials: int, resume: bool, data: ImageDat
     with bar:
         search = bayesian_search(objective, space, trials, seed=recipe.seed)
     best = {name: float(f"{search.best_config[name]:.4g}") for name in space}
-    print(f"best of {trials}: " + ", ".join(f"{name} {value:g}" for name, value in best.items()))
+    print(
+        f"best of {trials}: "
+        + ", ".join(f"{name} {value:g}" for name, value in best.items())
+    )
     return recipe.changed(**best)
 
 
@@ -168,7 +186,9 @@ def tune(recipe: Recipe, folder: Path, trials: int, resume: bool, data: ImageDat
 
 
 def arms(recipe: Recipe) -> dict[str, dict]:
-    """Return what to change to take each technique away that the recipe uses; first: nothing."""
+    """Return what to change to take each technique away that the recipe uses; first:
+    nothing.
+    """
     used = {
         name: change
         for name, change in OFF.items()
@@ -182,13 +202,15 @@ def arms(recipe: Recipe) -> dict[str, dict]:
 
 
 def ablate(recipe: Recipe, folder: Path, seeds: int, resume: bool) -> str:
-    """Take each technique away in turn, and return a table of what that cost, with intervals.
+    """Take each technique away in turn, and return a table of what that cost, with
+    intervals.
 
-    Each arm is trained on the same seeds (of split, weights and batches) at three learning rates,
-    and at a rate three times further out, twice at most, while its lowest or highest is its best.
-    It is judged on the test rows at the rate that is best on the validation rows, on average. A run
-    that diverges counts as one that guesses. The runs, in this process, stand in ablation.csv, the
-    table in ablation.md, the picture in ablation.png.
+    Each arm is trained on the same seeds (of split, weights and batches) at three
+    learning rates, and at a rate three times further out, twice at most, while its lowest
+    or highest is its best. It is judged on the test rows at the rate that is best on the
+    validation rows, on average. A run that diverges counts as one that guesses. The runs,
+    in this process, stand in ablation.csv, the table in ablation.md, the picture in
+    ablation.png.
     """
     open_folder(folder, recipe, resume)
     changes = arms(recipe)
@@ -201,7 +223,9 @@ def ablate(recipe: Recipe, folder: Path, seeds: int, resume: bool) -> str:
         return load_data(recipe.changed(seed=recipe.seed + seed))
 
     def run(arm: str, factor: float, seed: int) -> None:
-        one = recipe.changed(seed=recipe.seed + seed, lr=recipe.lr * factor, **changes[arm])
+        one = recipe.changed(
+            seed=recipe.seed + seed, lr=recipe.lr * factor, **changes[arm]
+        )
 
         def compute() -> dict:
             data = images(seed)
@@ -228,11 +252,16 @@ def ablate(recipe: Recipe, folder: Path, seeds: int, resume: bool) -> str:
 
 def _best(by_factor: Mapping[float, list[dict]]) -> float:
     """Return the factor with the lowest validation loss, on average over the seeds."""
-    return min(sorted(by_factor), key=lambda f: sum(row["validation_nll"] for row in by_factor[f]))
+    return min(
+        sorted(by_factor),
+        key=lambda f: sum(row["validation_nll"] for row in by_factor[f]),
+    )
 
 
 def _edge(by_factor: Mapping[float, list[dict]]) -> str:
-    """Return "lowest" or "highest" where the best factor is that of those tried, else nothing."""
+    """Return "lowest" or "highest" where the best factor is that of those tried, else
+    nothing.
+    """
     return {min(by_factor): "lowest", max(by_factor): "highest"}.get(_best(by_factor), "")
 
 
@@ -308,13 +337,14 @@ def _cell(values: tuple[float, float, float], digits: int) -> str:
 def compress(
     folder: Path, how: Sequence[str], data: ImageData, progress: bool | None = None
 ) -> str:
-    """Make smaller models of the one in `folder`, and return a table of bytes and accuracy.
+    """Make smaller models of the one in `folder`, and return a table of bytes and
+    accuracy.
 
-    prune: 80 % of the weights go while training continues for a third of the run, at a third of
-    the peak rate. quantize: weights become 8-bit numbers, one scale an output channel. distil: a
-    network of half the width learns from this one's outputs and the labels. Each acts on the
-    original, and is stored at once in the folder `compressed`, where `load_model` reads it; what is
-    there is not made again.
+    prune: 80 % of the weights go while training continues for a third of the run, at a
+    third of the peak rate. quantize: weights become 8-bit numbers, one scale an output
+    channel. distil: a network of half the width learns from this one's outputs and the
+    labels. Each acts on the original, and is stored at once in the folder `compressed`,
+    where `load_model` reads it; what is there is not made again.
     """
     model, facts = load_model(folder)
     recipe = Recipe.from_values(facts["recipe"], str(folder))
@@ -344,11 +374,15 @@ def compress(
     return text
 
 
-def _prune(model: nn.Module, recipe: Recipe, data: ImageData, progress) -> tuple[nn.Module, Recipe]:
+def _prune(
+    model: nn.Module, recipe: Recipe, data: ImageData, progress
+) -> tuple[nn.Module, Recipe]:
     model = copy.deepcopy(model)
     per_epoch, epochs = updates(recipe, len(data.train))
     steps = max(2, per_epoch * epochs // 3)
-    step = pruning_step(gradual_sparsity(0.8, steps // 2), every=max(1, min(10, steps // 20)))
+    step = pruning_step(
+        gradual_sparsity(0.8, steps // 2), every=max(1, min(10, steps // 20))
+    )
     optimizer = build_optimizer(recipe.changed(lr=recipe.lr / 3), model)
     generator = torch.Generator().manual_seed(recipe.seed + 2)
     fit(
@@ -359,7 +393,9 @@ def _prune(model: nn.Module, recipe: Recipe, data: ImageData, progress) -> tuple
     return model, recipe
 
 
-def _quantize(model: nn.Module, recipe: Recipe, data: ImageData, _) -> tuple[nn.Module, Recipe]:
+def _quantize(
+    model: nn.Module, recipe: Recipe, data: ImageData, _
+) -> tuple[nn.Module, Recipe]:
     """Return a copy whose linear and convolution weights lie on a grid of 8 bits."""
     model = copy.deepcopy(model)
     for module in model.modules():
@@ -372,13 +408,19 @@ def _quantize(model: nn.Module, recipe: Recipe, data: ImageData, _) -> tuple[nn.
 
 
 def _quantized_size(model: nn.Module) -> int:
-    """Return the bytes of a model whose linear and convolution weights take one byte each."""
+    """Return the bytes of a model whose linear and convolution weights take one byte
+    each.
+    """
     layers = [m for m in model.modules() if isinstance(m, (nn.Linear, nn.Conv2d))]
-    return model_size(model) - sum(3 * m.weight.numel() - 4 * len(m.weight) for m in layers)
+    return model_size(model) - sum(
+        3 * m.weight.numel() - 4 * len(m.weight) for m in layers
+    )
 
 
 def _distil(teacher: nn.Module, recipe: Recipe, data: ImageData, progress):
-    """Return a student of half the width, taught by soft outputs (three quarters) and labels."""
+    """Return a student of half the width, taught by soft outputs (three quarters) and
+    labels.
+    """
     own = recipe.changed(width=max(1, recipe.width // 2))
     teacher = copy.deepcopy(teacher)
     student = build_model(own, data.channels, data.size, data.num_classes)
@@ -390,8 +432,11 @@ def _distil(teacher: nn.Module, recipe: Recipe, data: ImageData, progress):
         run.optimizer.zero_grad()
         with torch.no_grad():
             soft = teacher.to(batch.inputs.device)(batch.inputs)
-        hard = batch.targets if batch.targets.ndim == 1 else None  # mixup's are probabilities
-        loss = distillation_loss(run.model(batch.inputs), soft, hard, temperature=4.0, alpha=0.75)
+        # mixup's are probabilities
+        hard = batch.targets if batch.targets.ndim == 1 else None
+        loss = distillation_loss(
+            run.model(batch.inputs), soft, hard, temperature=4.0, alpha=0.75
+        )
         run.backward(loss)
         run.optimizer.step()
         return loss.detach()

@@ -1,8 +1,9 @@
-"""Train on your own images with all that the course teaches: `python -m dlcourse.train --help`.
+"""Train on your own images with all that the course teaches: `python -m dlcourse.train
+--help`.
 
-The command reads the settings, checks everything that can be checked before work begins, and hands
-over to `dlcourse.recipe`. What goes wrong is said in one line that says what to do; set
-DLCOURSE_DEBUG=1 to see where it arose.
+The command reads the settings, checks everything that can be checked before work begins,
+and hands over to `dlcourse.recipe`. What goes wrong is said in one line that says what to
+do; set DLCOURSE_DEBUG=1 to see where it arose.
 """
 
 from __future__ import annotations
@@ -39,7 +40,9 @@ class OneLine(argparse.ArgumentParser):
         """Print what is wrong and what to do; exit with 2."""
         unknown = re.search(r"unrecognized arguments: (--[\w-]+)", message)
         near = (
-            difflib.get_close_matches(unknown[1], self._option_string_actions, 1) if unknown else []
+            difflib.get_close_matches(unknown[1], self._option_string_actions, 1)
+            if unknown
+            else []
         )
         advice = f"did you mean {near[0]}? " if near else ""
         self.exit(2, f"{self.prog}: {message}; {advice}--help lists all options\n")
@@ -57,21 +60,38 @@ def parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     run = command.add_argument_group("run")
-    run.add_argument("--config", metavar="FILE", help="read settings from TOML; options go first")
     run.add_argument(
-        "--out", metavar="DIR", help="folder for the run (runs/DATA, then runs/DATA-2 ...)"
+        "--config", metavar="FILE", help="read settings from TOML; options go first"
+    )
+    run.add_argument(
+        "--out",
+        metavar="DIR",
+        help="folder for the run (runs/DATA, then runs/DATA-2 ...)",
     )
     run.add_argument("--resume", action="store_true", help="go on with the run in --out")
     run.add_argument("--dry-run", action="store_true", help="print the plan and stop")
     run.add_argument(
-        "--log", nargs="+", metavar="TRACKER", default=[], help="write to csv, tensorboard, ..."
+        "--log",
+        nargs="+",
+        metavar="TRACKER",
+        default=[],
+        help="write to csv, tensorboard, ...",
     )
-    run.add_argument("--tune", type=int, metavar="N", help="search N settings first, by validation")
     run.add_argument(
-        "--compress", nargs="+", metavar="HOW", help="then make it smaller: prune, quantize, distil"
+        "--tune", type=int, metavar="N", help="search N settings first, by validation"
     )
-    run.add_argument("--ablate", action="store_true", help="what each technique contributes")
-    run.add_argument("--seeds", type=int, metavar="N", help="seeds of each arm of --ablate (5)")
+    run.add_argument(
+        "--compress",
+        nargs="+",
+        metavar="HOW",
+        help="then make it smaller: prune, quantize, distil",
+    )
+    run.add_argument(
+        "--ablate", action="store_true", help="what each technique contributes"
+    )
+    run.add_argument(
+        "--seeds", type=int, metavar="N", help="seeds of each arm of --ablate (5)"
+    )
     groups: dict[str, argparse._ArgumentGroup] = {}
     for name, spec in FIELDS().items():
         about = spec.metadata
@@ -99,11 +119,14 @@ def parser() -> argparse.ArgumentParser:
 def read(arguments: list[str]):
     """Return (the command's own options, the recipe), from the command line and --config.
 
-    Raises Problem for settings that cannot be; argparse ends the program for unknown options.
+    Raises Problem for settings that cannot be; argparse ends the program for unknown
+    options.
     """
     from dlcourse.recipe import FIELDS, NAMES, Problem, Recipe
 
-    arguments = [re.sub(r"^(--\w+)", lambda m: m[1].replace("_", "-"), a) for a in arguments]
+    arguments = [
+        re.sub(r"^(--\w+)", lambda m: m[1].replace("_", "-"), a) for a in arguments
+    ]
     options = parser().parse_args(arguments)
     if options.seeds is not None and not options.ablate:
         raise Problem("--seeds goes with --ablate; --seed chooses the seed of one run")
@@ -114,11 +137,16 @@ def read(arguments: list[str]):
     if "data" in given:
         name, *path = given.pop("data")
         if name not in NAMES and Path(name).is_dir():
-            raise Problem(f"--data {name}: write --data folder {name}, with one folder a class")
+            raise Problem(
+                f"--data {name}: write --data folder {name}, with one folder a class"
+            )
         if len(path) > 1 or (path and name != "folder"):
-            raise Problem(f"--data {name} {' '.join(path)}: only folder takes one path after it")
+            raise Problem(
+                f"--data {name} {' '.join(path)}: only folder takes one path after it"
+            )
         given |= {"data": name, **({"root": path[0]} if path else {})}
-    if "WORLD_SIZE" in os.environ:  # torchrun or accelerate launch: the recipe stores what is true
+    # torchrun or accelerate launch: the recipe stores what is true
+    if "WORLD_SIZE" in os.environ:
         world = int(os.environ["WORLD_SIZE"])
         if given.setdefault("processes", world) != world:
             raise Problem(
@@ -132,7 +160,9 @@ def read(arguments: list[str]):
         if untuned.exists() and (options.tune or not Path(stored).exists()):
             stored = str(untuned)
         if not Path(stored).exists():
-            raise Problem(f"{options.out} holds no run to resume: leave --resume out to start one")
+            raise Problem(
+                f"{options.out} holds no run to resume: leave --resume out to start one"
+            )
     if stored is not None:
         try:
             text = Path(stored).read_text(encoding="utf-8")
@@ -161,7 +191,9 @@ def free_folder(recipe) -> Path:
 
 
 def plan(recipe, data, folder: Path, options) -> list[str]:
-    """Return what a run would do: one line for each of the sixteen techniques, and its cost."""
+    """Return what a run would do: one line for each of the sixteen techniques, and its
+    cost.
+    """
     import torch
 
     from dlcourse.recipe import build_model, on_gpus, updates
@@ -181,7 +213,10 @@ def plan(recipe, data, folder: Path, options) -> list[str]:
     rows = [
         ("data splitting", f"{recipe.split}: {held}"),
         ("tuning", f"{options.tune} trials" if options.tune else "none (--tune N)"),
-        ("regularization", f"{penalty}, dropout {recipe.dropout:g}, early stopping {stop}"),
+        (
+            "regularization",
+            f"{penalty}, dropout {recipe.dropout:g}, early stopping {stop}",
+        ),
         ("gradient clipping", f"norm {recipe.max_norm:g}"),
         ("initialization", recipe.init),
         ("activation", recipe.activation),
@@ -207,7 +242,9 @@ def plan(recipe, data, folder: Path, options) -> list[str]:
 
 
 def job(values: dict, out: str, log: list[str]) -> dict:
-    """Train as one of several processes, and return the numbers; the folder is already checked."""
+    """Train as one of several processes, and return the numbers; the folder is already
+    checked.
+    """
     from dlcourse.recipe import Recipe, train
 
     return train(Recipe(**values), out, resume=True, log=tuple(log)).numbers()
@@ -219,16 +256,26 @@ def run(recipe, folder: Path, options, data) -> dict:
     from dlcourse.recipe import on_gpus, open_folder, train
 
     if recipe.processes == 1 or "WORLD_SIZE" in os.environ:
-        return train(recipe, folder, resume=options.resume, data=data, log=options.log).numbers()
+        return train(
+            recipe, folder, resume=options.resume, data=data, log=options.log
+        ).numbers()
     open_folder(folder, recipe, options.resume)
-    arguments = {"values": dict(vars(recipe)), "out": str(folder), "log": list(options.log)}
+    arguments = {
+        "values": dict(vars(recipe)),
+        "out": str(folder),
+        "log": list(options.log),
+    }
     cpu = not on_gpus(recipe)
-    found = launch(job, recipe.processes, kwargs=arguments, timeout=YEAR, cpu=cpu, live=True)
+    found = launch(
+        job, recipe.processes, kwargs=arguments, timeout=YEAR, cpu=cpu, live=True
+    )
     return found[0]
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command; return 0, 1 (the run failed), 2 (it could not start) or 130 (Ctrl-C)."""
+    """Run the command; return 0, 1 (the run failed), 2 (it could not start) or 130
+    (Ctrl-C).
+    """
     options, folder = None, Path(os.devnull)
     try:
         from dlcourse.lab.launching import LaunchError
@@ -238,7 +285,14 @@ def main(arguments: list[str] | None = None) -> int:
         return fail(f"{error}: run python -m dlcourse.doctor", 2)
     except KeyboardInterrupt:
         return fail("stopped before the run began", 130)
-    known = (ValueError, OSError, RuntimeError, MemoryError, LaunchError, NonFiniteLossError)
+    known = (
+        ValueError,
+        OSError,
+        RuntimeError,
+        MemoryError,
+        LaunchError,
+        NonFiniteLossError,
+    )
     if hasattr(sys.stdout, "reconfigure"):  # a terminal that lacks a letter of a path
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
@@ -268,8 +322,11 @@ def carry_out(options, recipe, folder: Path) -> int:
     studies.check(options)
     check_machine(recipe, options.log)
     first = int(os.environ.get("RANK", 0)) == 0
-    if first and not options.dry_run:  # before the images are read, which may take a while
-        refuse_used(folder, options.resume, "untuned.toml" if options.tune else "recipe.toml")
+    # before the images are read, which may take a while
+    if first and not options.dry_run:
+        refuse_used(
+            folder, options.resume, "untuned.toml" if options.tune else "recipe.toml"
+        )
     said = warnings.formatwarning
     warnings.formatwarning = lambda message, *_, **__: f"dlcourse-train: {message}\n"
     try:
@@ -282,12 +339,16 @@ def carry_out(options, recipe, folder: Path) -> int:
         return 0
     if options.ablate:
         print(studies.ablate(recipe, folder, options.seeds, options.resume))
-        print(f"the table is in {folder / 'ablation.md'}, a picture in ablation.png beside it")
+        print(
+            f"the table is in {folder / 'ablation.md'}, a picture in ablation.png beside it"
+        )
         return 0
     if options.tune:
         recipe = studies.tune(recipe, folder, options.tune, options.resume, data)
     elif (folder / "untuned.toml").exists() and not (folder / "recipe.toml").exists():
-        raise Problem(f"{folder} holds a search that has not ended: add --tune N --resume")
+        raise Problem(
+            f"{folder} holds a search that has not ended: add --tune N --resume"
+        )
     numbers = run(recipe, folder, options, data)
     if first:
         print(
@@ -311,7 +372,9 @@ def mistakes(folder: Path) -> str:
     counts, classes = read_confusion(folder / "confusion.csv")
     wrong = int(counts.sum() - counts.diagonal().sum())
     often = "; ".join(most_confused(counts, classes, longest=3))
-    said = f"wrong: {wrong}" + (f", most often {often}; see hardest.png there" if wrong else "")
+    said = f"wrong: {wrong}" + (
+        f", most often {often}; see hardest.png there" if wrong else ""
+    )
     return f"{said}\nnew images: python -m dlcourse.predict {shlex.quote(str(folder))} IMAGE ..."
 
 
@@ -331,7 +394,9 @@ def again(options, folder: Path) -> str:
 
 
 def explain(error: BaseException) -> tuple[str, bool]:
-    """Return one line, what went wrong and what to do, and whether to go on with the run then."""
+    """Return one line, what went wrong and what to do, and whether to go on with the run
+    then.
+    """
     text = str(error)
     last = text.strip().splitlines() or [type(error).__name__]
     if getattr(error, "errno", None) == errno.ENOSPC or f"[Errno {errno.ENOSPC}]" in text:
@@ -339,12 +404,20 @@ def explain(error: BaseException) -> tuple[str, bool]:
     if isinstance(error, PermissionError):
         return f"{error.filename or 'a file'} may not be written: mend its rights", True
     if re.search("EADDRINUSE|address already in use", text, re.IGNORECASE):
-        return "a port is in use: end the other program or set MASTER_PORT to another", True
+        return (
+            "a port is in use: end the other program or set MASTER_PORT to another",
+            True,
+        )
     if re.search("out of memory|allocate memory", text) or isinstance(error, MemoryError):
-        advice = "start anew with --accumulation-steps 2, a smaller --batch-size or --width"
+        advice = (
+            "start anew with --accumulation-steps 2, a smaller --batch-size or --width"
+        )
         return f"out of memory: {advice}", False
-    if type(error).__name__ == "LaunchError":  # the last error that a process met, or how it ended
-        met = re.findall(r"^[\w.]*?(\w*(?:Error|Problem|Exception)): (.+)", text, re.MULTILINE)
+    # the last error that a process met, or how it ended
+    if type(error).__name__ == "LaunchError":
+        met = re.findall(
+            r"^[\w.]*?(\w*(?:Error|Problem|Exception)): (.+)", text, re.MULTILINE
+        )
         return (f"{met[-1][0]}: {met[-1][1]}" if met else last[0]), not met
     return " ".join(text.split()) or last[0], False
 

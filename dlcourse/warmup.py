@@ -1,7 +1,9 @@
-"""Warm-up: start with a small learning rate, and raise it to the base rate within one run.
+"""Warm-up: start with a small learning rate, and raise it to the base rate within one
+run.
 
-Every schedule here is a pure function of the update t = 0, 1, 2, ...: it returns the factor on the
-optimizer's base learning rate. Use it as `fit(schedule=...)`, or as `LambdaLR(optimizer, ...)`.
+Every schedule here is a pure function of the update t = 0, 1, 2, ...: it returns the
+factor on the optimizer's base learning rate. Use it as `fit(schedule=...)`, or as
+`LambdaLR(optimizer, ...)`.
 """
 
 from __future__ import annotations
@@ -14,15 +16,18 @@ import torch
 
 from dlcourse.lab.exercises import Exercise, Wrong, expect
 
-Schedule = Callable[[int], float]  # update, from 0, to the factor on the base learning rate
+# update, from 0, to the factor on the base learning rate
+Schedule = Callable[[int], float]
 
 
 def linear_warmup(steps: int, start: float = 0.0) -> Schedule:
-    """Return a schedule that rises in a line from `start` at update 0 to 1 at update `steps`.
+    """Return a schedule that rises in a line from `start` at update 0 to 1 at update
+    `steps`.
 
-    `steps` >= 0 counts optimizer updates, `start` is a factor in [0, 1]. From update `steps` on
-    the factor is exactly 1; with `steps` = 0 it always is.
-    Raises ValueError for settings out of range. Source: Goyal et al. (2017), "gradual warmup".
+    `steps` >= 0 counts optimizer updates, `start` is a factor in [0, 1]. From update
+    `steps` on the factor is exactly 1; with `steps` = 0 it always is.
+    Raises ValueError for settings out of range. Source: Goyal et al. (2017), "gradual
+    warmup".
     Invariant: never falls, and stays in [start, 1].
     """
     _check_steps("steps", steps)
@@ -38,7 +43,8 @@ def constant_warmup(steps: int, start: float) -> Schedule:
     """Return a schedule that is `start` for the first `steps` updates and 1 from then on.
 
     `steps` >= 0 counts optimizer updates, `start` is a factor in [0, 1].
-    Raises ValueError for settings out of range. Source: He et al. (2016), who used a tenth.
+    Raises ValueError for settings out of range. Source: He et al. (2016), who used a
+    tenth.
     Invariant: takes two values only, so it has one jump.
     """
     _check_steps("steps", steps)
@@ -52,11 +58,12 @@ def constant_warmup(steps: int, start: float) -> Schedule:
 
 @dataclass(frozen=True)
 class WarmupWrapper:
-    """Put a linear warm-up of `steps` updates before `schedule`, any pure function of the update.
+    """Put a linear warm-up of `steps` updates before `schedule`, any pure function of the
+    update.
 
-    With `prefix` (as torch's SequentialLR) the schedule starts at its own 0 when the warm-up ends;
-    the warm-up rises from `start` * schedule(0) to schedule(0). Without it the schedule runs from
-    update 0 and the warm-up multiplies it.
+    With `prefix` (as torch's SequentialLR) the schedule starts at its own 0 when the
+    warm-up ends; the warm-up rises from `start` * schedule(0) to schedule(0). Without it
+    the schedule runs from update 0 and the warm-up multiplies it.
     Raises ValueError for `steps` < 0 or `start` outside [0, 1].
     Invariant: with `steps` = 0 it equals `schedule`.
     """
@@ -76,12 +83,13 @@ class WarmupWrapper:
 
 @dataclass(frozen=True)
 class WarmupCosine:
-    """Rise in a line for `steps` updates, then fall along half a cosine to `end` at `total`.
+    """Rise in a line for `steps` updates, then fall along half a cosine to `end` at
+    `total`.
 
-    `steps` < `total` count optimizer updates; `start` and `end` are factors in [0, 1]. At update
-    `steps` the factor is 1, at `total` and after it is `end`.
-    Raises ValueError for settings out of range. Source: Loshchilov & Hutter (2017) for the cosine,
-    Goyal et al. (2017) for the warm-up.
+    `steps` < `total` count optimizer updates; `start` and `end` are factors in [0, 1]. At
+    update `steps` the factor is 1, at `total` and after it is `end`.
+    Raises ValueError for settings out of range. Source: Loshchilov & Hutter (2017) for
+    the cosine, Goyal et al. (2017) for the warm-up.
     Invariant: one peak, of 1, at update `steps`.
     """
 
@@ -109,11 +117,14 @@ class WarmupCosine:
 
 @dataclass(frozen=True)
 class NoamLR:
-    """Rise in a line for `steps` updates, then fall as one over the square root of the update.
+    """Rise in a line for `steps` updates, then fall as one over the square root of the
+    update.
 
-    The factor is width^-0.5 * min(n^-0.5, n * steps^-1.5) with n = t + 1, the number of the update
-    counted from 1; so the peak is (width * steps)^-0.5, and the optimizer's base rate is 1.
-    `steps` >= 1 counts optimizer updates, `width` >= 1 is the model's. Raises ValueError for less.
+    The factor is width^-0.5 * min(n^-0.5, n * steps^-1.5) with n = t + 1, the number of
+    the update counted from 1; so the peak is (width * steps)^-0.5, and the optimizer's
+    base rate is 1.
+    `steps` >= 1 counts optimizer updates, `width` >= 1 is the model's. Raises ValueError
+    for less.
     Source: Vaswani et al. (2017), section 5.3; "Noam" is Noam Shazeer.
     Invariant: the two branches meet at n = steps, the peak.
     """
@@ -126,19 +137,24 @@ class NoamLR:
             _check_steps(name, value, least=1)
 
     def __call__(self, t: int) -> float:
-        n = t + 1  # the first update is number 1: at 0 the second branch would give a rate of 0
+        # the first update is number 1: at 0 the second branch would give a rate of 0
+        n = t + 1
         return self.width**-0.5 * min(n**-0.5, n * self.steps**-1.5)
 
 
 def warmup_updates(epochs: float, rows: int, batch_size: int) -> int:
-    """Return how many optimizer updates `epochs` epochs of warm-up are, rounded to the nearest.
+    """Return how many optimizer updates `epochs` epochs of warm-up are, rounded to the
+    nearest.
 
     `rows` >= 1 are the training rows; `batch_size` >= 1 the rows of one update, over all
-    micro-batches and all processes together. The last, short batch of an epoch is an update too.
+    micro-batches and all processes together. The last, short batch of an epoch is an
+    update too.
     Raises ValueError for a negative `epochs` or counts below 1.
     """
     if not (epochs >= 0 and math.isfinite(epochs)):
-        raise ValueError(f"epochs={epochs}: give a number of at least 0, such as 5 or 0.5")
+        raise ValueError(
+            f"epochs={epochs}: give a number of at least 0, such as 5 or 0.5"
+        )
     _check_steps("rows", rows, least=1)
     _check_steps("batch_size", batch_size, least=1)
     return round(epochs * math.ceil(rows / batch_size))
@@ -147,12 +163,13 @@ def warmup_updates(epochs: float, rows: int, batch_size: int) -> int:
 def stable_lr_range(
     lrs: Sequence[float], values, at_least: float, share: float = 1.0
 ) -> tuple[float, float] | None:
-    """Return the lowest and the highest learning rate of the widest range that trains, or None.
+    """Return the lowest and the highest learning rate of the widest range that trains, or
+    None.
 
-    `values` (learning rates, seeds) holds a result of each run, such as accuracy; a run trains when
-    it reaches `at_least` (NaN never does), a rate when a `share` in (0, 1] of its runs does. `lrs`
-    are positive and rising. A range has no failing rate inside; the widest is the one of the
-    largest highest / lowest, of equals the first.
+    `values` (learning rates, seeds) holds a result of each run, such as accuracy; a run
+    trains when it reaches `at_least` (NaN never does), a rate when a `share` in (0, 1] of
+    its runs does. `lrs` are positive and rising. A range has no failing rate inside; the
+    widest is the one of the largest highest / lowest, of equals the first.
     Raises ValueError for rates that do not rise, or another number of rates than of rows.
     Invariant: lowering `at_least` or `share` never makes the range narrower.
     """
@@ -163,8 +180,14 @@ def stable_lr_range(
             f"{len(rates)} learning rates and values of shape {tuple(values.shape)}: give one row "
             "a learning rate and one column a seed"
         )
-    if not rates or rates[0] <= 0 or any(b <= a for a, b in zip(rates, rates[1:], strict=False)):
-        raise ValueError(f"the learning rates {rates} must be positive and rise: sort them")
+    if (
+        not rates
+        or rates[0] <= 0
+        or any(b <= a for a, b in zip(rates, rates[1:], strict=False))
+    ):
+        raise ValueError(
+            f"the learning rates {rates} must be positive and rise: sort them"
+        )
     if not 0 < share <= 1:
         raise ValueError(f"share={share}: give a part of the seeds above 0 and at most 1")
     trained = ((values >= at_least).double().mean(1) >= share).tolist()
@@ -195,7 +218,9 @@ def _check_factor(name: str, value: float) -> None:
 def _check_rate(answer: Callable) -> None:
     for peak, steps in ((0.4, 4), (1.0, 10)):
         rates = [answer(t, peak, steps) for t in (0, steps - 1, steps, steps + 1)]
-        expect(all(rate is not None for rate in rates), "Return the learning rate, a number.")
+        expect(
+            all(rate is not None for rate in rates), "Return the learning rate, a number."
+        )
         first, before, at, after = (float(rate) for rate in rates)
         expect(
             first == 0,
@@ -244,7 +269,9 @@ def _rate_squared(t, peak, steps):
 
 
 class _Watched(torch.optim.SGD):
-    """SGD that notes the learning rate of each update, and each reset or swap of its state."""
+    """SGD that notes the learning rate of each update, and each reset or swap of its
+    state.
+    """
 
     def __init__(self, parameters):
         super().__init__(parameters, lr=0.5, momentum=0.9)

@@ -48,7 +48,9 @@ SWALLOWERS = {"Exception", "BaseException", "AssertionError", "ExceptionGroup"}
 
 
 def technique(path: Path) -> str:
-    """Return the technique of a chapter file: 04_gradient_clipping.ipynb -> gradient_clipping."""
+    """Return the technique of a chapter file: 04_gradient_clipping.ipynb ->
+    gradient_clipping.
+    """
     return path.stem.partition("_")[2]
 
 
@@ -109,7 +111,9 @@ def section(book, title: str) -> list[dict]:
 
 
 def called(node: ast.AST) -> str:
-    """Return the name that a call calls ("claim" for claim(...) and claims.claim(...)), or ""."""
+    """Return the name that a call calls ("claim" for claim(...) and claims.claim(...)),
+    or "".
+    """
     if not isinstance(node, ast.Call):
         return ""
     return getattr(node.func, "id", None) or getattr(node.func, "attr", "")
@@ -142,8 +146,14 @@ def executed(path: Path, book) -> list[str]:
 
 def short_cells(path: Path, book) -> list[str]:
     """No code cell has more than LINES lines."""
-    lengths = [(number, len(cell.source.splitlines())) for number, cell in code_cells(book)]
-    return [f"cell {number} has {n} lines, most is {LINES}" for number, n in lengths if n > LINES]
+    lengths = [
+        (number, len(cell.source.splitlines())) for number, cell in code_cells(book)
+    ]
+    return [
+        f"cell {number} has {n} lines, most is {LINES}"
+        for number, n in lengths
+        if n > LINES
+    ]
 
 
 @for_chapters
@@ -157,11 +167,15 @@ def cell_count(path: Path, book) -> list[str]:
 def output_size(path: Path, book) -> list[str]:
     """All outputs together take at most OUTPUT_KB kilobytes."""
     size = sum(len(json.dumps(cell.outputs)) for _, cell in code_cells(book)) / 1000
-    return [] if size <= OUTPUT_KB else [f"outputs take {size:.0f} kB, most is {OUTPUT_KB}"]
+    return (
+        [] if size <= OUTPUT_KB else [f"outputs take {size:.0f} kB, most is {OUTPUT_KB}"]
+    )
 
 
 def show_calls(tree: ast.AST) -> int:
-    """Count the calls of plotting's show that run with the cell, not in a function it defines."""
+    """Count the calls of plotting's show that run with the cell, not in a function it
+    defines.
+    """
     if isinstance(tree, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)):
         return 0
     func = getattr(tree, "func", None)
@@ -177,7 +191,9 @@ def figures(path: Path, book) -> list[str]:
     for number, cell in code_cells(book):
         pictures = [o for o in cell.outputs if "image/png" in o.get("data", {})]
         if len(pictures) < wanted.get(number, 0):
-            problems.append(f"cell {number} calls show() but holds no PNG for it; run it again")
+            problems.append(
+                f"cell {number} calls show() but holds no PNG for it; run it again"
+            )
         for picture in pictures:
             alt = picture.metadata.get("image/png", {}).get("alt", "")
             if not isinstance(alt, str) or len(alt.strip()) < ALT_LENGTH:
@@ -194,7 +210,9 @@ def tags(path: Path, book) -> list[str]:
     for number, cell in enumerate(book.cells, 1):
         own = set(cell.metadata.get("tags", ()))
         if own - TAGS:
-            problems.append(f"cell {number} has the tags {sorted(own - TAGS)}; remove them")
+            problems.append(
+                f"cell {number} has the tags {sorted(own - TAGS)}; remove them"
+            )
         if cell.cell_type != "code":
             continue
         total += 1
@@ -203,7 +221,9 @@ def tags(path: Path, book) -> list[str]:
             problems.append(f"cell {number} steers nbval by a comment; use a tag")
         failed = any(output.output_type == "error" for output in cell.outputs)
         if failed != ("raises-exception" in own):
-            problems.append(f"cell {number}: raises-exception must be set exactly where it raises")
+            problems.append(
+                f"cell {number}: raises-exception must be set exactly where it raises"
+            )
     if ignored * IGNORE_SHARE > total:
         problems.append(
             f"{ignored} of {total} code cells are tagged nbval-ignore-output, "
@@ -222,7 +242,9 @@ def plain_python(path: Path, book) -> list[str]:
         try:
             tree = ast.parse(cell.source)
         except SyntaxError as error:
-            problems.append(f"cell {number} is not plain Python ({error.msg}): no % or ! lines")
+            problems.append(
+                f"cell {number} is not plain Python ({error.msg}): no % or ! lines"
+            )
             continue
         if any(getattr(node, "id", "") == "get_ipython" for node in ast.walk(tree)):
             problems.append(f"cell {number} uses get_ipython; use plain Python")
@@ -249,7 +271,9 @@ def nothing_swallowed(path: Path, book) -> list[str]:
             }
             if names & SWALLOWERS:
                 found = ", ".join(sorted(names & SWALLOWERS))
-                problems.append(f"cell {number} swallows {found}; name the one error expected")
+                problems.append(
+                    f"cell {number} swallows {found}; name the one error expected"
+                )
     return problems
 
 
@@ -260,25 +284,37 @@ def literal(node: ast.AST):
     except (ValueError, TypeError, SyntaxError):
         return None
     parts = value if isinstance(value, tuple) else (value,)
-    return value if parts and all(isinstance(part, (bool, int, float)) for part in parts) else None
+    return (
+        value
+        if parts and all(isinstance(part, (bool, int, float)) for part in parts)
+        else None
+    )
 
 
 def claims(path: Path, book) -> list[str]:
-    """Every claim(...) is called where it stands, with literal bounds and a computed value."""
+    """Every claim(...) is called where it stands, with literal bounds and a computed
+    value.
+    """
     problems = []
     tagged = {
-        n for n, cell in code_cells(book) if "raises-exception" in cell.metadata.get("tags", ())
+        n
+        for n, cell in code_cells(book)
+        if "raises-exception" in cell.metadata.get("tags", ())
     }
     for number, tree in trees(book):
         calls = [node for node in ast.walk(tree) if called(node) == "claim"]
         used = {id(node.func) for node in calls}
         for node in ast.walk(tree):
             if getattr(node, "id", "") == "claim" and id(node) not in used:
-                problems.append(f"cell {number} passes claim around; call it where it stands")
+                problems.append(
+                    f"cell {number} passes claim around; call it where it stands"
+                )
             if isinstance(node, ast.alias) and node.name == "claim" and node.asname:
                 problems.append(f"cell {number} renames claim; import it as claim")
         if calls and number in tagged:
-            problems.append(f"cell {number} is tagged raises-exception, which would hide its claim")
+            problems.append(
+                f"cell {number} is tagged raises-exception, which would hide its claim"
+            )
         for node in calls:
             where = f"cell {number}, line {node.lineno}: claim"
             given = {word.arg: word.value for word in node.keywords}
@@ -286,7 +322,9 @@ def claims(path: Path, book) -> list[str]:
                 problems.append(f"{where} has no bound; give one of {sorted(BOUNDS)}")
             for name in sorted((BOUNDS | {"tol"}) & given.keys()):
                 if literal(given[name]) is None:
-                    problems.append(f"{where}: {name} must be a literal number or tuple of numbers")
+                    problems.append(
+                        f"{where}: {name} must be a literal number or tuple of numbers"
+                    )
             value = node.args[1] if len(node.args) > 1 else given.get("value")
             if value is not None and literal(value) is not None:
                 problems.append(f"{where} is about a literal; give a computed value")
@@ -306,12 +344,16 @@ def imports(path: Path, book) -> list[str]:
                 if node.level:
                     problems.append(f"cell {number} has a relative import")
                 if any(alias.name == "*" for alias in node.names):
-                    problems.append(f"cell {number} has a star import; name what it needs")
+                    problems.append(
+                        f"cell {number} has a star import; name what it needs"
+                    )
                 modules += [f"{node.module}.{alias.name}" for alias in node.names]
         for module in modules:
             top, *rest = module.split(".")
             if top == "dlcourse" and (not rest or rest[0] not in allowed):
-                problems.append(f"cell {number} imports {module}; allowed are {sorted(allowed)}")
+                problems.append(
+                    f"cell {number} imports {module}; allowed are {sorted(allowed)}"
+                )
     return problems
 
 
@@ -321,7 +363,9 @@ def machine_paths(path: Path, book) -> list[str]:
     for number, cell in enumerate(book.cells, 1):
         texts = [cell.source, *map(output_text, cell.get("outputs", ()))]
         found = [match.group() for text in texts for match in MACHINE_PATH.finditer(text)]
-        problems += [f"cell {number} holds a path of one machine ({text}...)" for text in found]
+        problems += [
+            f"cell {number} holds a path of one machine ({text}...)" for text in found
+        ]
     return problems
 
 
@@ -334,7 +378,9 @@ def title(path: Path, book) -> list[str]:
     found = headings(book, 1)
     wanted = re.compile(rf"{number} \S.* \([^()]*[\u4e00-\u9fff][^()]*\)")
     if [cell for cell, _ in found] != [1] or not wanted.fullmatch(found[0][1]):
-        return [f'expected one H1, in cell 1, like "# {number} Name (中文)"; found {found}']
+        return [
+            f'expected one H1, in cell 1, like "# {number} Name (中文)"; found {found}'
+        ]
     return []
 
 
@@ -347,13 +393,17 @@ def anatomy(path: Path, book) -> list[str]:
 
 def card_lines(book) -> dict[str, str]:
     """Return the text after each label of the card in the first two cells."""
-    text = "\n".join(cell.source for cell in book.cells[:2] if cell.cell_type == "markdown")
+    text = "\n".join(
+        cell.source for cell in book.cells[:2] if cell.cell_type == "markdown"
+    )
     matches = re.finditer(r"^- \*\*([^*]+?):?\*\*(.*)$", text, re.MULTILINE)
     return {match[1]: match[2] for match in matches}
 
 
 def card(path: Path, book) -> list[str]:
-    """The card has its five lines, and its seconds are the measured ones within a factor of 2."""
+    """The card has its five lines, and its seconds are the measured ones within a factor
+    of 2.
+    """
     lines = card_lines(book)
     problems = [f'the card lacks "- **{name}**"' for name in CARD if name not in lines]
     if "Seconds to run" not in lines:
@@ -366,7 +416,9 @@ def card(path: Path, book) -> list[str]:
         how = f"run tools/chapter.py {path.stem[:2]}"
         return [*problems, f"seconds on the card or in {record.name} are missing; {how}"]
     if not measured / 2 <= int(stated[0]) <= measured * 2:
-        problems.append(f"the card says {stated[0]} seconds to run, measured were {measured}")
+        problems.append(
+            f"the card says {stated[0]} seconds to run, measured were {measured}"
+        )
     return problems
 
 
@@ -376,24 +428,34 @@ def exercises(path: Path, book) -> list[str]:
     stubs = set()
     for cell in section(book, "Exercises"):
         if cell.cell_type == "code":
-            for line in re.findall(r"^(your_\w+)\s*(?::[^=]*)?=(?!=)", cell.source, re.MULTILINE):
+            for line in re.findall(
+                r"^(your_\w+)\s*(?::[^=]*)?=(?!=)", cell.source, re.MULTILINE
+            ):
                 stubs.add(line)
-    return [] if len(stubs) >= 2 else [f"{len(stubs)} stubs your_... = in Exercises, want 2"]
+    return (
+        [] if len(stubs) >= 2 else [f"{len(stubs)} stubs your_... = in Exercises, want 2"]
+    )
 
 
 @for_chapters
 def sources(path: Path, book) -> list[str]:
-    """The last cell is Markdown, in the section In one minute, and has a Sources paragraph."""
+    """The last cell is Markdown, in the section In one minute, and has a Sources
+    paragraph.
+    """
     last = section(book, SECTIONS[-1])[-1:]
     good = last == book.cells[-1:] and last and last[0].cell_type == "markdown"
     if not good or not re.search(r"^\*\*Sources", last[0].source, re.MULTILINE):
-        return [f'the notebook must end, in "{SECTIONS[-1]}", with a paragraph "**Sources.** ..."']
+        return [
+            f'the notebook must end, in "{SECTIONS[-1]}", with a paragraph "**Sources.** ..."'
+        ]
     return []
 
 
 # --- numbers in prose -----------------------------------------------------------------------------
 
-PROSE_NUMBER = re.compile(r"(?<![\w.])(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?(?:[eE][-+]?\d+)?")
+PROSE_NUMBER = re.compile(
+    r"(?<![\w.])(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?(?:[eE][-+]?\d+)?"
+)
 PERCENT = re.compile(r"\s?(?:%|percent\b|per cent\b|(?:percentage )?points?\b)")
 CELL_NUMBER = re.compile(r"(?<![A-Za-z_\d])(?:\d[\d_]*\.?\d*|\.\d+)(?:[eE][-+]?\d+)?")
 THOUSANDS = re.compile(r"(?<!\d)\d{1,3}(?:,\d{3})+(?:\.\d+)?")
@@ -407,7 +469,9 @@ NOT_PROSE = [
     re.compile(r"<?https?://\S+"),
     re.compile(r"<[^<>\n]*>"),
     re.compile(r"arXiv[: ]\d+\.\d+"),
-    re.compile(r"\b[Cc]hapters?\s+\d+(?:(?:,?\s+(?:and|to|or)\s+|,\s*|\s*[-\u2013]\s*)\d+)*"),
+    re.compile(
+        r"\b[Cc]hapters?\s+\d+(?:(?:,?\s+(?:and|to|or)\s+|,\s*|\s*[-\u2013]\s*)\d+)*"
+    ),
     re.compile(r"^\s*\d+[.)]\s", re.MULTILINE),
     re.compile(r"\d+(?:\.\d+){2,}"),
 ]
@@ -443,7 +507,9 @@ def prose(book) -> Iterator[tuple[int, str]]:
         text = without_fences(cell.source)
         if number <= 2:
             for name in CARD:
-                text = re.sub(rf"^- \*\*{name}.*(?:\n[ \t]+.*)*$", "", text, flags=re.MULTILINE)
+                text = re.sub(
+                    rf"^- \*\*{name}.*(?:\n[ \t]+.*)*$", "", text, flags=re.MULTILINE
+                )
         text, *rest = re.split(r"^\*\*Sources", text, maxsplit=1, flags=re.MULTILINE)
         for pattern in NOT_PROSE:
             text = pattern.sub(" ", text)
@@ -453,7 +519,9 @@ def prose(book) -> Iterator[tuple[int, str]]:
 
 
 def prose_numbers(path: Path, book) -> list[str]:
-    """Every number in prose stands in the code or the text output of a cell of this notebook."""
+    """Every number in prose stands in the code or the text output of a cell of this
+    notebook.
+    """
     known, problems = cell_numbers(book), []
     for number, text in prose(book):
         for match in PROSE_NUMBER.finditer(text):
@@ -466,7 +534,12 @@ def prose_numbers(path: Path, book) -> list[str]:
             value = float(match.group().replace(",", ""))
             percent = PERCENT.match(after)
             whole = match.group().isdigit()
-            if whole and not percent and not factor and (value <= 12 or 1900 <= value <= 2100):
+            if (
+                whole
+                and not percent
+                and not factor
+                and (value <= 12 or 1900 <= value <= 2100)
+            ):
                 continue
             if key(value) in known or (percent and key(value / 100) in known):
                 continue

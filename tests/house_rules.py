@@ -25,9 +25,21 @@ TECHNIQUES = (
     "mixed_precision",
     "data_loading",
 )
-CHAPTER = {name: f"{number:02d}_{name}.ipynb" for number, name in enumerate(TECHNIQUES, 1)}
-COMMANDS = ("check", "doctor", "handout", "predict", "recipe", "report", "studies", "train")
-GUIDES = {"00_start_here.ipynb", "17_your_own_run.ipynb"}  # around the chapters, none of them
+CHAPTER = {
+    name: f"{number:02d}_{name}.ipynb" for number, name in enumerate(TECHNIQUES, 1)
+}
+COMMANDS = (
+    "check",
+    "doctor",
+    "handout",
+    "predict",
+    "recipe",
+    "report",
+    "studies",
+    "train",
+)
+# around the chapters, none of them
+GUIDES = {"00_start_here.ipynb", "17_your_own_run.ipynb"}
 OTHER_MODULES = {"__init__", "__main__", *COMMANDS}
 BUILDS_ON = {
     "warmup": {"dlcourse.learning_rate_decay"},
@@ -61,7 +73,9 @@ def started(root: Path) -> bool:
 
 
 def imported(root: Path, path: Path) -> Iterator[tuple[int, str]]:
-    """Yield (line, dotted name) of each import of a file, relative ones resolved, stars as ".*"."""
+    """Yield (line, dotted name) of each import of a file, relative ones resolved, stars
+    as ".*".
+    """
     package = path.relative_to(root).with_suffix("").parts[:-1]
     for node in ast.walk(parse(path)):
         if isinstance(node, ast.Import):
@@ -69,7 +83,9 @@ def imported(root: Path, path: Path) -> Iterator[tuple[int, str]]:
         elif isinstance(node, ast.ImportFrom):
             base = list(package[: len(package) - node.level + 1]) if node.level else []
             base += [node.module] if node.module else []
-            yield from ((node.lineno, ".".join([*base, alias.name])) for alias in node.names)
+            yield from (
+                (node.lineno, ".".join([*base, alias.name])) for alias in node.names
+            )
 
 
 def inside(name: str, modules: set[str]) -> bool:
@@ -81,7 +97,9 @@ def definitions(path: Path) -> list[ast.AST]:
     """Return the public functions and classes at the top level of a module."""
     kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
     body = parse(path).body
-    return [node for node in body if isinstance(node, kinds) and not node.name.startswith("_")]
+    return [
+        node for node in body if isinstance(node, kinds) and not node.name.startswith("_")
+    ]
 
 
 def mentioned(tree: ast.AST) -> set[str]:
@@ -109,14 +127,20 @@ def mentioned_in_notebook(path: Path) -> set[str]:
 
 
 def one_name_three_places(root: Path) -> list[str]:
-    """A technique is a module, a chapter with its number, a test file, and a row of the README."""
+    """A technique is a module, a chapter with its number, a test file, and a row of the
+    README.
+    """
     if not started(root):
         return []
     problems = []
     readme = root / "README.md"
     text = readme.read_text(encoding="utf-8") if readme.exists() else None
     for name in TECHNIQUES:
-        places = [f"dlcourse/{name}.py", f"chapters/{CHAPTER[name]}", f"tests/test_{name}.py"]
+        places = [
+            f"dlcourse/{name}.py",
+            f"chapters/{CHAPTER[name]}",
+            f"tests/test_{name}.py",
+        ]
         there = [place for place in places if (root / place).exists()]
         if not there:
             continue
@@ -128,13 +152,17 @@ def one_name_three_places(root: Path) -> list[str]:
 
 
 def no_strangers(root: Path) -> list[str]:
-    """dlcourse/ holds the sixteen techniques, the commands and the lab; chapters/ theirs only."""
+    """dlcourse/ holds the sixteen techniques, the commands and the lab; chapters/ theirs
+    only.
+    """
     modules = {path.stem for path in (root / "dlcourse").glob("*.py")}
     strangers = sorted(modules - set(TECHNIQUES) - OTHER_MODULES)
     problems = [f"dlcourse/{name}.py is no technique of the list" for name in strangers]
     chapters = {path.name for path in (root / "chapters").glob("*.ipynb")}
     extra = sorted(chapters - set(CHAPTER.values()) - GUIDES)
-    return problems + [f"chapters/{name} has no such technique or number" for name in extra]
+    return problems + [
+        f"chapters/{name} has no such technique or number" for name in extra
+    ]
 
 
 def imports_point_one_way(root: Path) -> list[str]:
@@ -144,7 +172,9 @@ def imports_point_one_way(root: Path) -> list[str]:
         allowed = {"dlcourse.lab.exercises"} | BUILDS_ON.get(path.stem, set())
         for line, name in imported(root, path):
             if inside(name, {"dlcourse"}) and not inside(name, allowed):
-                problems.append(f"{path.name}:{line} imports {name}; allowed: {sorted(allowed)}")
+                problems.append(
+                    f"{path.name}:{line} imports {name}; allowed: {sorted(allowed)}"
+                )
     for path in lab(root):
         for line, name in imported(root, path):
             if inside(name, {"dlcourse"}) and not inside(name, {"dlcourse.lab"}):
@@ -173,12 +203,19 @@ def every_public_name_is_used(root: Path) -> list[str]:
     """Each public function or class is used in its chapter (lab: in any) or in a test."""
     if not started(root):
         return []
-    tests = set().union(*(mentioned(parse(path)) for path in (root / "tests").rglob("*.py")))
-    books = {path.name: mentioned_in_notebook(path) for path in (root / "chapters").glob("*.ipynb")}
+    tests = set().union(
+        *(mentioned(parse(path)) for path in (root / "tests").rglob("*.py"))
+    )
+    books = {
+        path.name: mentioned_in_notebook(path)
+        for path in (root / "chapters").glob("*.ipynb")
+    }
     problems = []
     for path in techniques(root) + lab(root):
         own = path.parent.name == "dlcourse"
-        seen = books.get(CHAPTER[path.stem], set()) if own else set().union(*books.values())
+        seen = (
+            books.get(CHAPTER[path.stem], set()) if own else set().union(*books.values())
+        )
         problems += [
             f"{path.name}: {node.name} is used in no chapter and no test"
             for node in definitions(path)

@@ -1,4 +1,6 @@
-"""A picture of the same values is drawn once a process: drawing takes longer than a small run."""
+"""A picture of the same values is drawn once a process: drawing takes longer than a small
+run.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,9 @@ def plain(value: object) -> object:
 
 
 def once(draw):
-    """Return `draw`, which writes a PNG to the one of its arguments that is a path, with memory."""
+    """Return `draw`, which writes a PNG to the one of its arguments that is a path, with
+    memory.
+    """
     known: dict[bytes, bytes] = {}
 
     @functools.wraps(draw)

@@ -1,4 +1,6 @@
-"""Activations: equal to torch in value and gradient, at the extremes too; invariants; exercises."""
+"""Activations: equal to torch in value and gradient, at the extremes too; invariants;
+exercises.
+"""
 
 import math
 import warnings
@@ -41,7 +43,9 @@ SPECIAL = [
 
 
 def subnormals(dtype):
-    """Return subnormal numbers, by their bits: a literal 5e-324 is read as 0 where they are off."""
+    """Return subnormal numbers, by their bits: a literal 5e-324 is read as 0 where they
+    are off.
+    """
     bits, whole = (52, torch.int64) if dtype is torch.float64 else (23, torch.int32)
     small = torch.tensor([1, 3, 5, 1_000_003, 2**bits - 1], dtype=whole).view(dtype)
     both = torch.cat([small, -small])
@@ -78,7 +82,9 @@ def assert_same(pair, x, weight=None, rtol=None, atol=None, **settings):
 
 
 def random_tensor(seed, dtype=torch.float64, low=0, high=4):
-    """Return a tensor of random shape (empty ones too) and size, now and then not contiguous."""
+    """Return a tensor of random shape (empty ones too) and size, now and then not
+    contiguous.
+    """
     g = torch.Generator().manual_seed(seed)
     ndim = int(torch.randint(low, high, (), generator=g))
     shape = torch.randint(0 if seed % 9 == 0 else 1, 7, (ndim,), generator=g).tolist()
@@ -106,11 +112,15 @@ def test_equal_to_torch_on_random_tensors(name, dtype):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_equal_to_torch_at_special_points(name, dtype, keep_denormals):
     special = [v for v in SPECIAL if dtype is torch.float64 or abs(v) != 1e300]
-    if name == "gelu tanh":  # in torch the cube overflows, and the slope is NaN; here it is not
+    # in torch the cube overflows, and the slope is NaN; here it is not
+    if name == "gelu tanh":
         special = [v for v in special if not abs(v) > 1e100]
-    if name == "gelu" and dtype is torch.float32:  # torch 2.15: inf alone is inf, four are NaN
+    # torch 2.15: inf alone is inf, four are NaN
+    if name == "gelu" and dtype is torch.float32:
         special.remove(math.inf)
-    assert_same(PAIRS[name], torch.cat([torch.tensor(special, dtype=dtype), subnormals(dtype)]))
+    assert_same(
+        PAIRS[name], torch.cat([torch.tensor(special, dtype=dtype), subnormals(dtype)])
+    )
     if name in ("relu", "leaky_relu", "gelu", "silu"):
         assert PAIRS[name][0](torch.full((8,), math.inf, dtype=dtype)).isposinf().all()
 
@@ -162,7 +172,9 @@ def test_the_input_is_left_alone_and_half_precisions_work(name):
         assert gap <= 0.15 if dtype is torch.bfloat16 else gap <= 0.02
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    "dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64]
+)
 def test_gradients_of_huge_numbers_are_finite(dtype):
     far = [40.0, 200.0, 1000.0, 6e4] if dtype is torch.float16 else [200.0, 1e4, 1e30]
     x = torch.tensor(far + [-v for v in far], dtype=dtype)
@@ -210,7 +222,9 @@ def test_tanh_form_of_gelu():
 
 @pytest.mark.parametrize("bias", [False, True])
 def test_swiglu_equals_its_formula_in_torch(bias):
-    layer = act.SwiGLU(6, 4, 3, bias=bias, generator=torch.Generator().manual_seed(0)).double()
+    layer = act.SwiGLU(
+        6, 4, 3, bias=bias, generator=torch.Generator().manual_seed(0)
+    ).double()
     with torch.no_grad():
         for p in layer.parameters():
             p.copy_(torch.randn_like(p))
@@ -238,7 +252,9 @@ def test_swiglu_counts_start_and_errors():
     x = torch.randn(2000, 256, generator=g)
     size = act.SwiGLU(256, 512, generator=g)(x).square().mean().item()
     assert size == pytest.approx(1.0, rel=0.1)
-    first, second = (act.SwiGLU(4, 4, generator=torch.Generator().manual_seed(3)) for _ in range(2))
+    first, second = (
+        act.SwiGLU(4, 4, generator=torch.Generator().manual_seed(3)) for _ in range(2)
+    )
     assert torch.equal(first.down.weight, second.down.weight)
     with pytest.raises(ValueError, match="at least 1"):
         act.SwiGLU(4, 0)
@@ -283,7 +299,11 @@ def random_logits(seed):
     g = torch.Generator().manual_seed(seed)
     n, c = (int(torch.randint(1, 9, (), generator=g)) for _ in range(2))
     logits = torch.randn(n, c, generator=g, dtype=torch.float64) * 10.0 ** (seed % 5 - 1)
-    return logits, torch.randint(0, c, (n,), generator=g), torch.rand(n, c, generator=g).double()
+    return (
+        logits,
+        torch.randint(0, c, (n,), generator=g),
+        torch.rand(n, c, generator=g).double(),
+    )
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
@@ -292,7 +312,11 @@ def test_losses_equal_torch(reduction):
         logits, classes, soft = random_logits(seed)
         for ours, theirs, targets in (
             (act.cross_entropy, F.cross_entropy, classes),
-            (act.binary_cross_entropy_with_logits, F.binary_cross_entropy_with_logits, soft),
+            (
+                act.binary_cross_entropy_with_logits,
+                F.binary_cross_entropy_with_logits,
+                soft,
+            ),
             (lambda a, b, r: 2 * act.half_squared_error(a, b, r), F.mse_loss, soft),
         ):
             pair = (
@@ -312,10 +336,15 @@ def test_losses_at_special_points(keep_denormals):
             lambda v, y=y: F.binary_cross_entropy_with_logits(v, y, reduction="none"),
         )
         assert_same(pair, x)
-    logits = torch.tensor([[1000.0, 0.0], [0.0, 0.0], [-1000.0, 1000.0]], dtype=torch.float64)
+    logits = torch.tensor(
+        [[1000.0, 0.0], [0.0, 0.0], [-1000.0, 1000.0]], dtype=torch.float64
+    )
     for c in (0, 1):
         y = torch.full((3,), c)
-        pair = (lambda v, y=y: act.cross_entropy(v, y), lambda v, y=y: F.cross_entropy(v, y))
+        pair = (
+            lambda v, y=y: act.cross_entropy(v, y),
+            lambda v, y=y: F.cross_entropy(v, y),
+        )
         assert_same(pair, logits)
 
 
@@ -334,7 +363,10 @@ def test_gradient_is_output_minus_target():
 
 def test_losses_refuse_what_cannot_be_meant():
     x = torch.zeros(3, 2)
-    for targets in (torch.zeros(2, dtype=torch.long), torch.zeros(3, 2, dtype=torch.long)):
+    for targets in (
+        torch.zeros(2, dtype=torch.long),
+        torch.zeros(3, 2, dtype=torch.long),
+    ):
         with pytest.raises(ValueError, match=r"give \(n, classes\) and \(n,\)"):
             act.cross_entropy(x, targets)
     with pytest.raises(TypeError, match="int64"):
@@ -373,7 +405,9 @@ def test_dead_units_of_images_sequences_and_nan():
         True,
     ]
     assert act.ever_active(torch.tensor([0.0, 2.0])).tolist() == [False, True]
-    assert act.dead_fraction([torch.zeros(0, 3), torch.eye(3)[:2]]) == pytest.approx(1 / 3)
+    assert act.dead_fraction([torch.zeros(0, 3), torch.eye(3)[:2]]) == pytest.approx(
+        1 / 3
+    )
     for nothing in ([], torch.zeros(3, 0), torch.zeros(0, 3)):
         with pytest.raises(ValueError, match="no units"):
             act.dead_fraction(nothing)
@@ -413,7 +447,9 @@ def test_moments_equal_quadrature():
             wanted = (weights * exact.numpy()).sum() / math.sqrt(2 * math.pi)
             assert found == pytest.approx(wanted, rel=1e-6)
     assert act.moments(act.relu) == pytest.approx((0.5, 0.5), rel=1e-9)
-    assert act.moments(lambda x: act.leaky_relu(x, 0.2))[0] == pytest.approx(0.52, rel=1e-9)
+    assert act.moments(lambda x: act.leaky_relu(x, 0.2))[0] == pytest.approx(
+        0.52, rel=1e-9
+    )
     assert act.moments(lambda x: 3 * x) == pytest.approx((9.0, 9.0), rel=1e-9)
 
 
@@ -430,7 +466,9 @@ def test_gains():
         act.forward_gain(torch.sqrt)
     assert act.gradient_factor(torch.ones_like) == 0
     assert act.moments(nn.ReLU(inplace=True)) == act.moments(F.relu)
-    assert act.gradient_factor(torch.sigmoid) < 0.4 and act.gradient_factor(torch.tanh) < 1.1
+    assert (
+        act.gradient_factor(torch.sigmoid) < 0.4 and act.gradient_factor(torch.tanh) < 1.1
+    )
 
 
 def test_matched_init_keeps_the_size():
@@ -447,7 +485,10 @@ def test_matched_init_keeps_the_size():
     act.matched_init_([nn.Linear(3, 3, bias=False)], act.relu)
     model = nn.Sequential(nn.Linear(3, 3), nn.ReLU())
     weight = model[0].weight.detach().clone()
-    for call in (lambda: act.matched_init_(model, act.relu), lambda: act.as_sigmoid_(model)):
+    for call in (
+        lambda: act.matched_init_(model, act.relu),
+        lambda: act.as_sigmoid_(model),
+    ):
         with pytest.raises(TypeError, match="ReLU among the layers"):
             call()
     assert torch.equal(model[0].weight, weight)
@@ -484,7 +525,9 @@ def test_tanh_chain_as_sigmoid_chain():
 def test_training_with_ours_equals_training_with_torch():
     x = torch.randn(60, 1, 4, 4, generator=torch.Generator().manual_seed(0))
     y = torch.arange(60) % 3
-    for ours, theirs in (PAIRS[name] for name in ("relu", "tanh", "gelu", "silu", "sigmoid")):
+    for ours, theirs in (
+        PAIRS[name] for name in ("relu", "tanh", "gelu", "silu", "sigmoid")
+    ):
         ends = []
         for f, loss in ((ours, act.cross_entropy), (theirs, F.cross_entropy)):
             model = MLP(16, 3, width=8, activation=f, seed=1)
@@ -526,7 +569,12 @@ def test_a_dead_unit_of_the_first_layer_stays_as_it_is():
         with torch.no_grad():
             model.layers[0].bias[3] = -100.0
         weights = model.layers[0].weight.detach()[3].clone()
-        fit(model, (x, torch.arange(60) % 3), torch.optim.SGD(model.parameters(), lr=0.3), steps=20)
+        fit(
+            model,
+            (x, torch.arange(60) % 3),
+            torch.optim.SGD(model.parameters(), lr=0.3),
+            steps=20,
+        )
         assert torch.equal(model.layers[0].weight.detach()[3], weights) == still
 
 
@@ -538,7 +586,9 @@ def counted():
 
     accelerator = Accelerator(cpu=True)
     assert accelerator.num_processes == 2
-    rows = torch.relu(torch.randn(16, 40, generator=torch.Generator().manual_seed(0)) - 1.5)
+    rows = torch.relu(
+        torch.randn(16, 40, generator=torch.Generator().manual_seed(0)) - 1.5
+    )
     mine = rows[accelerator.process_index :: 2]
     joined = accelerator.reduce(ever_active(mine).float(), "sum") > 0
     return dead_fraction(mine), 1 - joined.double().mean().item(), dead_fraction(rows)
@@ -582,7 +632,15 @@ def test_wrong_sigmoids_fail():
     def clamped_far(x):  # in float64 its logarithm, a loss, stops at 80
         return 1 / (1 + torch.exp(-x.clamp(-80, 80)))
 
-    wrong = (in_place, half, clamped_far, torch.tanh, lambda x: 0.5, lambda x: x, torch.relu)
+    wrong = (
+        in_place,
+        half,
+        clamped_far,
+        torch.tanh,
+        lambda x: 0.5,
+        lambda x: x,
+        torch.relu,
+    )
     for answer in (*wrong, lambda x: act.sigmoid(x.double())):
         assert accepted(1, answer) is not None
     for copied in (nn.Sigmoid(), F.sigmoid, torch.special.expit, lambda x: x.sigmoid()):
@@ -609,7 +667,13 @@ def test_wrong_deviations_fail():
         z = torch.randn(100_000, generator=torch.Generator().manual_seed(0))
         return (fan_in * activation(z).var().item()) ** -0.5
 
-    for answer in (torch_default, by_variance, lambda n, f: 1.0, lambda n, f: 0.0, lambda n, f: -1):
+    for answer in (
+        torch_default,
+        by_variance,
+        lambda n, f: 1.0,
+        lambda n, f: 0.0,
+        lambda n, f: -1,
+    ):
         assert accepted(2, answer) is not None
 
 

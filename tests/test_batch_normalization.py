@@ -1,4 +1,6 @@
-"""Batch normalisation: equal to torch forward, backward and in its buffers; edges; processes."""
+"""Batch normalisation: equal to torch forward, backward and in its buffers; edges;
+processes.
+"""
 
 import copy
 import math
@@ -18,7 +20,10 @@ from dlcourse.lab.trials import run_trials
 
 use_one_thread()
 PAIRS = {1: (bn.BatchNorm1d, nn.BatchNorm1d), 2: (bn.BatchNorm2d, nn.BatchNorm2d)}
-SHAPES = {1: [(7, 3), (2, 5), (4, 3, 6), (1, 2, 3)], 2: [(4, 3, 5, 2), (1, 2, 3, 3), (6, 1, 1, 1)]}
+SHAPES = {
+    1: [(7, 3), (2, 5), (4, 3, 6), (1, 2, 3)],
+    2: [(4, 3, 5, 2), (1, 2, 3, 3), (6, 1, 1, 1)],
+}
 
 
 def normal(*shape, seed=0, dtype=torch.float64):
@@ -70,7 +75,9 @@ def test_batch_norm_equals_torch(kind, momentum, affine, track, dtype):
         layers = [c(shape[1], eps=1e-3, **settings).to(dtype) for c in PAIRS[kind]]
         ours, theirs = randomize(*layers, seed=seed)
         for step in range(3):
-            x = (normal(*shape, seed=10 * seed + step) * 10 ** (step - 1) + step).to(dtype)
+            x = (normal(*shape, seed=10 * seed + step) * 10 ** (step - 1) + step).to(
+                dtype
+            )
             assert_same(ours, theirs, x, tol)
         ours.eval(), theirs.eval()
         assert_same(ours, theirs, x, tol)
@@ -93,7 +100,9 @@ def test_norms_of_one_example_equal_torch(dtype):
         (bn.GroupNorm, nn.GroupNorm, (6, 6), {}, (2, 6, 3, 4)),
     ]
     for seed, (own, other, args, settings, shape) in enumerate(cases):
-        ours, theirs = randomize(*(c(*args, **settings).to(dtype) for c in (own, other)), seed=seed)
+        ours, theirs = randomize(
+            *(c(*args, **settings).to(dtype) for c in (own, other)), seed=seed
+        )
         for size in (1e-2, 1.0, 1e3):
             x = (size * (normal(*shape, seed=seed) + 0.5)).to(dtype)
             assert_same(ours, theirs, x, tol, scale=1 / size + 1)
@@ -108,7 +117,13 @@ def test_non_contiguous_constant_and_extreme_inputs(kind):
     x = normal(*shape, seed=1)
     strided = x.transpose(0, -1).contiguous().transpose(0, -1)
     assert not strided.is_contiguous() or x.ndim < 2
-    for value in (strided, torch.full_like(x, 3.0), x * 1e-150, x * 1e100, x.clone().fill_(0)):
+    for value in (
+        strided,
+        torch.full_like(x, 3.0),
+        x * 1e-150,
+        x * 1e100,
+        x.clone().fill_(0),
+    ):
         assert_same(ours, theirs, value, 1e-9, scale=1e6)
     if kind == 2:
         assert_same(ours, theirs, x.to(memory_format=torch.channels_last), 1e-9)
@@ -122,7 +137,10 @@ def test_values_that_are_not_finite_spoil_their_channel_only(bad):
     a, b = ours(x), theirs(x)
     assert torch.allclose(a, b, equal_nan=True) and a[:, 1].isnan().all()
     assert a[:, [0, 2]].isfinite().all() and ours.running_var[[0, 2]].isfinite().all()
-    for mine, other in ((bn.LayerNorm(3), nn.LayerNorm(3)), (bn.RMSNorm(3), nn.RMSNorm(3))):
+    for mine, other in (
+        (bn.LayerNorm(3), nn.LayerNorm(3)),
+        (bn.RMSNorm(3), nn.RMSNorm(3)),
+    ):
         a, b = mine.double()(x), other.double()(x)
         assert torch.allclose(a, b, equal_nan=True) and a[[0, 1, 3, 4]].isfinite().all()
 
@@ -141,7 +159,8 @@ def test_state_moves_between_ours_and_torchs():
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_keeps_its_dtype_and_computes_in_float32(dtype):
-    x = (normal(64, 8, seed=3, dtype=torch.float32) * 2 + 300).to(dtype)  # squares beyond float16
+    # squares beyond float16
+    x = (normal(64, 8, seed=3, dtype=torch.float32) * 2 + 300).to(dtype)
     exact = F.batch_norm(x.double(), None, None, training=True)
     norm = bn.BatchNorm1d(8, affine=False)
     got = norm(x)
@@ -163,7 +182,9 @@ def test_a_layer_in_half_precision_evaluates_in_float32(dtype):
     for layer in (ours, theirs):
         layer(x), layer.eval()
     theirs.load_state_dict(ours.state_dict())
-    assert ours(x).dtype == dtype and torch.allclose(ours(x), theirs(x), rtol=0.01, atol=1e-3)
+    assert ours(x).dtype == dtype and torch.allclose(
+        ours(x), theirs(x), rtol=0.01, atol=1e-3
+    )
 
 
 def test_under_autocast_it_equals_torch():
@@ -225,7 +246,9 @@ def test_evaluation_looks_at_one_row():
     x, mates = normal(1, 4, seed=2), 100 * normal(5, 4, seed=3)
     alone, together = norm(x), norm(torch.cat([x, mates]))[:1]
     assert (alone - together).abs().max() < 1e-12
-    assert all(torch.equal(value, before[name]) for name, value in norm.state_dict().items())
+    assert all(
+        torch.equal(value, before[name]) for name, value in norm.state_dict().items()
+    )
     assert norm(torch.zeros(0, 4).double()).shape == (0, 4)
 
 
@@ -236,13 +259,17 @@ def test_one_value_a_channel_raises_as_torch_does():
         (bn.BatchNorm2d, nn.BatchNorm2d, (1, 3, 1, 1)),
     ):
         x = torch.zeros(shape)
-        for layer, words in ((own(3), "more than 1 value per channel"), (other(3), "more than 1")):
+        for layer, words in (
+            (own(3), "more than 1 value per channel"),
+            (other(3), "more than 1"),
+        ):
             with pytest.raises(ValueError, match=words):
                 layer(x)
             layer.eval()(x)
         with pytest.raises(ValueError, match="more than 1 value"):
             own(3, track_running_stats=False).eval()(x)
-    with pytest.raises(ValueError, match="has 0"):  # torch returns nothing and lets var decay
+    # torch returns nothing and lets var decay
+    with pytest.raises(ValueError, match="has 0"):
         bn.BatchNorm1d(3)(torch.zeros(0, 3))
 
 
@@ -335,7 +362,11 @@ def test_every_norm_stacks(kind):
             "rms": lambda: [nn.Flatten(), bn.RMSNorm(8)],
             "group": lambda: [bn.GroupNorm(1, 2), nn.Flatten()],
             "images": lambda: [bn.BatchNorm2d(2), nn.Flatten()],
-            "signals": lambda: [nn.Flatten(2), bn.BatchNorm1d(2, momentum=None), nn.Flatten()],
+            "signals": lambda: [
+                nn.Flatten(2),
+                bn.BatchNorm1d(2, momentum=None),
+                nn.Flatten(),
+            ],
         }[kind]()
         model = nn.Sequential(*layers, nn.Linear(8, 3))
         with torch.no_grad():
@@ -344,8 +375,14 @@ def test_every_norm_stacks(kind):
         return model
 
     x = normal(32, 2, 2, 2, dtype=torch.float32) + 1
-    data, settings = (x, torch.arange(32) % 3), {"seeds": [0, 1], "lr": [0.03, 0.1], "steps": 6}
-    runs = [run_trials(build, data, test=data, stack=s, batch_size=8, **settings) for s in (1, 0)]
+    data, settings = (
+        (x, torch.arange(32) % 3),
+        {"seeds": [0, 1], "lr": [0.03, 0.1], "steps": 6},
+    )
+    runs = [
+        run_trials(build, data, test=data, stack=s, batch_size=8, **settings)
+        for s in (1, 0)
+    ]
     assert runs[0].stacked and not runs[1].stacked
     assert abs(runs[0].train_loss - runs[1].train_loss).max() < 1e-4
     assert abs(runs[0].test["loss"] - runs[1].test["loss"]).max() < 1e-4
@@ -365,7 +402,9 @@ def random_norm(kind, channels, seed, **settings):
 
 
 def without_bias(norm):
-    """Return a norm with a weight alone, as torch makes with bias=False in its later versions."""
+    """Return a norm with a weight alone, as torch makes with bias=False in its later
+    versions.
+    """
     norm.register_parameter("bias", None)
     return norm
 
@@ -390,7 +429,8 @@ def test_folding_equals_the_pair_and_torch(bias, affine):
             fuse = torch.nn.utils.fusion.fuse_linear_bn_eval
             if layer.weight.ndim > 2:
                 fuse = torch.nn.utils.fusion.fuse_conv_bn_eval
-            if affine or layer.weight.ndim > 2:  # torch 2.15 stops for a Linear without affine
+            # torch 2.15 stops for a Linear without affine
+            if affine or layer.weight.ndim > 2:
                 assert torch.allclose(folded.weight, fuse(layer.eval(), theirs).weight)
                 assert torch.allclose(folded.bias, fuse(layer.eval(), theirs).bias)
             assert (layer.bias is None) != bias and type(folded) is type(layer)
@@ -398,7 +438,9 @@ def test_folding_equals_the_pair_and_torch(bias, affine):
     layer, x = nn.Linear(4, 6, bias=bias).double(), normal(5, 4)
     assert (bn.fold_batch_norm(layer, theirs)(x) - theirs(layer(x))).abs().max() < 1e-12
     layer.weight.requires_grad_(False)
-    assert not any(p.requires_grad for p in bn.fold_batch_norm(layer, theirs).parameters())
+    assert not any(
+        p.requires_grad for p in bn.fold_batch_norm(layer, theirs).parameters()
+    )
 
 
 def test_what_cannot_be_folded():
@@ -413,7 +455,9 @@ def test_what_cannot_be_folded():
     with pytest.raises(TypeError, match="LayerNorm"):
         bn.fold_batch_norm(nn.Linear(3, 4), bn.LayerNorm(4))
     with pytest.raises(ValueError, match="no running statistics"):
-        bn.fold_batch_norm(nn.Linear(3, 4), bn.BatchNorm1d(4, track_running_stats=False).eval())
+        bn.fold_batch_norm(
+            nn.Linear(3, 4), bn.BatchNorm1d(4, track_running_stats=False).eval()
+        )
 
 
 def test_recalibration_equals_update_bn_of_torch():
@@ -432,7 +476,9 @@ def test_recalibration_equals_update_bn_of_torch():
 
 
 def test_recalibration_keeps_modes_momenta_and_dropout_off():
-    model = nn.Sequential(nn.Dropout(0.5), bn.BatchNorm1d(6, momentum=0.3), bn.BatchNorm1d(6))
+    model = nn.Sequential(
+        nn.Dropout(0.5), bn.BatchNorm1d(6, momentum=0.3), bn.BatchNorm1d(6)
+    )
     model.train()
     model[2].eval()
     x = normal(64, 6, dtype=torch.float32)
@@ -452,9 +498,19 @@ def test_recalibration_keeps_modes_momenta_and_dropout_off():
 
 
 def test_which_modules_count_as_batch_norm():
-    for module in (bn.BatchNorm1d(2), bn.BatchNorm2d(2), bn.SyncBatchNorm(2), nn.BatchNorm3d(2)):
+    for module in (
+        bn.BatchNorm1d(2),
+        bn.BatchNorm2d(2),
+        bn.SyncBatchNorm(2),
+        nn.BatchNorm3d(2),
+    ):
         assert bn.is_batch_norm(module)
-    for module in (bn.LayerNorm(2), bn.GroupNorm(1, 2), bn.RMSNorm(2), nn.InstanceNorm1d(2)):
+    for module in (
+        bn.LayerNorm(2),
+        bn.GroupNorm(1, 2),
+        bn.RMSNorm(2),
+        nn.InstanceNorm1d(2),
+    ):
         assert not bn.is_batch_norm(module)
 
 
@@ -469,13 +525,18 @@ def test_without_processes_it_is_batch_norm():
 
 
 def test_conversion_shares_weights_and_reaches_every_layer():
-    model = nn.Sequential(nn.BatchNorm1d(3), nn.Sequential(bn.BatchNorm2d(2)), nn.ReLU()).eval()
+    model = nn.Sequential(
+        nn.BatchNorm1d(3), nn.Sequential(bn.BatchNorm2d(2)), nn.ReLU()
+    ).eval()
     weight, buffer = model[0].weight, model[0].running_mean
     new = bn.SyncBatchNorm.convert_sync_batchnorm(model)
     assert type(new[0]) is type(new[1][0]) is bn.SyncBatchNorm and not new[0].training
     assert new[0].weight is weight and new[0].running_mean is buffer
     assert bn.SyncBatchNorm.convert_sync_batchnorm(new)[0] is new[0]
-    assert type(bn.SyncBatchNorm.convert_sync_batchnorm(nn.BatchNorm1d(2))) is bn.SyncBatchNorm
+    assert (
+        type(bn.SyncBatchNorm.convert_sync_batchnorm(nn.BatchNorm1d(2)))
+        is bn.SyncBatchNorm
+    )
     plain = nn.BatchNorm1d(2, affine=False, track_running_stats=False)
     assert bn.SyncBatchNorm.convert_sync_batchnorm(plain).running_mean is None
     plain, x = without_bias(nn.BatchNorm1d(2)), normal(5, 2, dtype=torch.float32)
@@ -530,14 +591,20 @@ def test_two_processes_give_what_the_whole_batch_gives(sizes):
     y.backward(upstream)
 
     def joined(name):
-        return torch.tensor(sum((result[name] for result in results), []), dtype=torch.float64)
+        return torch.tensor(
+            sum((result[name] for result in results), []), dtype=torch.float64
+        )
 
     assert torch.allclose(joined("y"), y, atol=1e-12)
     assert torch.allclose(joined("grad"), x.grad, atol=1e-12)
     for result in results:
-        assert torch.allclose(torch.tensor(result["weight"]).double(), norm.weight.grad, atol=1e-6)
+        assert torch.allclose(
+            torch.tensor(result["weight"]).double(), norm.weight.grad, atol=1e-6
+        )
         for a, b in zip(result["buffers"], norm.buffers(), strict=True):
-            assert torch.allclose(torch.tensor(a, dtype=torch.float64), b.double(), atol=1e-12)
+            assert torch.allclose(
+                torch.tensor(a, dtype=torch.float64), b.double(), atol=1e-12
+            )
         assert "GPU" in result["refusal"]  # torch's own does not run here
 
 
@@ -625,7 +692,9 @@ def test_lazy_or_clever_answers_that_are_wrong():
         return (x - mean) / (var + eps).sqrt() * weight + bias
 
     def graph_in_buffers(x, weight, bias, mean, var, training, momentum, eps):
-        batch_mean, batch_var = (x.mean(0), x.var(0, correction=0)) if training else (mean, var)
+        batch_mean, batch_var = (
+            (x.mean(0), x.var(0, correction=0)) if training else (mean, var)
+        )
         if training:
             mean.lerp_(batch_mean, momentum), var.lerp_(x.var(0), momentum)
         return (x - batch_mean) / (batch_var + eps).sqrt() * weight + bias

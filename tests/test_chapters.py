@@ -35,5 +35,7 @@ def test_chapter_is_valid_notebook(path):
 def test_chapters_found_are_those_linked_in_readme():
     readme = ROOT / "README.md"
     if readme.exists():
-        linked = re.findall(r"\((?:\./)?chapters/([^)\s]+\.ipynb)\)", readme.read_text("utf-8"))
+        linked = re.findall(
+            r"\((?:\./)?chapters/([^)\s]+\.ipynb)\)", readme.read_text("utf-8")
+        )
         assert sorted(set(linked)) == [path.name for path in CHAPTERS]

@@ -1,4 +1,6 @@
-"""The check of handed-in notebooks: it finds answers, judges them itself, and survives anything."""
+"""The check of handed-in notebooks: it finds answers, judges them itself, and survives
+anything.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,9 @@ POSIX = pytest.mark.skipif(os.name == "nt", reason="forks and signals")
 
 @pytest.fixture(autouse=True)
 def own_main():
-    """Leave __main__ and the path as they were: answers run in this process in some tests."""
+    """Leave __main__ and the path as they were: answers run in this process in some
+    tests.
+    """
     main, path = sys.modules["__main__"], sys.path[:]
     yield
     sys.modules["__main__"], sys.path[:] = main, path
@@ -45,7 +49,9 @@ def code(*sources: str) -> list[check.Cell]:
 
 
 def judged(*sources: str, number: int = 2, technique="learning_rate_decay", full=False):
-    """Return the verdict of one exercise (by default: rescale a rate) in cells of these sources."""
+    """Return the verdict of one exercise (by default: rescale a rate) in cells of these
+    sources.
+    """
     book = check.Book(code(*sources))
     runner = check.Runner(book, technique)
     if full:
@@ -55,12 +61,20 @@ def judged(*sources: str, number: int = 2, technique="learning_rate_decay", full
 
 def source_of(answer, name: str, module) -> tuple[str, str]:
     """Return (code that defines an answer of a module, expression for it)."""
-    plain = inspect.isfunction(answer) and answer.__name__ != "<lambda>" and not answer.__closure__
+    plain = (
+        inspect.isfunction(answer)
+        and answer.__name__ != "<lambda>"
+        and not answer.__closure__
+    )
     if not plain or answer.__module__ != module.__name__:  # a library's own, say
         return f"import dlcourse.{module.__name__[9:]}", f"{module.__name__}.{name}"
     text = inspect.getsource(answer)
     now, later, binds = check.names(ast.parse(text).body[0])
-    used = [name for name in sorted(now | later) if hasattr(module, name) and name not in binds]
+    used = [
+        name
+        for name in sorted(now | later)
+        if hasattr(module, name) and name not in binds
+    ]
     taken = f"from {module.__name__} import {', '.join(used)}\n" if used else ""
     return taken + text, answer.__name__
 
@@ -73,7 +87,9 @@ def with_answer(cells: list[check.Cell], index: int, text: str, expression: str)
         call = re.search(rf"EXERCISES\[{index}\]\.check\((\w+)\)", source)
         if cell.kind == "code" and call:
             line = re.compile(rf"^{call[1]}\s*=.*$", re.M)
-            source, count = line.subn(lambda _, c=call: f"{text}\n{c[1]} = {expression}", source)
+            source, count = line.subn(
+                lambda _, c=call: f"{text}\n{c[1]} = {expression}", source
+            )
         changed.append(check.Cell(cell.number, cell.kind, source))
     assert count == 1, f"exercise {index + 1} has no stub of the usual kind"
     return changed
@@ -126,13 +142,19 @@ def test_every_chapter_blank_right_and_wrong(path):
         for label, wrong in exercise.wrong.items():
             tried.append((f"wrong[{label!r}].answer", wrong.answer, wrong.hint))
         for label, answer, hint in tried:
-            text, expression = source_of(answer, f"EXERCISES[{number - 1}].{label}", module)
+            text, expression = source_of(
+                answer, f"EXERCISES[{number - 1}].{label}", module
+            )
             changed = with_answer(cells, number - 1, text, expression)
             got = check.Runner(check.Book(changed), name).judge(number)
             if hint is None:
                 assert got == (check.PASS, ""), (number, label)
             else:
-                assert got[0] in (check.HINT, check.ERROR) and hint in got[1], (number, label, got)
+                assert got[0] in (check.HINT, check.ERROR) and hint in got[1], (
+                    number,
+                    label,
+                    got,
+                )
 
 
 @pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.stem)
@@ -155,34 +177,60 @@ CHECK2 = ASK.format(1, "your_rescale")
     [
         (RESCALE, USE, CHECK2),
         (RESCALE.replace("your_rescale", "mine"), USE, "your_rescale = mine\n" + CHECK2),
-        (USE, "import math\nfrom math import sqrt as root", RESCALE.replace("k**0.5", "root(k)"))
+        (
+            USE,
+            "import math\nfrom math import sqrt as root",
+            RESCALE.replace("k**0.5", "root(k)"),
+        )
         + (CHECK2,),
         (USE, RESCALE.replace("k**0.5", "math.sqrt(k)"), CHECK2, "import os, math"),
         (USE, "half = 1\nhalf /= 2", RESCALE.replace("0.5", "half"), CHECK2),
         (USE, "POWERS = {}", "POWERS['adam'] = 0.5")
         + (RESCALE.replace("0.5", "POWERS[optimizer]"), CHECK2),
-        (USE, "POWERS = []", "POWERS.append(0.5)", RESCALE.replace("0.5", "POWERS[0]"), CHECK2),
+        (
+            USE,
+            "POWERS = []",
+            "POWERS.append(0.5)",
+            RESCALE.replace("0.5", "POWERS[0]"),
+            CHECK2,
+        ),
         (USE, "def power():\n    return POWER", "POWER = 0.5")
         + (RESCALE.replace("0.5", "power()"), CHECK2),
-        ("import dlcourse.learning_rate_decay as l\n" + RESCALE, CHECK2.replace("EX", "l.EX")),
+        (
+            "import dlcourse.learning_rate_decay as l\n" + RESCALE,
+            CHECK2.replace("EX", "l.EX"),
+        ),
         ("import dlcourse.learning_rate_decay", RESCALE)
         + (CHECK2.replace("EX", "dlcourse.learning_rate_decay.EX"),),
         (USE + " as EX", RESCALE, "EX[1].check(your_rescale)"),
         (USE, RESCALE, "second = EXERCISES[1]", "second.check(answer=your_rescale)"),
         (USE, RESCALE, "print(EXERCISES[-2].hint_for(your_rescale))"),
-        (USE, "%%time\n!pip install nothing\n" + RESCALE, "%matplotlib inline\n" + CHECK2),
+        (
+            USE,
+            "%%time\n!pip install nothing\n" + RESCALE,
+            "%matplotlib inline\n" + CHECK2,
+        ),
         (USE, "from math import *", RESCALE.replace("k**0.5", "sqrt(k)"), CHECK2),
-        (USE, "from __future__ import annotations\n" + RESCALE.replace("lr,", "lr: Rate,"), CHECK2),
+        (
+            USE,
+            "from __future__ import annotations\n" + RESCALE.replace("lr,", "lr: Rate,"),
+            CHECK2,
+        ),
         (USE, "your_rescale = ...\n" + RESCALE + "\n" + CHECK2),
         (USE, "your_rescale = ...\n" + CHECK2, RESCALE),  # below the check
         (USE, "def rescale(a, b, c, d): ...\nyour_rescale = rescale\n" + CHECK2)
         + (RESCALE.replace("your_", ""),),  # by the name in the question
-        (USE, "with open(__file__) as f:\n    pass", RESCALE, CHECK2),  # fails, is not needed
+        # fails, is not needed
+        (USE, "with open(__file__) as f:\n    pass", RESCALE, CHECK2),
         (USE, "rescale = train_for_an_hour()", RESCALE.replace("your_", ""))
         + (CHECK2.replace("your_", ""),),  # a name in use before
-        (USE, "try:\n    from nowhere import sqrt\nexcept ImportError:\n    from math import sqrt")
+        (
+            USE,
+            "try:\n    from nowhere import sqrt\nexcept ImportError:\n    from math import sqrt",
+        )
         + (RESCALE.replace("k**0.5", "sqrt(k)"), CHECK2),
-        (USE, RESCALE + "\nprint(your_rescale())\nassert False\n" + CHECK2),  # tests of their own
+        # tests of their own
+        (USE, RESCALE + "\nprint(your_rescale())\nassert False\n" + CHECK2),
         (USE, CHECK2, WRONG + "\n" + CHECK2, RESCALE + "\n" + CHECK2),  # several attempts
         (USE, RESCALE + "\n" + CHECK2, WRONG + "\n" + CHECK2),
         ("import nowhere, math", USE, RESCALE.replace("k**0.5", "math.sqrt(k)"), CHECK2),
@@ -201,31 +249,71 @@ def test_a_right_answer_is_found(sources):
     ("sources", "verdict", "words"),
     [
         ((USE, "your_rescale = ...\n" + CHECK2), check.BLANK, ""),
-        ((USE, "def your_rescale(a):\n    '''Say.'''\n    ...\n", CHECK2), check.BLANK, ""),
+        (
+            (USE, "def your_rescale(a):\n    '''Say.'''\n    ...\n", CHECK2),
+            check.BLANK,
+            "",
+        ),
         ((USE, "your_rescale = lambda *a: ...\n" + CHECK2), check.BLANK, ""),
         ((USE,), check.BLANK, check.GONE),
         ((USE, WRONG, CHECK2), check.HINT, "you kept the rate"),
         ((USE, "your_rescale = 3\n" + CHECK2), check.ERROR, "TypeError"),
-        ((USE, "your_rescale = 3\n+\n" + CHECK2), check.ERROR, "cell 3, line 2: SyntaxError"),
-        ((USE, "def your_rescale(:\n  pass", CHECK2), check.ERROR, "cell 3, line 1: SyntaxError"),
+        (
+            (USE, "your_rescale = 3\n+\n" + CHECK2),
+            check.ERROR,
+            "cell 3, line 2: SyntaxError",
+        ),
+        (
+            (USE, "def your_rescale(:\n  pass", CHECK2),
+            check.ERROR,
+            "cell 3, line 1: SyntaxError",
+        ),
         ((USE, CHECK2), check.ERROR, "cell 3, line 1: NameError: name 'your_rescale'"),
-        ((USE, RESCALE.replace("k**0.5", "helper(k)"), CHECK2), check.ERROR, "name 'helper'"),
-        ((USE, "import nowhere\n" + RESCALE.replace("k**0.5", "nowhere.f(k)") + "\n" + CHECK2),)
+        (
+            (USE, RESCALE.replace("k**0.5", "helper(k)"), CHECK2),
+            check.ERROR,
+            "name 'helper'",
+        ),
+        (
+            (
+                USE,
+                "import nowhere\n"
+                + RESCALE.replace("k**0.5", "nowhere.f(k)")
+                + "\n"
+                + CHECK2,
+            ),
+        )
         + (check.ERROR, "cell 3, line 1: ModuleNotFoundError"),
         (
             (USE, "raise_ = 1 / 0\n" + RESCALE.replace("0.5", "raise_"), CHECK2),
             check.ERROR,
             "ZeroDiv",
         ),
-        ((USE, "import sys\nyour_rescale = sys.exit(0)\n" + CHECK2), check.ERROR, "exit()"),
+        (
+            (USE, "import sys\nyour_rescale = sys.exit(0)\n" + CHECK2),
+            check.ERROR,
+            "exit()",
+        ),
         (
             (USE, "import sys\ndef your_rescale(*a):\n    sys.exit(0)", CHECK2),
             check.ERROR,
             "exit()",
         ),
-        ((USE, "def your_rescale(a, b, c, d):\n    return a / 0", CHECK2), check.ERROR, "stopped"),
-        ((USE, "def your_rescale(a, b, c, d):\n    return e.f", CHECK2), check.ERROR, "NameError"),
-        ((USE, "def your_rescale(a, b, c, d):\n    return c[b]", CHECK2), check.ERROR, "stopped"),
+        (
+            (USE, "def your_rescale(a, b, c, d):\n    return a / 0", CHECK2),
+            check.ERROR,
+            "stopped",
+        ),
+        (
+            (USE, "def your_rescale(a, b, c, d):\n    return e.f", CHECK2),
+            check.ERROR,
+            "NameError",
+        ),
+        (
+            (USE, "def your_rescale(a, b, c, d):\n    return c[b]", CHECK2),
+            check.ERROR,
+            "stopped",
+        ),
     ],
 )
 def test_other_verdicts_and_their_words(sources, verdict, words):
@@ -321,7 +409,11 @@ def test_names_of_a_statement():
         return check.names(ast.parse(text).body[0])
 
     assert of("x = [i for i in r if (last := i)]") == ({"r"}, set(), {"x", "last"})
-    assert of("x = {k: v for k, v in r.items()} | {s for s in t}") == ({"r", "t"}, set(), {"x"})
+    assert of("x = {k: v for k, v in r.items()} | {s for s in t}") == (
+        {"r", "t"},
+        set(),
+        {"x"},
+    )
     assert of("x += y") == ({"x", "y"}, set(), {"x"})
     assert of("import a.b, c as d") == (set(), set(), {"a", "d"})
     assert of("x: int") == ({"int"}, set(), set())
@@ -329,7 +421,9 @@ def test_names_of_a_statement():
         "@deco\ndef f(x, y=z):\n    global g\n    g = x + h\n    return [q for _ in x]"
     )
     assert (now, later, binds) == ({"deco", "z"}, {"h", "q"}, {"f", "g"})
-    now, later, binds = of("class C(B):\n    a = k\n    def m(self):\n        return self.a + n")
+    now, later, binds = of(
+        "class C(B):\n    a = k\n    def m(self):\n        return self.a + n"
+    )
     assert (now - {"__name__"}, later, binds) == ({"B", "k"}, {"n"}, {"C"})
     assert check.touched(ast.parse("a.b[0].c = 1").body[0]) == {"a"}
     assert check.touched(ast.parse("for i in x: rows.append(i)").body[0]) == {"rows"}
@@ -347,7 +441,9 @@ def test_magics_become_plain_python():
 
 
 def test_the_chapter_is_found_from_its_code():
-    book = check.Book(code("from dlcourse import warmup, learning_rate_decay as d\nd.EXERCISES[0]"))
+    book = check.Book(
+        code("from dlcourse import warmup, learning_rate_decay as d\nd.EXERCISES[0]")
+    )
     assert book.module() == "learning_rate_decay"
     assert check.Book(code("import numpy")).module() is None
     assert check.Book(
@@ -375,7 +471,15 @@ def test_section_ends_at_the_next_heading():
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"{", b"[]", b'{"cells": 3}', b'{"cells": [1]}', b"\xff\xfe\x00", b"[" * 100_000],
+    [
+        b"",
+        b"{",
+        b"[]",
+        b'{"cells": 3}',
+        b'{"cells": [1]}',
+        b"\xff\xfe\x00",
+        b"[" * 100_000,
+    ],
 )
 def test_an_unreadable_file_is_said_so(tmp_path, content):
     path = tmp_path / "04_gradient_clipping.ipynb"
@@ -384,12 +488,19 @@ def test_an_unreadable_file_is_said_so(tmp_path, content):
         check.load_book(path)
     task = check.prepare(path, "anna", [])
     (row,) = check.check_task(task, check.Limits(), None)
-    assert row.verdict == check.ERROR and row.hint.startswith("04_gradient_clipping.ipynb ")
+    assert row.verdict == check.ERROR and row.hint.startswith(
+        "04_gradient_clipping.ipynb "
+    )
 
 
 @pytest.mark.parametrize(
     "source",
-    ["x = " + " + ".join(["1"] * 900), "x = " + "(" * 150 + ")" * 150, "x = '\x00'", "f" * 10**6]
+    [
+        "x = " + " + ".join(["1"] * 900),
+        "x = " + "(" * 150 + ")" * 150,
+        "x = '\x00'",
+        "f" * 10**6,
+    ]
     + [
         "-" * 3000 + "1",
         "x = [" * 90 + "]" * 90,
@@ -414,12 +525,23 @@ def test_an_error_of_the_check_itself_is_one_row(tmp_path, monkeypatch):
     path.write_text(json.dumps(answered()), encoding="utf-8")
     monkeypatch.setattr(check.Book, "blank", lambda *a: 1 / 0)
     (row,) = check.check_task(check.prepare(path, "anna", []), check.Limits(), None)
-    assert row.hint == f"{CHAPTER.name} cannot be checked (ZeroDivisionError: division by zero)"
+    assert (
+        row.hint
+        == f"{CHAPTER.name} cannot be checked (ZeroDivisionError: division by zero)"
+    )
 
 
 def test_cells_of_any_shape():
-    book = {"cells": [{}, {"cell_type": "code", "source": ["a\n", 3], "outputs": [4, {"text": 5}]}]}
-    assert check.cells_of(book) == [check.Cell(1, "None", ""), check.Cell(2, "code", "a\n")]
+    book = {
+        "cells": [
+            {},
+            {"cell_type": "code", "source": ["a\n", 3], "outputs": [4, {"text": 5}]},
+        ]
+    }
+    assert check.cells_of(book) == [
+        check.Cell(1, "None", ""),
+        check.Cell(2, "code", "a\n"),
+    ]
 
 
 def test_whose_notebook_it_is(tmp_path):
@@ -465,7 +587,10 @@ def test_whose_notebook_it_is(tmp_path):
 def test_an_old_copy_and_a_wrong_name_are_noted(tmp_path):
     notes = []
     old = answered(THRESHOLD + "\nEXERCISES[7].check(your_threshold)")
-    for name, book in (("08_learning_rate_decay.ipynb", old), ("13_warmup.ipynb", answered())):
+    for name, book in (
+        ("08_learning_rate_decay.ipynb", old),
+        ("13_warmup.ipynb", answered()),
+    ):
         path = tmp_path / name
         path.write_text(json.dumps(book), encoding="utf-8")
         task = check.prepare(path, "anna", notes)
@@ -494,9 +619,23 @@ def test_a_guide_has_nothing_to_check(tmp_path, name):
 
 
 def test_a_spreadsheet_sees_no_formula():
-    for text in ("=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r\n=1", "\uff1d1", " =1", "\x00=1"):
+    for text in (
+        "=1+1",
+        "+1",
+        "-1",
+        "@SUM(A1)",
+        "\t=1",
+        "\r\n=1",
+        "\uff1d1",
+        " =1",
+        "\x00=1",
+    ):
         assert check.safe(text).startswith("'")
-    assert check.safe("李雷") == "李雷" and check.safe(0.25) == "0.2" and check.safe(3) == "3"
+    assert (
+        check.safe("李雷") == "李雷"
+        and check.safe(0.25) == "0.2"
+        and check.safe(3) == "3"
+    )
     assert check.safe("a\nb\x1b[31m\ud800") == "a b [31m"
     assert len(check.safe("x" * 10_000)) == check.LONGEST
 
@@ -504,7 +643,14 @@ def test_a_spreadsheet_sees_no_formula():
 def test_the_report():
     def rows(person, *verdicts):
         return [
-            check.Row(person, "04_x", n, f"Write f{n}(x)", v, "Think." if v == check.HINT else "")
+            check.Row(
+                person,
+                "04_x",
+                n,
+                f"Write f{n}(x)",
+                v,
+                "Think." if v == check.HINT else "",
+            )
             for n, v in enumerate(verdicts, 1)
         ]
 
@@ -591,12 +737,16 @@ if FIRST:
 
 @pytest.fixture(scope="module")
 def workshop(tmp_path_factory):
-    """Check a workshop of 22 participants, most with a trouble of their own; return what came."""
+    """Check a workshop of 22 participants, most with a trouble of their own; return what
+    came.
+    """
     folder = tmp_path_factory.mktemp("workshop")
     hold, pids = folder / "in", folder / "pids"
     right = (THRESHOLD, RESCALE, TOTAL)
     note = f"import os; open({str(pids)!r}, 'a').write(f'{{os.getpid()}}\\n')\n"
-    forever = WRONG.replace("return lr", note.replace("\n", "") + "\n    while True: pass")
+    forever = WRONG.replace(
+        "return lr", note.replace("\n", "") + "\n    while True: pass"
+    )
     fork = FORK.replace("PIDS", repr(str(pids))).replace("\n", "\n    ")
     last = RESCALE.splitlines()
     flood = [
@@ -608,7 +758,9 @@ def workshop(tmp_path_factory):
     people = {
         "anna": answered(*right),
         "loop": answered(THRESHOLD, forever, TOTAL),
-        "fork": answered(THRESHOLD, "FIRST = [1]\n" + first + fork + "\n" + "\n".join(last[1:])),
+        "fork": answered(
+            THRESHOLD, "FIRST = [1]\n" + first + fork + "\n" + "\n".join(last[1:])
+        ),
         "leave": answered(THRESHOLD, first + "import os; os._exit(0)", TOTAL),
         "crash": answered(THRESHOLD, first + "import ctypes; ctypes.string_at(0)", TOTAL),
         "syntax": answered(
@@ -632,7 +784,9 @@ def workshop(tmp_path_factory):
         **{f"-{number}": answered() for number in range(9)},
     }
     for name, book in people.items():
-        file = {"misnamed": "05_initialization", "foreign": "my notes"}.get(name, CHAPTER.stem)
+        file = {"misnamed": "05_initialization", "foreign": "my notes"}.get(
+            name, CHAPTER.stem
+        )
         path = hold / name / f"{file}.ipynb"
         path.parent.mkdir(parents=True)
         path.write_text(json.dumps(book), encoding="utf-8")
@@ -640,7 +794,9 @@ def workshop(tmp_path_factory):
     (hold / "invalid" / CHAPTER.name).write_text('{"cells": [')
     (hold / "nobody").mkdir()
     table = folder / "results.csv"
-    process = command(hold, "--csv", table, "--timeout", 6, "--jobs", 2, "--memory", 4, cwd=folder)
+    process = command(
+        hold, "--csv", table, "--timeout", 6, "--jobs", 2, "--memory", 4, cwd=folder
+    )
     out, errors = process.communicate(timeout=400)
     started = [int(line) for line in pids.read_text().split()] if pids.exists() else []
     by = {}
@@ -715,10 +871,18 @@ def test_control_c_leaves_no_process_and_keeps_the_rows(tmp_path):
         "return lr",
         f"import os; open({str(pids)!r}, 'a').write(f'{{os.getpid()}}\\n')\n    while True: pass",
     )
-    for name, book in (("a", answered(THRESHOLD)), ("b", answered(None, loop)), ("c", answered())):
+    for name, book in (
+        ("a", answered(THRESHOLD)),
+        ("b", answered(None, loop)),
+        ("c", answered()),
+    ):
         (tmp_path / "in" / name).mkdir(parents=True)
-        (tmp_path / "in" / name / CHAPTER.name).write_text(json.dumps(book), encoding="utf-8")
-    process = command(tmp_path / "in", "--csv", table, "--jobs", 1, start_new_session=True)
+        (tmp_path / "in" / name / CHAPTER.name).write_text(
+            json.dumps(book), encoding="utf-8"
+        )
+    process = command(
+        tmp_path / "in", "--csv", table, "--jobs", 1, start_new_session=True
+    )
     end = time.monotonic() + 100
     while not pids.exists() and time.monotonic() < end:
         time.sleep(0.05)
@@ -739,7 +903,9 @@ def test_exit_code_zero_with_the_whole_notebook(tmp_path):
     late = RESCALE.replace("0.5", "x")
     for index, text in enumerate((THRESHOLD, late, TOTAL)):
         name = re.match(r"def (\w+)", text)[1]
-        cells.append({"cell_type": "code", "source": text + "\n" + ASK.format(index, name)})
+        cells.append(
+            {"cell_type": "code", "source": text + "\n" + ASK.format(index, name)}
+        )
     path = tmp_path / "anna__08_learning_rate_decay.ipynb"
     path.write_text(json.dumps({"cells": cells}), encoding="utf-8")
     process = command(path, "--full")
@@ -760,7 +926,9 @@ def test_exit_code_zero_with_the_whole_notebook(tmp_path):
         (["book.ipynb", "--csv", "missing/a.csv"], "cannot write missing"),
     ],
 )
-def test_misuse_is_one_line_and_exit_code_two(arguments, words, tmp_path, monkeypatch, capsys):
+def test_misuse_is_one_line_and_exit_code_two(
+    arguments, words, tmp_path, monkeypatch, capsys
+):
     monkeypatch.chdir(tmp_path)
     if arguments[:1] == ["book.ipynb"]:
         Path("book.ipynb").write_text(json.dumps(FOREIGN))

@@ -1,4 +1,6 @@
-"""Data augmentation: equal to torchvision and SciPy, edge cases, invariants, use in training."""
+"""Data augmentation: equal to torchvision and SciPy, edge cases, invariants, use in
+training.
+"""
 
 import functools
 
@@ -76,7 +78,8 @@ def test_flips_and_crops_equal_torchvision(shape, seed):
     left = torch.randint(w - size[1] + 1, (n,), generator=seeded(seed + 9))
     want = each(lambda x, t, k: tv.crop(x, t, k, *size), padded, top, left)
     assert torch.equal(da.crop(padded, top, left, size), want)
-    strided = padded.transpose(2, 3).contiguous().transpose(2, 3)[1:]  # and not at the start
+    # and not at the start
+    strided = padded.transpose(2, 3).contiguous().transpose(2, 3)[1:]
     assert torch.equal(da.crop(strided, top[1:], left[1:], size), want[1:])
     assert torch.equal(da.crop(padded[1:], top[1:], left[1:], size), want[1:])
 
@@ -89,7 +92,9 @@ def test_affine_equals_torchvision(shape, seed, interpolation):
     angle, scale = spread(n, -180, 180, seed), spread(n, 0.5, 1.5, seed + 1)
     right, down = (torch.randint(-3, 4, (n,), generator=seeded(seed + k)) for k in (2, 3))
     shears = [spread(n, -40, 40, seed + k) for k in (4, 5)]
-    ours = da.affine(images, angle, (right, down), scale, shears, interpolation=interpolation)
+    ours = da.affine(
+        images, angle, (right, down), scale, shears, interpolation=interpolation
+    )
     mode = InterpolationMode(interpolation)
     want = each(
         lambda x, a, r, d, s, p, q: tv.affine(x, a, [r, d], s, [p, q], interpolation=mode),
@@ -102,7 +107,8 @@ def test_rotation_equals_torchvision():
     images = pictures((6, 3, 8, 8))
     angle = spread(6, -90, 90, 0)
     want = each(lambda x, a: tv.rotate(x, a, InterpolationMode.BILINEAR), images, angle)
-    assert (da.affine(images, -angle) - want).abs().max() < 1e-9  # theirs is counter-clockwise
+    # theirs is counter-clockwise
+    assert (da.affine(images, -angle) - want).abs().max() < 1e-9
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -144,7 +150,9 @@ def test_tone_equals_torchvision(shape):
     images[0] = 0.5  # one value
     bits, threshold = torch.arange(shape[0]) % 8 + 1, spread(shape[0], 0, 1, 0)
     assert torch.allclose(da.posterize(images, bits), each(tv.posterize, images, bits))
-    assert torch.equal(da.solarize(images, threshold), each(tv.solarize, images, threshold))
+    assert torch.equal(
+        da.solarize(images, threshold), each(tv.solarize, images, threshold)
+    )
     assert torch.allclose(da.autocontrast(images), tv.autocontrast(images))
     assert torch.allclose(da.equalize(images), tv.equalize(images))
 
@@ -237,7 +245,9 @@ def test_every_crop_of_torchvision_and_no_other_is_drawn():
         image.expand(900, -1, -1, -1), seeded())}  # fmt: skip
     padded = tv.pad(image, 1)
     all_crops = {
-        tuple(tv.crop(padded, t, k, 3, 3).flatten().tolist()) for t in range(3) for k in range(3)
+        tuple(tv.crop(padded, t, k, 3, 3).flatten().tolist())
+        for t in range(3)
+        for k in range(3)
     }
     assert seen == all_crops
     counts = torch.unique(
@@ -258,7 +268,14 @@ def test_images_of_a_batch_take_decisions_of_their_own(name):
 def test_probabilities(p):
     images = pictures((4000, 1, 1, 4), dtype=torch.float32)
     for transform in (da.RandomHorizontalFlip(p), da.RandomErasing(p, value=-1.0)):
-        changed = (transform(images, seeded()) != images).flatten(1).any(1).float().mean().item()
+        changed = (
+            (transform(images, seeded()) != images)
+            .flatten(1)
+            .any(1)
+            .float()
+            .mean()
+            .item()
+        )
         assert changed == pytest.approx(p, abs=4 * (p * (1 - p) / 4000) ** 0.5)
 
 
@@ -273,7 +290,9 @@ def test_noise_statistics():
     for value, share in ((-1.0, 0.1), (2.0, 0.1), (0.5, 0.8)):
         assert (salted == value).float().mean().item() == pytest.approx(share, abs=0.005)
     colour = da.SaltAndPepper(0.3)(torch.full((4, 3, 9, 9), 0.5), seeded())
-    assert torch.equal(colour[:, 0], colour[:, 1]) and torch.equal(colour[:, 0], colour[:, 2])
+    assert torch.equal(colour[:, 0], colour[:, 1]) and torch.equal(
+        colour[:, 0], colour[:, 2]
+    )
 
 
 @pytest.mark.parametrize("alpha", [0.05, 0.4, 1.0, 8.0])
@@ -281,16 +300,22 @@ def test_beta_weights_are_beta(alpha):
     weights = da.beta_weights(torch.empty(4000, 0), alpha, seeded()).double().numpy()
     assert np.isfinite(weights).all() and weights.min() >= 0 and weights.max() <= 1
     inner = np.clip(weights, 1e-7, 1 - 1e-7)  # float32 rounds the ends for small alpha
-    expected = np.clip(scipy.stats.beta(alpha, alpha).rvs(4000, random_state=0), 1e-7, 1 - 1e-7)
+    expected = np.clip(
+        scipy.stats.beta(alpha, alpha).rvs(4000, random_state=0), 1e-7, 1 - 1e-7
+    )
     assert scipy.stats.ks_2samp(inner, expected).pvalue > 1e-3
 
 
 def test_erased_area_and_place():
     images = torch.zeros(3000, 1, 16, 16)
-    area = da.RandomErasing(1.0, (0.1, 0.3), (0.5, 2.0), 1.0)(images, seeded()).mean((1, 2, 3))
+    area = da.RandomErasing(1.0, (0.1, 0.3), (0.5, 2.0), 1.0)(images, seeded()).mean(
+        (1, 2, 3)
+    )
     assert 0.08 < area.min() and area.max() < 0.33
     assert area.mean().item() == pytest.approx(0.2, abs=0.01)
-    rows = da.RandomErasing(1.0, (0.1, 0.3), (0.5, 2.0), 1.0)(images, seeded(1)).mean((0, 1))
+    rows = da.RandomErasing(1.0, (0.1, 0.3), (0.5, 2.0), 1.0)(images, seeded(1)).mean(
+        (0, 1)
+    )
     assert (rows - rows.flip(0)).abs().max() < 0.05 and rows.min() > 0
 
 
@@ -309,7 +334,9 @@ def test_trivial_augment_draws_signs_and_all_strengths():
 
 
 @pytest.mark.parametrize("name", EVERY)
-@pytest.mark.parametrize("shape", [(0, 3, 8, 8), (1, 1, 8, 8), (1, 3, 5, 9), (4, 1, 8, 8)])
+@pytest.mark.parametrize(
+    "shape", [(0, 3, 8, 8), (1, 1, 8, 8), (1, 3, 5, 9), (4, 1, 8, 8)]
+)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_shapes_types_and_inputs_stay(name, shape, dtype):
     images = pictures(shape, dtype=dtype)
@@ -317,7 +344,9 @@ def test_shapes_types_and_inputs_stay(name, shape, dtype):
     result = EVERY[name](images, seeded())
     assert result.shape == images.shape and result.dtype == dtype
     assert torch.equal(images, before) and torch.isfinite(result).all()
-    assert torch.equal(EVERY[name](images, seeded()), result), "the same generator repeats"
+    assert torch.equal(EVERY[name](images, seeded()), result), (
+        "the same generator repeats"
+    )
     torch.manual_seed(3)
     once = EVERY[name](images)
     torch.manual_seed(3)
@@ -373,7 +402,11 @@ def test_identities():
 
 
 def test_fill_per_channel_is_what_normalising_makes_of_black():
-    images, mean, std = pictures((4, 3, 8, 8)), torch.tensor([0.2, 0.4, 0.6]), torch.ones(3) / 2
+    images, mean, std = (
+        pictures((4, 3, 8, 8)),
+        torch.tensor([0.2, 0.4, 0.6]),
+        torch.ones(3) / 2,
+    )
     normalize = da.Normalize(mean, std)
     first = normalize(da.RandomCrop(padding=2)(images, seeded()))
     black = (0 - mean) / std
@@ -388,35 +421,60 @@ def test_affine_keeps_its_grid_in_float32(dtype):
     assert (da.affine(images.to(dtype), 7.0).float() - want).abs().max() < 0.01
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(da.affine(images, 7.0), da.affine(images.clone(), 7.0))
-        assert (da.affine(images, 7.0) - da.affine(images.double(), 7.0)).abs().max() < 1e-4
+        assert (
+            da.affine(images, 7.0) - da.affine(images.double(), 7.0)
+        ).abs().max() < 1e-4
 
 
 BAD = {
-    "one image": (lambda: da.RandomHorizontalFlip()(torch.zeros(1, 8, 8)), r"images\[None\]"),
+    "one image": (
+        lambda: da.RandomHorizontalFlip()(torch.zeros(1, 8, 8)),
+        r"images\[None\]",
+    ),
     "bytes": (lambda: da.RandomCrop()(torch.zeros(1, 1, 8, 8).byte()), "divide by 255"),
     "p": (lambda: da.RandomHorizontalFlip(1.5), "p=1.5"),
     "too small": (lambda: da.RandomCrop((9, 9))(torch.zeros(2, 1, 8, 8)), "pad first"),
     "crop place": (
-        lambda: da.crop(torch.zeros(1, 1, 4, 4), torch.tensor([-1]), torch.tensor([0]), (2, 2)),
+        lambda: da.crop(
+            torch.zeros(1, 1, 4, 4), torch.tensor([-1]), torch.tensor([0]), (2, 2)
+        ),
         "from 0 to 2",
     ),
     "negative padding": (lambda: da.RandomCrop(padding=-1), "at least 0"),
     "pad": (lambda: da.pad(torch.zeros(1, 1, 4, 4), -1), "0 or more"),
-    "normalised": (lambda: da.ColorJitter(0.1)(torch.full((1, 1, 2, 2), 2.0)), "normalising"),
+    "normalised": (
+        lambda: da.ColorJitter(0.1)(torch.full((1, 1, 2, 2), 2.0)),
+        "normalising",
+    ),
     "NaN": (lambda: da.ColorJitter(0.1)(torch.full((1, 1, 2, 2), torch.nan)), "needs"),
     "two channels": (lambda: da.TrivialAugment()(torch.zeros(1, 2, 4, 4)), "2 channels"),
-    "negative factor": (lambda: da.adjust_contrast(torch.zeros(1, 1, 2, 2), -1.0), "below 0"),
+    "negative factor": (
+        lambda: da.adjust_contrast(torch.zeros(1, 1, 2, 2), -1.0),
+        "below 0",
+    ),
     "jitter": (lambda: da.ColorJitter(brightness=(2, 1)), "in this order"),
     "fill": (lambda: da.pad(torch.zeros(1, 3, 4, 4), 1, [0.0, 1.0]), "2 values for 3"),
     "scale": (lambda: da.affine(torch.zeros(1, 1, 4, 4), scale=0.0), "above 0"),
-    "numbers": (lambda: da.affine(torch.zeros(3, 1, 4, 4), torch.ones(2)), "one for each"),
-    "mode": (lambda: da.affine(torch.zeros(1, 1, 4, 4), interpolation="cubic"), "bilinear"),
+    "numbers": (
+        lambda: da.affine(torch.zeros(3, 1, 4, 4), torch.ones(2)),
+        "one for each",
+    ),
+    "mode": (
+        lambda: da.affine(torch.zeros(1, 1, 4, 4), interpolation="cubic"),
+        "bilinear",
+    ),
     "degrees": (lambda: da.RandomRotation(-5), "0 or more"),
     "translate": (lambda: da.RandomAffine(0, (2, 0)), "translate=2"),
     "sigma": (lambda: da.GaussianNoise(-1.0), "sigma"),
     "amount": (lambda: da.SaltAndPepper(1.5), "amount=1.5"),
-    "alpha": (lambda: da.mixup(torch.zeros(1, 1, 2, 2), torch.zeros(1).long(), 2, 0.0), "alpha"),
-    "labels": (lambda: da.mixup(torch.zeros(2, 1, 2, 2), torch.zeros(3).long(), 2), "labels are"),
+    "alpha": (
+        lambda: da.mixup(torch.zeros(1, 1, 2, 2), torch.zeros(1).long(), 2, 0.0),
+        "alpha",
+    ),
+    "labels": (
+        lambda: da.mixup(torch.zeros(2, 1, 2, 2), torch.zeros(3).long(), 2),
+        "labels are",
+    ),
     "op": (lambda: da.TrivialAugment(["Spin"]), "Identity"),
     "std": (lambda: da.Normalize([0.0], [0.0]), "std"),
     "views": (lambda: da.predict_views(nn.Identity(), torch.zeros(1, 2), []), "identity"),
@@ -469,7 +527,9 @@ def test_fit_without_transform_equals_identity():
 
 def test_mixup_before_accumulation_is_that_of_the_whole_batch():
     losses = [
-        small_fit(da.on_batches(mix=mixing(), generator=seeded()), accumulation_steps=pieces)[0]
+        small_fit(
+            da.on_batches(mix=mixing(), generator=seeded()), accumulation_steps=pieces
+        )[0]
         for pieces in (1, 4)
     ]
     assert np.allclose(*losses, rtol=1e-5)

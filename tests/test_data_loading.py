@@ -1,4 +1,6 @@
-"""Data loading against torch.utils.data: orders, batches, draws in workers, shards, and errors."""
+"""Data loading against torch.utils.data: orders, batches, draws in workers, shards, and
+errors.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +49,8 @@ from dlcourse.lab.launching import launch
 # PyTorch warns of more workers than cores; that is no matter here.
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
 forked_only = pytest.mark.skipif(
-    multiprocessing.get_start_method() != "fork", reason="functions of a test cannot be spawned"
+    multiprocessing.get_start_method() != "fork",
+    reason="functions of a test cannot be spawned",
 )
 
 
@@ -68,7 +71,9 @@ def same(a, b) -> bool:
     if isinstance(a, torch.Tensor):
         return isinstance(b, torch.Tensor) and a.dtype == b.dtype and torch.equal(a, b)
     if isinstance(a, dict):
-        return type(a) is type(b) and list(a) == list(b) and all(same(a[k], b[k]) for k in a)
+        return (
+            type(a) is type(b) and list(a) == list(b) and all(same(a[k], b[k]) for k in a)
+        )
     if isinstance(a, (list, tuple)):
         return type(a) is type(b) and len(a) == len(b) and all(map(same, a, b))
     return type(a) is type(b) and a == b
@@ -130,9 +135,12 @@ def test_bucket_sampler_invariants(seed):
         assert len(set(flat)) == len(flat)
         assert len(flat) == (length // size * size if drop else length)
         assert sum(len(batch) < size for batch in batches) <= 1
-    if not drop and pool * size >= length:  # one pool: the batches do not overlap in length
+    # one pool: the batches do not overlap in length
+    if not drop and pool * size >= length:
         spans = sorted((int(lengths[b].min()), int(lengths[b].max())) for b in first)
-        assert all(high <= low for (_, high), (low, _) in zip(spans, spans[1:], strict=False))
+        assert all(
+            high <= low for (_, high), (low, _) in zip(spans, spans[1:], strict=False)
+        )
         assert padding_share(lengths, first) <= padding_share(
             lengths, BatchSampler(range(length), size)
         )
@@ -145,7 +153,9 @@ def test_bucketing_cuts_the_padding():
         lengths = lengths.sample((2000,)).ceil().long()
         plain = BatchSampler(RandomSampler(lengths, generator=seeded(seed)), 32)
         bucketed = BucketSampler(lengths, 32, generator=seeded(seed))
-        assert padding_share(lengths, plain) > 0.5 > 0.2 > padding_share(lengths, bucketed)
+        assert (
+            padding_share(lengths, plain) > 0.5 > 0.2 > padding_share(lengths, bucketed)
+        )
     assert padding_share([1, 3], [[0], [1]]) == 0
     assert padding_share([1, 3], [[0, 1]]) == pytest.approx(1 / 3)
 
@@ -164,7 +174,9 @@ def test_shards_are_those_of_distributed_sampler(seed):
                 range(length), replicas, rank, drop_last=uneven == "drop", **settings
             )
             want.set_epoch(epoch)
-            mine = shard_indices(length, rank, replicas, epoch=epoch, uneven=uneven, **settings)
+            mine = shard_indices(
+                length, rank, replicas, epoch=epoch, uneven=uneven, **settings
+            )
             assert mine == list(want)
     parts = [
         shard_indices(length, rank, replicas, epoch=epoch, uneven="keep", **settings)
@@ -187,7 +199,9 @@ def random_sample_maker(rng: random.Random, depth: int = 0):
         kinds += ["tuple", "list", "dict", "ordered", "point"] * 2
     kind = rng.choice(kinds)
     shape = tuple(rng.randint(0, 3) for _ in range(rng.randint(0, 3)))
-    dtype = rng.choice([torch.float32, torch.float64, torch.int64, torch.uint8, torch.bool])
+    dtype = rng.choice(
+        [torch.float32, torch.float64, torch.int64, torch.uint8, torch.bool]
+    )
     if kind == "tensor":
         return lambda: torch.randint(0, 9, shape).to(dtype)
     if kind == "array":
@@ -282,12 +296,16 @@ def test_batches_are_torch_s_pass_after_pass(seed):
     length = rng.randint(1, 60)
     tensors = torch.randn(length, 2, 3), torch.arange(length)
     settings = dict(
-        batch_size=rng.randint(1, length), shuffle=rng.random() < 0.7, drop_last=rng.random() < 0.5
+        batch_size=rng.randint(1, length),
+        shuffle=rng.random() < 0.7,
+        drop_last=rng.random() < 0.5,
     )
     generators = [seeded(seed) if rng.random() < 0.7 else None] * 3
     makers = (
         lambda g: peer.DataLoader(peer.TensorDataset(*tensors), generator=g, **settings),
-        lambda g: DataLoader(rng.choice([Rows, FastRows])(*tensors), generator=g, **settings),
+        lambda g: DataLoader(
+            rng.choice([Rows, FastRows])(*tensors), generator=g, **settings
+        ),
         lambda g: TensorLoader(*tensors, generator=g, **settings),
     )
     found, states = [], []
@@ -303,7 +321,9 @@ def test_batches_are_torch_s_pass_after_pass(seed):
 
 
 def test_order_parity_needs_one_draw_before_the_permutation():
-    order = torch.cat(list(peer.DataLoader(range(50), shuffle=True, generator=seeded(3)))).tolist()
+    order = torch.cat(
+        list(peer.DataLoader(range(50), shuffle=True, generator=seeded(3)))
+    ).tolist()
     plain = torch.randperm(50, generator=seeded(3)).tolist()
     generator = seeded(3)
     draw_seed(generator)
@@ -331,14 +351,18 @@ def test_nothing_is_cached():
 @pytest.mark.parametrize("drop_last", [False, True])
 def test_streams_are_torch_s(length, drop_last):
     settings = dict(batch_size=1 if length == 1 else 3, drop_last=drop_last)
-    own, want = (kind(NumberStream(length), **settings) for kind in (DataLoader, peer.DataLoader))
+    own, want = (
+        kind(NumberStream(length), **settings) for kind in (DataLoader, peer.DataLoader)
+    )
     assert same(batches_of(own, 2), batches_of(want, 2))
     with pytest.raises(TypeError):
         len(own)
     sized = NumberStream(length)
     type(sized).__len__ = lambda self: self.length
     try:
-        assert len(DataLoader(sized, **settings)) == len(peer.DataLoader(sized, **settings))
+        assert len(DataLoader(sized, **settings)) == len(
+            peer.DataLoader(sized, **settings)
+        )
     finally:
         del type(sized).__len__
 
@@ -353,7 +377,11 @@ def test_draws_in_workers_are_torch_s(source, workers, size):
     for kind in (DataLoader, peer.DataLoader):
         dataset, generator = RandomDraws(22, source), seeded(5)
         loader = kind(
-            dataset, batch_size=size, shuffle=True, num_workers=workers, generator=generator
+            dataset,
+            batch_size=size,
+            shuffle=True,
+            num_workers=workers,
+            generator=generator,
         )
         found.append(batches_of(loader, 2) + [generator.get_state()])
     assert same(*found)
@@ -364,7 +392,9 @@ def test_workers_read_what_one_process_reads_in_the_same_order(seed):
     rng = random.Random(seed)
     length = rng.randint(1, 40)
     tensors = torch.randn(length, 3), torch.arange(length)
-    settings = dict(batch_size=rng.randint(1, length), shuffle=True, prefetch_factor=seed % 3 + 1)
+    settings = dict(
+        batch_size=rng.randint(1, length), shuffle=True, prefetch_factor=seed % 3 + 1
+    )
     loaders = [
         DataLoader(FastRows(*tensors), num_workers=n, generator=seeded(seed), **settings)
         for n in (0, rng.randint(1, 4))
@@ -374,7 +404,9 @@ def test_workers_read_what_one_process_reads_in_the_same_order(seed):
 
 def test_workers_are_processes():
     for kind in (DataLoader, peer.DataLoader):
-        readers = {int(pid) for _, pids in kind(Probe(8), 1, num_workers=2) for pid in pids}
+        readers = {
+            int(pid) for _, pids in kind(Probe(8), 1, num_workers=2) for pid in pids
+        }
         assert len(readers) == 2 and os.getpid() not in readers
         readers = {int(pid) for _, pids in kind(Probe(8), 1) for pid in pids}
         assert readers == {os.getpid()}
@@ -385,7 +417,10 @@ def test_workers_are_processes():
 def test_streams_in_workers(workers, shard):
     for length in (6, 12):
         own, want = (
-            [batch.tolist() for batch in kind(NumberStream(length, shard), 2, num_workers=workers)]
+            [
+                batch.tolist()
+                for batch in kind(NumberStream(length, shard), 2, num_workers=workers)
+            ]
             for kind in (DataLoader, peer.DataLoader)
         )
         assert own == want
@@ -394,7 +429,10 @@ def test_streams_in_workers(workers, shard):
 
 
 def test_a_worker_without_samples_is_no_error():
-    got = [batch.tolist() for batch in DataLoader(NumberStream(2, "workers"), 2, num_workers=3)]
+    got = [
+        batch.tolist()
+        for batch in DataLoader(NumberStream(2, "workers"), 2, num_workers=3)
+    ]
     assert sorted(sum(got, [])) == [0, 1]
     assert len(batches_of(DataLoader(range(3), 2, num_workers=4))) == 2
 
@@ -404,12 +442,16 @@ def test_shards_over_workers_and_processes():
         got = []
         for rank in range(3):
             stream = NumberStream(14, "all", rank, 3)
-            got += sum((b.tolist() for b in DataLoader(stream, 2, num_workers=workers)), [])
+            got += sum(
+                (b.tolist() for b in DataLoader(stream, 2, num_workers=workers)), []
+            )
         assert sorted(got) == list(range(14))
 
 
 def draws_of(kind, generator, **settings):
-    loader = kind(RandomDraws(16), batch_size=4, num_workers=2, generator=generator, **settings)
+    loader = kind(
+        RandomDraws(16), batch_size=4, num_workers=2, generator=generator, **settings
+    )
     return [torch.cat(list(loader)).tolist() for _ in range(2)]
 
 
@@ -451,7 +493,10 @@ class Wrapped(Dataset):
 def test_seed_worker_finds_all_kinds_also_inside():
     settings = dict(batch_size=2, num_workers=2)
     for dataset, rows in ((ThreeKinds(), 4), (Wrapped(ThreeKinds()), 4)):
-        assert len(torch.cat(batches_of(DataLoader(dataset, **settings))).unique(dim=0)) == rows
+        assert (
+            len(torch.cat(batches_of(DataLoader(dataset, **settings))).unique(dim=0))
+            == rows
+        )
         mended = DataLoader(dataset, worker_init_fn=seed_worker, **settings)
         values = torch.cat(batches_of(mended))
         assert all(len(column.unique()) == 8 for column in values.T)
@@ -472,7 +517,10 @@ class WhoAmI(Dataset):
 def test_worker_info_is_torch_s():
     assert get_worker_info() is None
     found = [
-        [torch.stack(b).tolist() for b in kind(WhoAmI(), 1, num_workers=2, generator=seeded(1))]
+        [
+            torch.stack(b).tolist()
+            for b in kind(WhoAmI(), 1, num_workers=2, generator=seeded(1))
+        ]
         for kind in (DataLoader, peer.DataLoader)
     ]
     assert found[0] == found[1]
@@ -545,9 +593,12 @@ if __name__ == "__main__":
 def test_workers_do_not_outlive_a_parent_that_is_killed(tmp_path):
     script = tmp_path / "abandoned.py"
     script.write_text(ABANDONED)
-    # The workers hold the far end of this pipe: it is at its end when the last of them is gone.
+    # The workers hold the far end of this pipe: it is at its end when the last of them is
+    # gone.
     env = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-    parent = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, env=env)
+    parent = subprocess.Popen(
+        [sys.executable, str(script)], stdout=subprocess.PIPE, env=env
+    )
     try:
         assert parent.communicate(timeout=60) == (b"", None)
     finally:
@@ -583,7 +634,9 @@ def test_an_error_in_a_worker_brings_its_traceback():
 
 @forked_only
 def test_a_batch_that_cannot_be_sent_is_an_error():
-    loader = DataLoader(range(4), num_workers=1, collate_fn=lambda samples: lambda: samples)
+    loader = DataLoader(
+        range(4), num_workers=1, collate_fn=lambda samples: lambda: samples
+    )
     with pytest.raises(WorkerError, match="[Pp]ickle"):
         batches_of(loader)
 
@@ -623,7 +676,9 @@ def test_a_batch_larger_than_the_data():
         lambda: DataLoader(range(10), 64, drop_last=True),
         lambda: TensorLoader(torch.zeros(10), batch_size=64),
     ):
-        with pytest.raises(ValueError, match="larger than the 10 samples: use at most 10"):
+        with pytest.raises(
+            ValueError, match="larger than the 10 samples: use at most 10"
+        ):
             make()
 
 

@@ -1,4 +1,6 @@
-"""Data splitting: the same rows and the same errors as scikit-learn, and every leak is found."""
+"""Data splitting: the same rows and the same errors as scikit-learn, and every leak is
+found.
+"""
 
 import itertools
 import math
@@ -82,8 +84,12 @@ def some_of_both(worked):
 @pytest.mark.parametrize("shuffle", [False, True])
 def test_kfold_is_that_of_scikit_learn(shuffle):
     worked = []
-    for n, k, seed in itertools.product((1, 2, 3, 7, 20, 101), (0, 1, 2, 3, 5, 7), (0, 1)):
-        settings = {"n_splits": k} | ({"shuffle": True, "random_state": seed} if shuffle else {})
+    for n, k, seed in itertools.product(
+        (1, 2, 3, 7, 20, 101), (0, 1, 2, 3, 5, 7), (0, 1)
+    ):
+        settings = {"n_splits": k} | (
+            {"shuffle": True, "random_state": seed} if shuffle else {}
+        )
         worked.append(
             same(
                 partial(kfold_indices, n, k, shuffle=shuffle, seed=seed),
@@ -108,7 +114,9 @@ def test_other_kfolds_are_those_of_scikit_learn(ours, peer, draw, columns, shuff
         rng = np.random.RandomState(seed)
         n, k = rng.randint(1, 40), rng.randint(1, 8)
         values = draw(rng, n)
-        settings = {"n_splits": k} | ({"shuffle": True, "random_state": seed} if shuffle else {})
+        settings = {"n_splits": k} | (
+            {"shuffle": True, "random_state": seed} if shuffle else {}
+        )
         worked.append(
             same(
                 partial(ours, values, k, shuffle=shuffle, seed=seed),
@@ -127,7 +135,9 @@ def test_time_series_split_is_that_of_scikit_learn():
         worked.append(
             same(
                 partial(time_series_split, n, k, **settings),
-                partial(split_by, TimeSeriesSplit, {"n_splits": k} | settings, np.zeros(n)),
+                partial(
+                    split_by, TimeSeriesSplit, {"n_splits": k} | settings, np.zeros(n)
+                ),
             )
         )
     some_of_both(worked)
@@ -201,7 +211,10 @@ def test_rare_class_warns_and_bad_labels_are_errors():
         (lambda: hold_out_split(6, 1, labels=[0, 0, 1, 1, 2, 2]), "row in both parts"),
         (lambda: hold_out_split(4, 0.5, labels=[0] * 4, groups=[0] * 4), "not both"),
         (lambda: train_val_test_split(10, 0.5, 0.5), "nothing is left"),
-        (lambda: nested_cross_val_score({}, None, None, outer=[], inner=None), "no candidates"),
+        (
+            lambda: nested_cross_val_score({}, None, None, outer=[], inner=None),
+            "no candidates",
+        ),
         (lambda: wilson_interval(5, 4), "correct"),
         (lambda: wilson_interval(1, 4, 1.0), "level"),
         (lambda: corrected_standard_error([1.0], 8, 2), "two scores"),
@@ -297,7 +310,9 @@ def test_cross_val_score_is_that_of_scikit_learn(seed):
     x, y = classification(seed)
     folds = kfold_indices(len(x), 4, shuffle=True, seed=seed)
     theirs = their_cross_val_score(LogisticRegression(), x, y, cv=folds)
-    np.testing.assert_array_equal(cross_val_score(LogisticRegression, x, y, folds), theirs)
+    np.testing.assert_array_equal(
+        cross_val_score(LogisticRegression, x, y, folds), theirs
+    )
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -314,7 +329,9 @@ def test_nested_is_grid_search_in_cross_val_score(seed):
     assert isinstance(found, NestedScores)
     search = GridSearchCV(KNeighborsClassifier(), {"n_neighbors": grid}, cv=KFold(3))
     outer = KFold(4, shuffle=True, random_state=seed)
-    np.testing.assert_array_equal(found.scores, their_cross_val_score(search, x, y, cv=outer))
+    np.testing.assert_array_equal(
+        found.scores, their_cross_val_score(search, x, y, cv=outer)
+    )
     for (train, _), name, score in zip(
         outer.split(x), found.chosen, found.inner_scores, strict=True
     ):
@@ -327,7 +344,11 @@ def test_nested_with_one_candidate_is_plain_cross_validation():
     x, y = classification(0)
     folds = kfold_indices(len(x), 5)
     found = nested_cross_val_score(
-        {"only": LogisticRegression}, x, y, outer=folds, inner=lambda r: kfold_indices(len(r), 2)
+        {"only": LogisticRegression},
+        x,
+        y,
+        outer=folds,
+        inner=lambda r: kfold_indices(len(r), 2),
     )
     plain = cross_val_score(LogisticRegression, x, y, folds)
     np.testing.assert_array_equal(found.scores, plain)
@@ -435,7 +456,9 @@ def test_planted_leaks_are_found_and_nothing_else(seed):
     assert all(isinstance(leak, Leak) for leak in found)
     assert "time" not in kinds(check_leakage(x, train, test, times=times, gap=0.4))
     late = next(
-        leak for leak in check_leakage(x, train, test, times=times, gap=0.6) if leak.kind == "time"
+        leak
+        for leak in check_leakage(x, train, test, times=times, gap=0.6)
+        if leak.kind == "time"
     )
     assert "first test row: 1" in str(late) and len(late.rows) == 50
     shuffled = rng.permutation(150), rng.permutation(len(with_shared))
@@ -453,7 +476,10 @@ def test_near_off_finds_exact_copies_only_and_minus_zero_is_zero():
     x[191] = x[1] + 1e-9
     train, test = np.arange(150), np.arange(150, 200)
     assert kinds(check_leakage(x, train, test, near=0)) == {"duplicate": [190]}
-    assert kinds(check_leakage(x, train, test)) == {"duplicate": [190], "near-duplicate": [191]}
+    assert kinds(check_leakage(x, train, test)) == {
+        "duplicate": [190],
+        "near-duplicate": [191],
+    }
     assert kinds(check_leakage(np.ones((4, 2)), [0, 1], [2, 3])) == {"duplicate": [2, 3]}
 
 
@@ -462,7 +488,8 @@ def test_near_off_finds_exact_copies_only_and_minus_zero_is_zero():
 def test_statistics_fitted_outside(name, seed):
     rng = np.random.RandomState(seed)
     images = rng.rand(60, 3, 4, 4).astype(np.float32)
-    images[50:] = images[50:] * 1.5 - 0.2  # the test rows hold the smallest and largest values
+    # the test rows hold the smallest and largest values
+    images[50:] = images[50:] * 1.5 - 0.2
     train, test = np.arange(50), np.arange(50, 60)
     for axis in ((0,), (0, 2, 3), (0, 1, 2, 3)):
         for rows, words in (

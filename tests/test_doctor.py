@@ -53,7 +53,9 @@ def with_modules(*names) -> doctor.Report:
 
 @pytest.fixture
 def fake_packages(monkeypatch):
-    """Return a function that sets versions and errors of packages; the others are in order."""
+    """Return a function that sets versions and errors of packages; the others are in
+    order.
+    """
 
     def fake(versions=(), errors=()):
         versions, errors = dict(versions), dict(errors)
@@ -88,7 +90,10 @@ def test_a_chapter_would_run_here():
     assert facts["Digits"].startswith("ImageData(digits: ")
     assert facts["Two processes"].startswith("work")
     assert facts["Folder"] == f"{ROOT}, writable"
-    assert done.stdout.endswith("\nA chapter would run here.\n") and "PROBLEM" not in done.stdout
+    assert (
+        done.stdout.endswith("\nA chapter would run here.\n")
+        and "PROBLEM" not in done.stdout
+    )
 
 
 def test_without_any_package_it_still_speaks():
@@ -96,9 +101,13 @@ def test_without_any_package_it_still_speaks():
     assert done.returncode == 1 and done.stderr == ""
     missing = ", ".join(doctor.NEEDED)
     assert f"PROBLEM  {missing} are not installed.\n  do this: " in done.stdout
-    assert "WARNING  jupyterlab, ipywidgets, nbval, optuna are not installed." in done.stdout
+    assert (
+        "WARNING  jupyterlab, ipywidgets, nbval, optuna are not installed." in done.stdout
+    )
     assert "ipykernel is not installed" in done.stdout
-    assert re.search(r"A chapter would not run here: \d problems, see above\.\n$", done.stdout)
+    assert re.search(
+        r"A chapter would not run here: \d problems, see above\.\n$", done.stdout
+    )
 
 
 def test_broken_torch_is_reported_from_a_fresh_python(tmp_path):
@@ -119,7 +128,9 @@ def test_importing_the_doctor_imports_nothing_heavy():
 
 
 def test_exit_code_is_one_for_problems_and_zero_for_warnings(monkeypatch, capsys):
-    monkeypatch.setattr(doctor, "CHECKS", (lambda report: report.warning("cold", "get a coat"),))
+    monkeypatch.setattr(
+        doctor, "CHECKS", (lambda report: report.warning("cold", "get a coat"),)
+    )
     assert doctor.main() == 0
     assert capsys.readouterr().out == (
         "\nWARNING  cold\n  do this: get a coat\n\nA chapter would run here.\n"
@@ -148,7 +159,9 @@ def test_oldest_versions_are_those_of_pyproject():
     def ranges(lines):
         return {r.name: str(r.specifier) for r in map(Requirement, lines)}
 
-    assert ranges(project["dependencies"]) == {n: f">={v}" for n, v in doctor.NEEDED.items()}
+    assert ranges(project["dependencies"]) == {
+        n: f">={v}" for n, v in doctor.NEEDED.items()
+    }
     extra = project["optional-dependencies"]["notebooks"]
     assert ranges(extra) == {n: f">={v}" for n, v in doctor.NOTEBOOKS.items()}
     assert project["requires-python"] == f">={doctor.PYTHON[0]}.{doctor.PYTHON[1]}"
@@ -165,7 +178,10 @@ def test_packages_in_order_raise_nothing(fake_packages):
 def test_old_torch_is_a_problem(fake_packages, version):
     report = fake_packages({"torch": version})
     [(what, do)] = report.problems
-    assert what == f"torch {version} is older than 2.11, the oldest that the course supports."
+    assert (
+        what
+        == f"torch {version} is older than 2.11, the oldest that the course supports."
+    )
     assert do.endswith(f'-m pip install -r "{ROOT / "requirements.lock"}"')
 
 
@@ -174,7 +190,9 @@ def test_old_nbval_is_only_a_warning(fake_packages):
     assert not report.problems and "nbval 0.9 is older than 0.11" in report.warnings[0][0]
 
 
-@pytest.mark.parametrize("version, newer", [("99.0", True), ("same", False), ("patch", False)])
+@pytest.mark.parametrize(
+    "version, newer", [("99.0", True), ("same", False), ("patch", False)]
+)
 def test_newer_than_tested_is_a_warning(fake_packages, version, newer):
     tested = doctor.locked_versions()["torch"]
     version = {"same": tested + "+cpu", "patch": tested + ".99"}.get(version, version)
@@ -182,7 +200,9 @@ def test_newer_than_tested_is_a_warning(fake_packages, version, newer):
     assert not report.problems and len(report.warnings) == newer
     if newer:
         what, do = report.warnings[0]
-        assert what.startswith(f"torch 99.0 is newer than {tested}") and do.startswith("nothing")
+        assert what.startswith(f"torch 99.0 is newer than {tested}") and do.startswith(
+            "nothing"
+        )
 
 
 def test_missing_packages_are_told_together(fake_packages, monkeypatch, tmp_path):
@@ -190,7 +210,8 @@ def test_missing_packages_are_told_together(fake_packages, monkeypatch, tmp_path
     report = fake_packages(dict.fromkeys(gone), gone)
     assert [what for what, _ in report.problems] == ["torch, scipy are not installed."]
     assert [what for what, _ in report.warnings] == ["nbval is not installed."]
-    monkeypatch.setattr(doctor, "ROOT", tmp_path)  # installed as a package: there is no lock
+    # installed as a package: there is no lock
+    monkeypatch.setattr(doctor, "ROOT", tmp_path)
     report = fake_packages(dict.fromkeys(gone), gone)
     assert report.problems[0][1].endswith('-m pip install "torch>=2.11" "scipy>=1.13"')
 
@@ -198,7 +219,10 @@ def test_missing_packages_are_told_together(fake_packages, monkeypatch, tmp_path
 @pytest.mark.parametrize(
     "error, do",
     [
-        (RuntimeError("operator torchvision::nms does not exist"), "torch and torchvision togeth"),
+        (
+            RuntimeError("operator torchvision::nms does not exist"),
+            "torch and torchvision togeth",
+        ),
         (ModuleNotFoundError("No module named 'PIL'", name="PIL"), "it lacks PIL"),
         (ImportError("undefined symbol: _ZN"), "--force-reinstall --no-deps torchvision"),
     ],
@@ -206,13 +230,18 @@ def test_missing_packages_are_told_together(fake_packages, monkeypatch, tmp_path
 def test_broken_packages_are_told_apart(fake_packages, error, do):
     report = fake_packages(errors={"torchvision": error})
     [(what, told)] = report.problems
-    assert what == f"torchvision is installed but cannot be imported ({doctor.first_line(error)})."
+    assert (
+        what
+        == f"torchvision is installed but cannot be imported ({doctor.first_line(error)})."
+    )
     assert do in told and "torchvision" not in report.usable
 
 
 def test_missing_dll_names_the_runtime(monkeypatch):
     monkeypatch.setattr(doctor.os, "name", "nt")
-    assert "Visual C++" in doctor.repair("torch", OSError("[WinError 126] loading c10.DLL failed"))
+    assert "Visual C++" in doctor.repair(
+        "torch", OSError("[WinError 126] loading c10.DLL failed")
+    )
 
 
 def test_torchvision_of_another_torch_is_found_by_calling_nms(monkeypatch):
@@ -234,10 +263,14 @@ def test_torchvision_of_another_torch_is_found_by_calling_nms(monkeypatch):
 
 def test_torchvision_that_asks_for_another_torch_is_a_warning(monkeypatch):
     report = with_modules("torch", "torchvision")
-    monkeypatch.setattr(doctor.importlib.metadata, "requires", lambda _: ["numpy", "torch==2.3.1"])
+    monkeypatch.setattr(
+        doctor.importlib.metadata, "requires", lambda _: ["numpy", "torch==2.3.1"]
+    )
     doctor.check_pair(report)
     assert not report.problems
-    assert report.warnings[0][0].startswith("torchvision asks for torch 2.3.1, and torch is ")
+    assert report.warnings[0][0].startswith(
+        "torchvision asks for torch 2.3.1, and torch is "
+    )
 
 
 def test_numpy_that_torch_cannot_use_is_a_problem(monkeypatch):
@@ -254,7 +287,13 @@ def test_numpy_that_torch_cannot_use_is_a_problem(monkeypatch):
 
 @pytest.mark.parametrize(
     "version, parts",
-    [("2.15.0+cpu", (2, 15, 0)), ("2.9", (2, 9)), ("1.0rc1", (1, 0)), ("?", ()), ("", ())],
+    [
+        ("2.15.0+cpu", (2, 15, 0)),
+        ("2.9", (2, 9)),
+        ("1.0rc1", (1, 0)),
+        ("?", ()),
+        ("", ()),
+    ],
 )
 def test_numbers_of_a_version(version, parts):
     assert doctor.numbers(version) == parts
@@ -295,11 +334,16 @@ def test_gpu_that_does_not_work_is_a_problem(monkeypatch):
     doctor.check_devices(report)
     assert "cuda:0 (Old GPU)" in dict(report.facts)["Devices"]
     [(what, do)] = report.problems
-    assert what == "cuda:0 (Old GPU) does not work (RuntimeError: no kernel image is available)."
+    assert (
+        what
+        == "cuda:0 (Old GPU) does not work (RuntimeError: no kernel image is available)."
+    )
     assert "CUDA_VISIBLE_DEVICES" in do
 
 
-@pytest.mark.parametrize("value, warned", [("1", 0), ("4,2", 0), (None, 0), ("many", 1), ("0", 1)])
+@pytest.mark.parametrize(
+    "value, warned", [("1", 0), ("4,2", 0), (None, 0), ("many", 1), ("0", 1)]
+)
 def test_threads_asked_for(monkeypatch, value, warned):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     if value is not None:
@@ -316,7 +360,10 @@ def test_memory_without_psutil(monkeypatch):
         assert total > 0.5
     monkeypatch.delattr(doctor.os, "sysconf", raising=False)  # as on Windows
     assert doctor.memory() == (None, None)
-    assert dict(examined(doctor.check_memory).facts)["Memory"] == "unknown, available unknown"
+    assert (
+        dict(examined(doctor.check_memory).facts)["Memory"]
+        == "unknown, available unknown"
+    )
 
 
 def test_little_memory_is_a_warning(monkeypatch):
@@ -330,7 +377,9 @@ def test_little_memory_is_a_warning(monkeypatch):
 
 @pytest.fixture
 def kernel(tmp_path, monkeypatch):
-    """Return a function that makes a user's kernel python3 with this command, and examines it."""
+    """Return a function that makes a user's kernel python3 with this command, and
+    examines it.
+    """
     monkeypatch.setenv("JUPYTER_PATH", str(tmp_path))
     folder = tmp_path / "kernels" / "python3"
     folder.mkdir(parents=True)
@@ -364,7 +413,9 @@ def test_kernel_of_another_python_is_a_problem(kernel, tmp_path):
     other.write_text("#!/bin/sh\n")
     other.chmod(0o755)
     [(what, do)] = kernel(str(other)).problems
-    assert f"starts another Python, {other}." in what and str(tmp_path / "kernels") in what
+    assert (
+        f"starts another Python, {other}." in what and str(tmp_path / "kernels") in what
+    )
     assert "jupyter kernelspec remove python3" in do and "ipykernel install" in do
 
 
@@ -398,7 +449,10 @@ def test_kernel_that_jupyter_does_not_find_is_a_problem(monkeypatch):
 
     monkeypatch.setattr(kernelspec.KernelSpecManager, "get_kernel_spec", none)
     [(what, do)] = examined(doctor.check_kernel).problems
-    assert "finds no kernel called python3" in what and "ipykernel install --sys-prefix" in do
+    assert (
+        "finds no kernel called python3" in what
+        and "ipykernel install --sys-prefix" in do
+    )
 
 
 # --- data, processes, folder ----------------------------------------------------------------------
@@ -430,13 +484,17 @@ def test_processes_that_cannot_work_together_are_a_problem(monkeypatch):
     from dlcourse.lab import launching
 
     def launch(*_, **__):
-        raise launching.LaunchError("rank 0 raised:\nTraceback\nRuntimeError: no route to host")
+        raise launching.LaunchError(
+            "rank 0 raised:\nTraceback\nRuntimeError: no route to host"
+        )
 
     monkeypatch.setattr(launching, "launch", launch)
     report = with_modules("torch", "accelerate")
     doctor.check_processes(report)
     [(what, do)] = report.problems
-    assert "(rank 0 raised: ... RuntimeError: no route to host)" in what and "firewall" in do
+    assert (
+        "(rank 0 raised: ... RuntimeError: no route to host)" in what and "firewall" in do
+    )
 
 
 def test_processes_that_do_not_see_each_other_are_a_problem(monkeypatch):

@@ -24,7 +24,14 @@ from dlcourse.gradient_accumulation import (
 )
 from dlcourse.lab.launching import launch
 from dlcourse.lab.models import MLP
-from dlcourse.lab.training import Batch, Run, fit, make_accelerator, train_step, use_one_thread
+from dlcourse.lab.training import (
+    Batch,
+    Run,
+    fit,
+    make_accelerator,
+    train_step,
+    use_one_thread,
+)
 
 use_one_thread()
 TOKENS = functools.partial(lambda targets: int((targets != -100).sum()))
@@ -132,7 +139,9 @@ def test_tokens_are_weighted_by_their_number(seed):
     model, inputs, targets = token_problem(seed)
     want, loss = full_gradient(model, inputs, targets)
     for cut in (1, 4, 9, [7, 1, 1]):
-        mean = accumulate_gradients(model, F.cross_entropy, inputs, targets, cut, count=TOKENS)
+        mean = accumulate_gradients(
+            model, F.cross_entropy, inputs, targets, cut, count=TOKENS
+        )
         torch.testing.assert_close(gradient(model), want, rtol=1e-12, atol=1e-14)
         torch.testing.assert_close(mean, loss, rtol=1e-12, atol=1e-14)
         model.zero_grad()
@@ -142,9 +151,12 @@ def test_total_divides_by_the_items_of_all_processes():
     model, inputs, targets = problem(5, 8)
     want, _ = full_gradient(model, inputs, targets)
     found = torch.zeros_like(want)
-    for part in (slice(0, 5), slice(5, 8)):  # two processes; DDP then takes the mean of the two
+    # two processes; DDP then takes the mean of the two
+    for part in (slice(0, 5), slice(5, 8)):
         model.zero_grad()
-        accumulate_gradients(model, F.cross_entropy, inputs[part], targets[part], 2, total=8 / 2)
+        accumulate_gradients(
+            model, F.cross_entropy, inputs[part], targets[part], 2, total=8 / 2
+        )
         found += gradient(model) / 2
     torch.testing.assert_close(found, want, rtol=1e-12, atol=1e-14)
 
@@ -217,7 +229,9 @@ def test_stream_equals_full_batch(seed):
     accumulator = GradientAccumulator(model, F.cross_entropy)
     for window in range(3):
         model.zero_grad()
-        for x, y in split_microbatches(inputs, targets, random_sizes(rows, 10 * window + seed)):
+        for x, y in split_microbatches(
+            inputs, targets, random_sizes(rows, 10 * window + seed)
+        ):
             accumulator.add(x, y)
         assert accumulator.items == rows
         assert accumulator.finish() == pytest.approx(loss.item(), rel=1e-12)
@@ -285,7 +299,9 @@ def test_stream_errors():
     other = GradientAccumulator(nn.Linear(2, 2), F.cross_entropy)
     with pytest.raises(ValueError, match="the model it was saved with"):
         other.load_state_dict(accumulator.state_dict())
-    quiet = GradientAccumulator(problem(0, 6)[0], F.cross_entropy, no_sync=contextlib.nullcontext)
+    quiet = GradientAccumulator(
+        problem(0, 6)[0], F.cross_entropy, no_sync=contextlib.nullcontext
+    )
     quiet.add(inputs, targets)
     with pytest.raises(RuntimeError, match="last=True"):
         quiet.finish()
@@ -347,7 +363,9 @@ def slope_one(outputs, targets):
 def test_accelerate_halves_the_update_of_a_last_short_window(accelerate_anew):
     ones = torch.ones(3, 1, dtype=torch.float64)
     path = with_accelerate(one_weight(), ones, ones, slope_one, 1, 2, 0.1)
-    updates = torch.stack(path).flatten().diff(prepend=torch.zeros(1, dtype=torch.float64))
+    updates = (
+        torch.stack(path).flatten().diff(prepend=torch.zeros(1, dtype=torch.float64))
+    )
     assert updates.tolist() == pytest.approx([-0.1, -0.05])  # the trap
 
     model = one_weight()
@@ -438,7 +456,9 @@ def test_step_zeroes_before_and_keeps_the_order(monkeypatch):
 
 
 def on_two_processes():
-    """Runs in each process: fit with accumulation, and one gradient with all-reduces counted."""
+    """Runs in each process: fit with accumulation, and one gradient with all-reduces
+    counted.
+    """
     import contextlib
 
     import torch.distributed as dist
@@ -473,7 +493,9 @@ def on_two_processes():
         counted.clear()
         model.zero_grad()
         x, y = inputs[mine], targets[mine]
-        accumulate_gradients(parallel, F.cross_entropy, x, y, 3, total=8 / 2, no_sync=no_sync)
+        accumulate_gradients(
+            parallel, F.cross_entropy, x, y, 3, total=8 / 2, no_sync=no_sync
+        )
         result[name] = {"gradient": gradient(model).tolist(), "all_reduces": len(counted)}
     counted.clear()
     model.zero_grad()
@@ -492,7 +514,9 @@ def test_two_processes_equal_one():
     full, _ = full_gradient(*problem(5, 8))
     for result in results:
         assert result["loss"] == pytest.approx(want_loss, abs=1e-5)
-        torch.testing.assert_close(torch.tensor(result["weights"]), want, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(
+            torch.tensor(result["weights"]), want, rtol=1e-4, atol=1e-5
+        )
         for name in ("quiet", "stream"):
             found = torch.tensor(result[name]["gradient"], dtype=torch.float64)
             torch.testing.assert_close(found, full, rtol=1e-11, atol=1e-13)
@@ -612,7 +636,8 @@ def test_saved_bytes_of_one_layer():
     x = torch.randn(10, 6)
     with SavedBytes(layer) as saved:
         loss = layer(x).sum()
-        assert saved.live == 10 * 6 * 4  # the layer keeps its input, and its weight is its own
+        # the layer keeps its input, and its weight is its own
+        assert saved.live == 10 * 6 * 4
         loss.backward()
         del loss
     assert saved.live == 0 and saved.peak == 10 * 6 * 4

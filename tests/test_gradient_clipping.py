@@ -12,7 +12,14 @@ from torch import nn
 from dlcourse import gradient_clipping as gc
 from dlcourse.lab.launching import launch
 from dlcourse.lab.models import MLP
-from dlcourse.lab.training import Batch, Run, fit, make_accelerator, train_step, use_one_thread
+from dlcourse.lab.training import (
+    Batch,
+    Run,
+    fit,
+    make_accelerator,
+    train_step,
+    use_one_thread,
+)
 
 use_one_thread()
 X = torch.randn(60, 1, 4, 4, generator=torch.Generator().manual_seed(0))
@@ -20,7 +27,9 @@ Y = torch.arange(60) % 3
 
 
 def random_parameters(seed, dtype=torch.float32):
-    """Return parameters of random shapes, some without a gradient, some with gradients of zero."""
+    """Return parameters of random shapes, some without a gradient, some with gradients of
+    zero.
+    """
     g = torch.Generator().manual_seed(seed)
     found = []
     for _ in range(int(torch.randint(1, 6, (), generator=g))):
@@ -196,7 +205,9 @@ def test_adaptive_clipping_equals_timm():
 def trained(step, lr=0.5, **settings):
     model = MLP(16, 3, width=8, seed=1)
     optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9)
-    history = fit(model, (X, Y), optimizer, steps=12, batch_size=20, step=step, **settings)
+    history = fit(
+        model, (X, Y), optimizer, steps=12, batch_size=20, step=step, **settings
+    )
     return torch.cat([p.detach().ravel() for p in model.parameters()]), history
 
 
@@ -278,7 +289,10 @@ def test_a_loss_scale_falls_although_steps_are_skipped():
 
     model = MLP(16, 3, width=8, seed=1)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    run, step = Run(model, Wrapped(), F.cross_entropy, Scaled()), gc.clipping_step(1.0, True)
+    run, step = (
+        Run(model, Wrapped(), F.cross_entropy, Scaled()),
+        gc.clipping_step(1.0, True),
+    )
     before = model.head.weight.detach().clone()
     step(run, Batch(torch.full((2, 1, 4, 4), math.nan), Y[:2]))
     assert torch.equal(model.head.weight, before) and Scaled.scaler.get_scale() == 4.0
@@ -297,8 +311,12 @@ def clipped_run():
     model = MLP(16, 3, width=8, seed=1)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5, momentum=0.9)
     data = (x, torch.arange(61) % 3)
-    history = fit(model, data, optimizer, epochs=2, batch_size=21, step=clipping_step(0.1))
-    return [p.detach().ravel().tolist() for p in model.parameters()], history.extra["grad_norm"]
+    history = fit(
+        model, data, optimizer, epochs=2, batch_size=21, step=clipping_step(0.1)
+    )
+    return [p.detach().ravel().tolist() for p in model.parameters()], history.extra[
+        "grad_norm"
+    ]
 
 
 def test_two_processes_clip_as_one_does():
@@ -341,7 +359,9 @@ def test_no_optimizer_moves_frozen_weights(kind):
     frozen = [p.detach().clone() for p in model.layers.parameters()]
     head = model.head.weight.detach().clone()
     fit(model, (X, Y), optimizer, steps=3)
-    assert all(torch.equal(a, b) for a, b in zip(frozen, model.layers.parameters(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(frozen, model.layers.parameters(), strict=True)
+    )
     assert not torch.equal(head, model.head.weight)
     gc.unfreeze(model.layers)
     fit(model, (X, Y), optimizer, steps=1)

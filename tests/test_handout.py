@@ -18,9 +18,7 @@ from dlcourse import check, handout
 
 ROOT = Path(__file__).resolve().parent.parent
 CHAPTERS = sorted((ROOT / "chapters").glob("[0-9][0-9]_*.ipynb"))
-CARD = (
-    "# 4 Clipping (梯度)\n\n- **Know first** nothing.\n- **Minutes** 40 to read, 30 for the rest.\n"
-)
+CARD = "# 4 Clipping (梯度)\n\n- **Know first** nothing.\n- **Minutes** 40 to read, 30 for the rest.\n"
 
 
 def run(*arguments, capsys=None) -> tuple[int, str, str]:
@@ -34,13 +32,23 @@ def run(*arguments, capsys=None) -> tuple[int, str, str]:
 
 def code_cell(source: str, *outputs: dict, count: int | None = 1) -> dict:
     """Return a code cell."""
-    cell = {"cell_type": "code", "source": source, "outputs": list(outputs), "metadata": {}}
+    cell = {
+        "cell_type": "code",
+        "source": source,
+        "outputs": list(outputs),
+        "metadata": {},
+    }
     return cell | {"execution_count": count, "id": f"c{abs(hash(source)) % 10**8}"}
 
 
 def text_cell(source: str) -> dict:
     """Return a Markdown cell."""
-    return {"cell_type": "markdown", "source": source, "metadata": {}, "id": f"m{len(source)}"}
+    return {
+        "cell_type": "markdown",
+        "source": source,
+        "metadata": {},
+        "id": f"m{len(source)}",
+    }
 
 
 def stream(text: str) -> dict:
@@ -51,13 +59,23 @@ def stream(text: str) -> dict:
 def result(text: str, count: int) -> dict:
     """Return the value of a cell."""
     data = {"text/plain": text}
-    return {"output_type": "execute_result", "data": data, "metadata": {}, "execution_count": count}
+    return {
+        "output_type": "execute_result",
+        "data": data,
+        "metadata": {},
+        "execution_count": count,
+    }
 
 
 def put(folder: Path, *cells: dict, name="04_gradient_clipping", metadata=None) -> Path:
     """Write a notebook and return its path."""
     folder.mkdir(exist_ok=True)
-    book = {"cells": list(cells), "metadata": metadata or {}, "nbformat": 4, "nbformat_minor": 5}
+    book = {
+        "cells": list(cells),
+        "metadata": metadata or {},
+        "nbformat": 4,
+        "nbformat_minor": 5,
+    }
     path = folder / f"{name}.ipynb"
     path.write_text(json.dumps(book), encoding="utf-8")
     return path
@@ -89,7 +107,9 @@ def everything(tmp_path_factory):
 def test_every_chapter_is_copied_without_answers(everything):
     out, printed = everything
     names = [path.name for path in CHAPTERS]
-    assert sorted(path.name for path in out.iterdir()) == sorted([*names, "README.md", "PLAN.md"])
+    assert sorted(path.name for path in out.iterdir()) == sorted(
+        [*names, "README.md", "PLAN.md"]
+    )
     assert printed.startswith((out / "PLAN.md").read_text(encoding="utf-8"))
     for path in CHAPTERS:
         text = (out / path.name).read_text(encoding="utf-8")
@@ -101,7 +121,9 @@ def test_every_chapter_is_copied_without_answers(everything):
         assert len(book.cells) == len(before.cells)
         asked = check.section(check.cells_of(json.loads(text)), "Exercises")
         counts, changed = [], 0
-        for number, (old, new) in enumerate(zip(before.cells, book.cells, strict=True), 1):
+        for number, (old, new) in enumerate(
+            zip(before.cells, book.cells, strict=True), 1
+        ):
             assert new.id == old.id
             if new.cell_type == "markdown":
                 changed += new.source != old.source
@@ -141,7 +163,10 @@ def test_outputs_and_counts(tmp_path, outputs, kept):
         code_cell("print(3)", stream("3"), count=9),
         text_cell("## Exercises"),
         code_cell("your_x = ...", stream("Not yet."), count=12),
-        metadata={"kernelspec": {"name": "my-env", "display_name": "x"}, "vscode": {"a": 1}},
+        metadata={
+            "kernelspec": {"name": "my-env", "display_name": "x"},
+            "vscode": {"a": 1},
+        },
     )
     book = nbformat.reads(handout.handed_out(path, outputs), 4)
     nbformat.validate(book)
@@ -157,11 +182,15 @@ def test_solutions_are_left_out(tmp_path):
     keep = "x = np.linalg.solve(a, b) + cho_solve('cho_solve')\nprint(gc.EXERCISES[0].question)"
     path = put(
         tmp_path / "in",
-        text_cell(CARD + "Try. Call `gc.EXERCISES[0].solution()` if lost. Then go on.\n\nMore."),
+        text_cell(
+            CARD + "Try. Call `gc.EXERCISES[0].solution()` if lost. Then go on.\n\nMore."
+        ),
         code_cell("gc.EXERCISES[0].solution()", stream("def secret(): ..."), count=1),
         code_cell("y = 1\ngc.EXERCISES[0].solution()\nz = 2", stream("secret"), count=2),
         code_cell("for one in EXERCISES:\n    one.solution()", stream("secret"), count=3),
-        code_cell("print(inspect.getsource(EXERCISES[1].solve))", stream("secret"), count=4),
+        code_cell(
+            "print(inspect.getsource(EXERCISES[1].solve))", stream("secret"), count=4
+        ),
         code_cell("show_source(gc._solve_clip)", stream("secret"), count=5),
         code_cell("print(EXERCISES[0].wrong)", stream("secret"), count=6),
         code_cell("no python\ngc.EXERCISES[0].solution()", stream("secret"), count=7),
@@ -178,19 +207,28 @@ def test_solutions_are_left_out(tmp_path):
 def test_no_path_of_this_machine_remains(tmp_path):
     paths = [
         f"{sys.prefix}/lib/python3/x.py:3: UserWarning",
-        f"{Path.home()}/notes/y.py" if len(Path.home().parts) > 2 else "/home/me/notes/y.py",
+        f"{Path.home()}/notes/y.py"
+        if len(Path.home().parts) > 2
+        else "/home/me/notes/y.py",
         f"{ROOT}/chapters/z.py",
         "/tmp/ipykernel_1/3.py:1: Warning",
         "C:\\Users\\anna\\work\\w.py",
         "/Users/anna/work/v.py",
     ]
-    error = {"output_type": "error", "ename": "E", "evalue": "e", "traceback": [f"File {paths[2]}"]}
+    error = {
+        "output_type": "error",
+        "ename": "E",
+        "evalue": "e",
+        "traceback": [f"File {paths[2]}"],
+    }
     picture = {"output_type": "display_data", "metadata": {}}
     picture["data"] = {"image/png": "/home/abcd/efgh", "text/plain": "u"}
     path = put(
         tmp_path / "in",
         text_cell(CARD),
-        code_cell("x", stream("\n".join(paths)), result(f"'{paths[5]}'", 1), error, picture),
+        code_cell(
+            "x", stream("\n".join(paths)), result(f"'{paths[5]}'", 1), error, picture
+        ),
     )
     outputs = nbformat.reads(handout.handed_out(path, "keep"), 4).cells[1].outputs
     assert outputs[0].text.split("\n") == [
@@ -205,7 +243,9 @@ def test_no_path_of_this_machine_remains(tmp_path):
     assert outputs[2].traceback == ["File z.py"]
     assert outputs[3].data["image/png"] == "/home/abcd/efgh"
     path = put(tmp_path / "in", text_cell(CARD), code_cell(f"open('{ROOT}/x')"))
-    with pytest.raises(handout.Failure, match="cell 2 names .*; write a relative path there"):
+    with pytest.raises(
+        handout.Failure, match="cell 2 names .*; write a relative path there"
+    ):
         handout.handed_out(path, "keep")
 
 
@@ -216,7 +256,12 @@ def chapter(number: int, reading=40, exercises=30, needs=(), helped_by=(), name=
     """Return a chapter."""
     path = Path(f"{number:02d}_{name or TECHNIQUES[number - 1]}.ipynb")
     return handout.Chapter(
-        path, f"Title {number}", reading, exercises, frozenset(needs), frozenset(helped_by)
+        path,
+        f"Title {number}",
+        reading,
+        exercises,
+        frozenset(needs),
+        frozenset(helped_by),
     )
 
 
@@ -259,15 +304,20 @@ def test_the_real_chapters_are_read_from_their_cards():
     )
     assert by["lr_schedulers"].needs == {8, 13} and by["lr_schedulers"].helped_by == {8}
     assert by["hyperparameter_tuning"].helped_by == {1}
-    assert by["gradient_accumulation"].helped_by == frozenset()  # helps, but is not needed
+    # helps, but is not needed
+    assert by["gradient_accumulation"].helped_by == frozenset()
     ordered = [c.number for c in handout.in_order(chapters)]
     assert sorted(ordered) == [c.number for c in chapters]
     for c in chapters:
-        assert all(ordered.index(n) < ordered.index(c.number) for n in c.needs if n in ordered)
+        assert all(
+            ordered.index(n) < ordered.index(c.number) for n in c.needs if n in ordered
+        )
 
 
 def slots_are_sound(days: list[handout.Day], start: int, length: int) -> None:
-    """Assert that the slots of each day follow each other and end in time, with enough breaks."""
+    """Assert that the slots of each day follow each other and end in time, with enough
+    breaks.
+    """
     for day in days:
         now, worked, longest = start, 0, 0
         for slot in day.slots:
@@ -275,7 +325,9 @@ def slots_are_sound(days: list[handout.Day], start: int, length: int) -> None:
             now += slot.minutes
             rest = slot.what in ("Break", "Lunch", "Long break")
             worked = 0 if rest else worked + slot.minutes
-            longest = max(longest, worked - (handout.CLOSING if slot.what[:7] == "Closing" else 0))
+            longest = max(
+                longest, worked - (handout.CLOSING if slot.what[:7] == "Closing" else 0)
+            )
         assert now <= start + length
         assert longest <= max(handout.WORK, handout.START_UP + handout.PIECE)
         assert day.slots[-1].what.startswith("Closing")
@@ -287,7 +339,9 @@ def slots_are_sound(days: list[handout.Day], start: int, length: int) -> None:
 
 
 @pytest.mark.parametrize("start", [0, 510, 540, 780, 960])
-@pytest.mark.parametrize("sizes", [(40, 30), (60, 30), (10, 5), (100, 80), (35, 0), (200, 130)])
+@pytest.mark.parametrize(
+    "sizes", [(40, 30), (60, 30), (10, 5), (100, 80), (35, 0), (200, 130)]
+)
 @pytest.mark.parametrize("chosen", [False, True])
 def test_no_plan_is_longer_than_its_day(start, sizes, chosen):
     chapters = [chapter(n, *sizes) for n in range(1, 17)]
@@ -299,7 +353,10 @@ def test_no_plan_is_longer_than_its_day(start, sizes, chosen):
         text = " ".join(slot.what for day in laid for slot in day.slots)
         for c in chapters:  # each one whole, or left out
             minutes = sum(
-                slot.minutes for day in laid for slot in day.slots if slot.what.startswith(c.label)
+                slot.minutes
+                for day in laid
+                for slot in day.slots
+                if slot.what.startswith(c.label)
             )
             assert minutes == (0 if c in left else c.minutes), (c.label, text)
 
@@ -310,14 +367,23 @@ def test_a_choice_is_kept_in_its_order():
     titles = [slot.what[:2] for slot in day.slots]
     assert titles == ["St", "11", "11", "Br", "04", "04", "Cl"] and left == [chapters[2]]
     (day,), left = handout.fit(chapters, 540, 1, handout.HALF_DAY, chosen=False)
-    assert [slot.what[:2] for slot in day.slots] == ["St", "01", "01", "Br", "04", "04", "Cl"]
+    assert [slot.what[:2] for slot in day.slots] == [
+        "St",
+        "01",
+        "01",
+        "Br",
+        "04",
+        "04",
+        "Cl",
+    ]
     assert left == [chapters[0]]
 
 
 def test_the_text_of_a_plan():
     text = handout.plan([chapter(1), chapter(4, 50, 30)], 540, chosen=True)
     assert (
-        "| 09:00 | 09:15 | 15 | Start-up" in text and "| 09:15 | 09:55 | 40 | 01 Title 1: r" in text
+        "| 09:00 | 09:15 | 15 | Start-up" in text
+        and "| 09:15 | 09:55 | 40 | 01 Title 1: r" in text
     )
     assert text.count("Nothing is left out.") == 3 and "1 of 2 days are enough." in text
     half = text.split("## ")[1]
@@ -328,15 +394,25 @@ def test_the_text_of_a_plan():
     assert text.count("Not from 17:00: it would end after midnight. Start by 16:00.") == 2
     assert "| 17:00 | 17:15 |" in text
     assumed = handout.Chapter(Path("04_x.ipynb"), "X", 45, 30, assumed=True)
-    assert "No minutes on the card, 45 and 30 assumed: 04 X." in handout.plan([assumed], 540, True)
+    assert "No minutes on the card, 45 and 30 assumed: 04 X." in handout.plan(
+        [assumed], 540, True
+    )
 
 
 def test_a_plan_of_the_real_chapters(everything):
     _, printed = everything
-    for title in ("## Half a day", "## One day", "## Two days", "### Day 2", "## Afterwards"):
+    for title in (
+        "## Half a day",
+        "## One day",
+        "## Two days",
+        "### Day 2",
+        "## Afterwards",
+    ):
         assert title in printed
     half = printed.split("## ")[1]
-    assert "01 Data splitting: exercises" in half and "Left out for want of time: " in half
+    assert (
+        "01 Data splitting: exercises" in half and "Left out for want of time: " in half
+    )
     for start, end, minutes in re.findall(
         r"^\| (\d\d:\d\d) \| (\d\d:\d\d) \| (\d+) \|", printed, re.M
     ):
@@ -349,7 +425,9 @@ def test_a_plan_of_the_real_chapters(everything):
 
 def test_chosen_chapters_and_the_readme(tmp_path, capsys):
     out = tmp_path / "deep" / "out"
-    code, printed, errors = run(out, "--chapters", "11", "4", "--start", "13:30", capsys=capsys)
+    code, printed, errors = run(
+        out, "--chapters", "11", "4", "--start", "13:30", capsys=capsys
+    )
     assert code == 0 and not errors
     assert sorted(path.name for path in out.iterdir()) == [
         "04_gradient_clipping.ipynb",
@@ -384,7 +462,8 @@ def test_ways_to_name_a_chapter():
         assert handout.choose(chapters, [word]) == chapters[:1]
     assert handout.choose(chapters, ["11,4", "04"]) == chapters[::-1]
     assert (
-        handout.choose(chapters, ["all"]) is chapters and handout.choose(chapters, []) is chapters
+        handout.choose(chapters, ["all"]) is chapters
+        and handout.choose(chapters, []) is chapters
     )
 
 
@@ -393,7 +472,8 @@ def test_force_replaces_only_its_own_files(tmp_path, capsys):
     (tmp_path / "other.txt").write_text("mine")
     code, _, errors = run(tmp_path, "--chapters", "4", capsys=capsys)
     assert (
-        code == 2 and "is not empty; name another folder, or replace files with --force" in errors
+        code == 2
+        and "is not empty; name another folder, or replace files with --force" in errors
     )
     assert (tmp_path / "README.md").read_text() == "mine"
     assert run(tmp_path, "--chapters", "4", "--force", capsys=capsys)[0] == 0
@@ -413,7 +493,11 @@ def test_force_replaces_only_its_own_files(tmp_path, capsys):
         ([ROOT, "--force"], 2, "belongs to the course; name a folder outside it"),
         ([ROOT / "chapters" / "new"], 2, "belongs to the course"),
         (["a_file/out"], 1, "cannot write a_file/out"),
-        (["out", "--from", "broken"], 1, "04_gradient_clipping.ipynb is no valid notebook"),
+        (
+            ["out", "--from", "broken"],
+            1,
+            "04_gradient_clipping.ipynb is no valid notebook",
+        ),
         (["out", "--from", "paths"], 1, "cell 2 names "),
     ],
 )
@@ -432,7 +516,9 @@ def test_errors_are_one_line(tmp_path, monkeypatch, capsys, arguments, code, wor
 def test_chapters_of_another_folder(tmp_path, monkeypatch, capsys):
     put(tmp_path / "in", text_cell(CARD), code_cell("1"))
     put(tmp_path / "in", text_cell("# No card"), name="05_of_my_own")
-    code, printed, errors = run(tmp_path / "out", "--from", tmp_path / "in", capsys=capsys)
+    code, printed, errors = run(
+        tmp_path / "out", "--from", tmp_path / "in", capsys=capsys
+    )
     assert code == 0 and not errors
     assert "| 04 Clipping | 40 | 30 | 70 |  | 1 |" in printed
     assert "45 and 30 assumed: 05 of my own." in printed

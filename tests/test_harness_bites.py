@@ -22,11 +22,11 @@ PATHS = sorted((ROOT / "chapters").glob("*.ipynb"))
 REAL = [path for path in PATHS if not chapter_rules.guide(path)]
 NAME = "04_gradient_clipping.ipynb"
 ALT = "One grey pixel, standing for a plot of loss against step"
-PIXEL = (
-    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNoAAAAggCBd81ytgAAAABJRU5ErkJggg=="
-)
+PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNoAAAAggCBd81ytgAAAABJRU5ErkJggg=="
 
-spec = importlib.util.spec_from_file_location("chapter_tool", ROOT / "tools" / "chapter.py")
+spec = importlib.util.spec_from_file_location(
+    "chapter_tool", ROOT / "tools" / "chapter.py"
+)
 chapter_tool = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(chapter_tool)
 
@@ -84,7 +84,8 @@ def good(tmp_path_factory) -> Path:
     chapter_tool.run_chapter(path)
     record = path.parent / "seconds.json"
     assert list(json.loads(record.read_text("utf-8"))) == [path.stem]
-    record.write_text(json.dumps({path.stem: 1}), "utf-8")  # what the card says, on any machine
+    # what the card says, on any machine
+    record.write_text(json.dumps({path.stem: 1}), "utf-8")
     return path
 
 
@@ -100,7 +101,9 @@ def code(book):
 
 def pictures(book):
     """Return (cell, output) of each stored PNG."""
-    return [(c, o) for c in code(book) for o in c.outputs if "image/png" in o.get("data", {})]
+    return [
+        (c, o) for c in code(book) for o in c.outputs if "image/png" in o.get("data", {})
+    ]
 
 
 # --- faults of a chapter: (rule that must catch it, what to do to the copy) -----------------------
@@ -121,7 +124,10 @@ def stale_count(book):
 
 def swapped_order(book):
     first, second = code(book)[2:4]
-    first.execution_count, second.execution_count = second.execution_count, first.execution_count
+    first.execution_count, second.execution_count = (
+        second.execution_count,
+        first.execution_count,
+    )
 
 
 def overlong_cell(book):
@@ -164,7 +170,9 @@ def ignored_by_comment(book):
 
 
 def untagged_error(book):
-    output = nbformat.v4.new_output("error", ename="ValueError", evalue="no", traceback=[])
+    output = nbformat.v4.new_output(
+        "error", ename="ValueError", evalue="no", traceback=[]
+    )
     victim(book).outputs.append(output)
 
 
@@ -243,7 +251,9 @@ def swapped_sections(book):
 
 def wrong_seconds(book):
     card = next(cell for cell in book.cells[:2] if "**Seconds to run" in cell.source)
-    card.source = card.source.replace("**Seconds to run", "**Seconds to run:** 9999 **", 1)
+    card.source = card.source.replace(
+        "**Seconds to run", "**Seconds to run:** 9999 **", 1
+    )
 
 
 def card_without_hardware(book):
@@ -353,10 +363,23 @@ def test_planted_fault_is_caught_in_real_chapter(path):
 
 def test_prose_number_rule_reads_what_it_should(good):
     book = read(good)
-    allowed = "fp16, L2, CIFAR-10, 16-bit, 32x32, 21st, chapters 13 and 14, 1,500, 0.718, 17.25"
-    book.cells[0].source += f"\n\n{allowed}, [a 345 link](https://x.org/345), `345`, $345$ $$346$$"
+    allowed = (
+        "fp16, L2, CIFAR-10, 16-bit, 32x32, 21st, chapters 13 and 14, 1,500, 0.718, 17.25"
+    )
+    book.cells[
+        0
+    ].source += f"\n\n{allowed}, [a 345 link](https://x.org/345), `345`, $345$ $$346$$"
     assert chapter_rules.prose_numbers(good, book) == []
-    for wrong in ("345", "1,501", "0.719", "17.26 %", "0.5-0.345", "(345)", "~345", "| 345 |"):
+    for wrong in (
+        "345",
+        "1,501",
+        "0.719",
+        "17.26 %",
+        "0.5-0.345",
+        "(345)",
+        "~345",
+        "| 345 |",
+    ):
         planted = copy.deepcopy(book)
         planted.cells[0].source += f"\n\nNow {wrong} of them."
         assert chapter_rules.prose_numbers(good, planted), wrong
@@ -370,14 +393,32 @@ def test_prose_number_rule_reads_what_it_should(good):
 
 def nbval(path: Path) -> subprocess.CompletedProcess:
     """Run nbval on one notebook as the project does."""
-    command = [sys.executable, "-m", "pytest", "--nbval", "--nbval-current-env", "-q", path.name]
-    command += ["--nbval-sanitize-with", str(ROOT / "nbval.cfg"), "-p", "no:cacheprovider"]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "--nbval",
+        "--nbval-current-env",
+        "-q",
+        path.name,
+    ]
+    command += [
+        "--nbval-sanitize-with",
+        str(ROOT / "nbval.cfg"),
+        "-p",
+        "no:cacheprovider",
+    ]
     command += ["-c", os.devnull, f"--rootdir={path.parent}"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTEST_ADDOPTS": ""}
     for name in [name for name in environment if name.startswith("PYTEST_XDIST")]:
         del environment[name]
     return subprocess.run(
-        command, cwd=path.parent, env=environment, capture_output=True, text=True, timeout=60
+        command,
+        cwd=path.parent,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
     )
 
 
@@ -412,7 +453,9 @@ def test_failing_chapter_is_reported_and_left_alone(tmp_path, capsys, monkeypatc
     monkeypatch.setattr(chapter_tool.find, "__defaults__", (tmp_path,))
     assert chapter_tool.main(["04"]) == 1
     message = capsys.readouterr().err
-    assert "cell 3 of 3" in message and "ZeroDivisionError" in message and "x / 0" in message
+    assert (
+        "cell 3 of 3" in message and "ZeroDivisionError" in message and "x / 0" in message
+    )
     assert path.read_bytes() == before
     assert [file.name for file in tmp_path.iterdir()] == [NAME]
 
@@ -468,13 +511,19 @@ HOUSE_PLANTS = [  # rule, file, text appended (None: the file is removed)
     ("every_public_name_is_used", CLIP, "def unused():\n    return 1\n"),
     ("every_public_name_is_used", LAB, "class Unused:\n    pass\n"),
     ("every_public_name_has_a_docstring", CLIP, "def silent():\n    return 1\n"),
-    ("plotting_computes_nothing", "dlcourse/lab/plotting.py", "from torch.nn import functional\n"),
+    (
+        "plotting_computes_nothing",
+        "dlcourse/lab/plotting.py",
+        "from torch.nn import functional\n",
+    ),
     ("plotting_computes_nothing", "dlcourse/lab/plotting.py", "import scipy.stats\n"),
 ]
 
 
 def test_each_house_rule_has_a_planted_fault():
-    assert {name for name, *_ in HOUSE_PLANTS} == {rule.__name__ for rule in house_rules.RULES}
+    assert {name for name, *_ in HOUSE_PLANTS} == {
+        rule.__name__ for rule in house_rules.RULES
+    }
 
 
 def test_good_house_passes(house):

@@ -1,4 +1,6 @@
-"""Hyper-parameter tuning: equal to scipy, scikit-learn and Optuna, edge cases, invariants."""
+"""Hyper-parameter tuning: equal to scipy, scikit-learn and Optuna, edge cases,
+invariants.
+"""
 
 import math
 import warnings
@@ -55,7 +57,9 @@ def test_each_decade_gets_the_same_share():
     assert counts.sum() == 8000 and (abs(counts - 2000) < 200).all()
 
 
-@pytest.mark.parametrize("values", [uniform(-3, 8), loguniform(1e-6, 10), loguniform(0.5, 0.6)])
+@pytest.mark.parametrize(
+    "values", [uniform(-3, 8), loguniform(1e-6, 10), loguniform(0.5, 0.6)]
+)
 def test_at_and_share_are_inverse_and_stay_inside(values):
     for share in np.random.default_rng(0).random(200):
         assert values.share(values.at(share)) == pytest.approx(share, abs=1e-9)
@@ -111,10 +115,16 @@ def test_grid_search_finds_the_best_of_its_points():
 
 def test_random_search_draws_everything_and_a_longer_one_begins_alike():
     space = {"lr": loguniform(1e-4, 1), "depth": [1, 2, 3], "decay": uniform(0, 1)}
-    short, long = (ht.random_search(lambda c: c["decay"], space, n, seed=3) for n in (7, 20))
+    short, long = (
+        ht.random_search(lambda c: c["decay"], space, n, seed=3) for n in (7, 20)
+    )
     assert long.configs[:7] == short.configs
     assert all(set(c) == set(space) for c in long.configs)
-    assert len({c["lr"] for c in long.configs}) == len({c["decay"] for c in long.configs}) == 20
+    assert (
+        len({c["lr"] for c in long.configs})
+        == len({c["decay"] for c in long.configs})
+        == 20
+    )
     assert {c["depth"] for c in long.configs} == {1, 2, 3}
     assert ht.random_search(lambda c: 0, space, 7, seed=[3, 1]).configs != short.configs
 
@@ -123,7 +133,9 @@ def test_a_search_counts_failed_trials_and_goes_on():
     search = Search()
     for score in (math.nan, 3.0, math.inf, 2.0, -math.inf, 5.0):
         search.run(lambda c, score=score: score, {"a": score})
-    assert search.best == 3 and search.best_score == 2.0 and search.best_config == {"a": 2.0}
+    assert (
+        search.best == 3 and search.best_score == 2.0 and search.best_config == {"a": 2.0}
+    )
     assert search.best_so_far.tolist() == [math.inf, 3, 3, 2, 2, 2]
     with pytest.raises(ValueError, match="widen"):
         _ = ht.random_search(lambda c: math.nan, PLANE, 3).best
@@ -142,14 +154,18 @@ def test_process_is_sklearns(seed):
     rng = np.random.default_rng(seed)
     n, d = int(rng.integers(1, 40)), int(rng.integers(1, 5))
     scale = rng.uniform(0.1, 2, d) if seed % 2 else float(rng.uniform(0.1, 2))
-    ours = GaussianProcess(scale, variance=rng.uniform(0.2, 3), noise=10.0 ** rng.integers(-6, 0))
+    ours = GaussianProcess(
+        scale, variance=rng.uniform(0.2, 3), noise=10.0 ** rng.integers(-6, 0)
+    )
     x, y, new = rng.random((n, d)), rng.normal(size=n), rng.random((30, d))
     theirs = peer(ours).fit(x, y)
     mean, std = ours.fit(x, y).predict(new)
     expected_mean, expected_std = theirs.predict(new, return_std=True)
     np.testing.assert_allclose(mean, expected_mean, atol=1e-7, rtol=1e-7)
     np.testing.assert_allclose(std, expected_std, atol=1e-7)
-    assert ours.log_likelihood() == pytest.approx(theirs.log_marginal_likelihood(), rel=1e-7)
+    assert ours.log_likelihood() == pytest.approx(
+        theirs.log_marginal_likelihood(), rel=1e-7
+    )
 
 
 def test_before_any_observation_it_is_the_prior_as_sklearns():
@@ -172,16 +188,22 @@ def test_without_noise_the_mean_passes_through_and_the_deviation_vanishes():
 
 def test_repeated_points_are_mended_by_jitter():
     x = np.array([[0.2], [0.2], [0.2], [0.7], [0.7]])
-    mean, std = GaussianProcess(0.3, noise=0.0).fit(x, [1.0, 1.0, 1.0, -1.0, -1.0]).predict(x)
+    mean, std = (
+        GaussianProcess(0.3, noise=0.0).fit(x, [1.0, 1.0, 1.0, -1.0, -1.0]).predict(x)
+    )
     np.testing.assert_allclose(mean, [1, 1, 1, -1, -1], atol=1e-3)
     assert np.isfinite(std).all() and std.max() < 1e-2
-    mean, _ = GaussianProcess(0.3, noise=0.01).fit(x, [1.0, 2.0, 3.0, -1.0, -1.0]).predict(x)
+    mean, _ = (
+        GaussianProcess(0.3, noise=0.01).fit(x, [1.0, 2.0, 3.0, -1.0, -1.0]).predict(x)
+    )
     assert 1.8 < mean[0] < 2.1  # values that disagree are averaged
 
 
 def test_nearly_repeated_points_give_finite_answers():
     x = 0.5 + np.arange(40)[:, None] * 1e-12
-    mean, std = GaussianProcess(1.0, noise=0.0).fit(x, np.ones(40)).predict([[0.5], [0.9]])
+    mean, std = (
+        GaussianProcess(1.0, noise=0.0).fit(x, np.ones(40)).predict([[0.5], [0.9]])
+    )
     assert np.isfinite(mean).all() and np.isfinite(std).all()
     assert mean[0] == pytest.approx(1.0, abs=1e-2)
 
@@ -228,7 +250,8 @@ def test_expected_improvement_edges_and_invariants():
         warnings.simplefilter("error")
         got = ht.expected_improvement([0.2, 0.7, 0.1, 0.2], [0.0, 0.0, 0.0, 1e-300], 0.2)
         np.testing.assert_allclose(got, [0, 0, 0.1, 0], atol=1e-12)
-        assert ht.expected_improvement(1e3, 1.0, 0.0) == 0  # far above: underflows, stays finite
+        # far above: underflows, stays finite
+        assert ht.expected_improvement(1e3, 1.0, 0.0) == 0
         assert ht.expected_improvement(-1e3, 1.0, 0.0) == pytest.approx(1e3)
     means, stds = np.linspace(-3, 3, 61), np.linspace(0, 3, 61)
     assert (np.diff(ht.expected_improvement(means, 1.0, 0.0)) <= 0).all()
@@ -242,7 +265,9 @@ def test_expected_improvement_edges_and_invariants():
 def test_bayesian_search_begins_as_random_search_and_repeats():
     first = ht.bayesian_search(branin, PLANE, 9, initial=4, seed=2)
     assert first.configs[:4] == ht.random_search(branin, PLANE, 4, seed=2).configs
-    assert first.configs == ht.bayesian_search(branin, PLANE, 9, initial=4, seed=2).configs
+    assert (
+        first.configs == ht.bayesian_search(branin, PLANE, 9, initial=4, seed=2).configs
+    )
     assert len(ht.bayesian_search(branin, PLANE, 3, initial=5).scores) == 3
     for config in first.configs:
         assert all(PLANE[n].low <= v <= PLANE[n].high for n, v in config.items())
@@ -281,9 +306,16 @@ def test_pending_trials_are_not_suggested_again():
         for worker in range(4):
             args = PLANE, done.configs, done.scores
             alone.append(ht.suggest(*args, np.random.default_rng(worker)))
-            chosen.append(ht.suggest(*args, np.random.default_rng(worker), pending=chosen))
+            chosen.append(
+                ht.suggest(*args, np.random.default_rng(worker), pending=chosen)
+            )
         apart, together = (
-            min(math.dist(a.values(), b.values()) for a in points for b in points if a is not b)
+            min(
+                math.dist(a.values(), b.values())
+                for a in points
+                for b in points
+                if a is not b
+            )
             for points in (chosen, alone)
         )
         assert apart > 0.3 > together
@@ -296,12 +328,20 @@ def test_branin_regret_beside_random_search_and_optuna():
     def peer_search(sampler):
         study = optuna.create_study(sampler=sampler)
         study.optimize(
-            lambda t: branin({n: t.suggest_float(n, r.low, r.high) for n, r in PLANE.items()}), 30
+            lambda t: branin(
+                {n: t.suggest_float(n, r.low, r.high) for n, r in PLANE.items()}
+            ),
+            30,
         )
         return study.best_value - LOWEST
 
-    ours = [ht.bayesian_search(branin, PLANE, 30, seed=s).best_score - LOWEST for s in range(12)]
-    drawn = [ht.random_search(branin, PLANE, 30, seed=s).best_score - LOWEST for s in range(12)]
+    ours = [
+        ht.bayesian_search(branin, PLANE, 30, seed=s).best_score - LOWEST
+        for s in range(12)
+    ]
+    drawn = [
+        ht.random_search(branin, PLANE, 30, seed=s).best_score - LOWEST for s in range(12)
+    ]
     tpe = [peer_search(optuna.samplers.TPESampler(seed=s)) for s in range(12)]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # optuna calls this sampler experimental
@@ -323,8 +363,15 @@ def test_halving_gives_the_hand_computed_rounds():
 
     halving = ht.successive_halving(objective, configs)
     assert isinstance(halving, ht.Halving) and isinstance(halving.rungs[0], ht.Rung)
-    assert [(r.budget, len(r.configs)) for r in halving.rungs] == [(1, 27), (3, 9), (9, 3), (27, 1)]
-    assert halving.best_config == {"a": 20} and halving.best_score == pytest.approx(0.2 / 27)
+    assert [(r.budget, len(r.configs)) for r in halving.rungs] == [
+        (1, 27),
+        (3, 9),
+        (9, 3),
+        (27, 1),
+    ]
+    assert halving.best_config == {"a": 20} and halving.best_score == pytest.approx(
+        0.2 / 27
+    )
     assert halving.cost() == 81 and halving.cost(resume=False) == 108
     assert sum(budget for _, budget in seen) == 108
     assert [c["a"] for c in halving.rungs[2].configs] == [20, 21, 19]
@@ -333,7 +380,9 @@ def test_halving_gives_the_hand_computed_rounds():
 @pytest.mark.parametrize("count, factor", [(1, 2), (2, 3), (7, 2), (10, 3), (64, 4)])
 def test_halving_keeps_a_share_at_least_one(count, factor):
     configs = [{"a": a} for a in range(count)]
-    halving = ht.successive_halving(lambda c, b: -c["a"], configs, budget=2, factor=factor)
+    halving = ht.successive_halving(
+        lambda c, b: -c["a"], configs, budget=2, factor=factor
+    )
     sizes = [len(r.configs) for r in halving.rungs]
     assert sizes[0] == count and sizes[-1] == 1
     assert all(b == max(1, a // factor) for a, b in zip(sizes, sizes[1:], strict=False))

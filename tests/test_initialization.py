@@ -19,7 +19,16 @@ from dlcourse.lab.training import use_one_thread
 use_one_thread()
 X = torch.randn(40, 1, 8, 8, generator=torch.Generator().manual_seed(0))
 Y = torch.arange(40) % 10
-NAMES = ["linear", "sigmoid", "tanh", "relu", "selu", "conv1d", "conv2d", "conv_transpose3d"]
+NAMES = [
+    "linear",
+    "sigmoid",
+    "tanh",
+    "relu",
+    "selu",
+    "conv1d",
+    "conv2d",
+    "conv_transpose3d",
+]
 
 
 def seeded(seed):
@@ -60,7 +69,9 @@ def test_gains_equal_torch():
     for name in NAMES:
         assert di.calculate_gain(name) == init.calculate_gain(name)
     for slope in (None, 0, 0.0, 0.2, 1, -3.0, math.sqrt(5)):
-        assert di.calculate_gain("leaky_relu", slope) == init.calculate_gain("leaky_relu", slope)
+        assert di.calculate_gain("leaky_relu", slope) == init.calculate_gain(
+            "leaky_relu", slope
+        )
     number = di.calculate_gain("leaky_relu", np.float32(0.5))
     assert number == pytest.approx(math.sqrt(2 / 1.25))
     for slope in (True, "much", math.nan, math.inf):
@@ -77,8 +88,12 @@ def test_gains_of_functions():
     assert leaky == pytest.approx(di.calculate_gain("leaky_relu", 0.3), abs=1e-9)
     z = torch.randn(4_000_000, generator=seeded(0), dtype=torch.float64)
     for f in (F.gelu, torch.tanh, F.silu, torch.sigmoid, torch.sin):
-        assert di.calculate_gain(f) == pytest.approx(f(z).square().mean().item() ** -0.5, rel=2e-3)
-    assert di.calculate_gain(nn.ReLU(inplace=True)) == pytest.approx(math.sqrt(2), abs=1e-9)
+        assert di.calculate_gain(f) == pytest.approx(
+            f(z).square().mean().item() ** -0.5, rel=2e-3
+        )
+    assert di.calculate_gain(nn.ReLU(inplace=True)) == pytest.approx(
+        math.sqrt(2), abs=1e-9
+    )
     for dead in (torch.zeros_like, lambda z: z / 0):
         with pytest.raises(ValueError, match="no weight can mend"):
             di.calculate_gain(dead)
@@ -91,7 +106,11 @@ PAIRS = [
     (di.xavier_normal_, init.xavier_normal_, {"gain": 0.0}),
     (di.kaiming_uniform_, init.kaiming_uniform_, {}),
     (di.kaiming_uniform_, init.kaiming_uniform_, {"a": math.sqrt(5)}),
-    (di.kaiming_uniform_, init.kaiming_uniform_, {"mode": "fan_out", "nonlinearity": "tanh"}),
+    (
+        di.kaiming_uniform_,
+        init.kaiming_uniform_,
+        {"mode": "fan_out", "nonlinearity": "tanh"},
+    ),
     (di.kaiming_normal_, init.kaiming_normal_, {"nonlinearity": "relu"}),
     (di.kaiming_normal_, init.kaiming_normal_, {"a": 0.1, "mode": "fan_out"}),
 ]
@@ -104,7 +123,9 @@ def test_same_generator_same_bits(ours, theirs, settings):
         a = torch.empty(random_shape(seed), dtype=dtype)
         b = torch.empty_like(a)
         if seed % 3 == 0:  # not contiguous
-            a, b = (torch.empty(*a.shape[::-1], dtype=dtype).permute(*range(a.ndim)[::-1]),) * 2
+            a, b = (
+                torch.empty(*a.shape[::-1], dtype=dtype).permute(*range(a.ndim)[::-1]),
+            ) * 2
             b = a.clone(memory_format=torch.preserve_format)
         assert ours(a, generator=seeded(seed), **settings) is a
         theirs(b, generator=seeded(seed), **settings)
@@ -121,14 +142,18 @@ def test_orthogonal_equals_torch_and_is_orthogonal(seed):
     tensor = torch.empty(random_shape(seed), dtype=dtype)
     other = torch.empty_like(tensor)
     if seed % 3 == 0:
-        tensor = torch.empty(*tensor.shape[::-1], dtype=dtype).permute(*range(tensor.ndim)[::-1])
+        tensor = torch.empty(*tensor.shape[::-1], dtype=dtype).permute(
+            *range(tensor.ndim)[::-1]
+        )
     assert di.orthogonal_(tensor, 1.7, seeded(seed)) is tensor
     tolerance = 1e-5 if dtype == torch.float32 else 1e-12
     init.orthogonal_(other, 1.7, seeded(seed))
     assert torch.allclose(tensor, other, atol=tolerance)
     flat = tensor.reshape(len(tensor), -1)
     gram = flat @ flat.T if flat.shape[0] <= flat.shape[1] else flat.T @ flat
-    assert torch.allclose(gram, 1.7**2 * torch.eye(len(gram), dtype=dtype), atol=tolerance)
+    assert torch.allclose(
+        gram, 1.7**2 * torch.eye(len(gram), dtype=dtype), atol=tolerance
+    )
 
 
 def test_orthogonal_is_uniform_and_takes_16_bits():
@@ -138,7 +163,9 @@ def test_orthogonal_is_uniform_and_takes_16_bits():
     assert draws.mean(0).abs().max() < 0.09  # each entry: mean 0, variance 1/3
     assert (draws.square().mean(0) - 1 / 3).abs().max() < 0.05
     for dtype in (torch.float16, torch.bfloat16):
-        weight = di.orthogonal_(torch.empty(6, 4, dtype=dtype), generator=seeded(0)).float()
+        weight = di.orthogonal_(
+            torch.empty(6, 4, dtype=dtype), generator=seeded(0)
+        ).float()
         assert torch.allclose(weight.T @ weight, torch.eye(4), atol=0.03)
 
 
@@ -219,13 +246,17 @@ def test_initialize_fills_layers_and_nothing_else():
 
 def test_initialize_is_fixed_by_its_generator_and_draws_shared_weights_once():
     a, b = (di.initialize_(SmallCNN(1, 10), di.orthogonal_, seeded(2)) for _ in range(2))
-    assert all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters(), strict=True))
+    assert all(
+        torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters(), strict=True)
+    )
     tied = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4))
     tied[1].weight = tied[0].weight
     di.initialize_(tied, di.kaiming_normal_, seeded(3))
     g = seeded(3)
     for layer in (tied[0], tied[2]):
-        assert torch.equal(layer.weight, init.kaiming_normal_(torch.empty(4, 4), generator=g))
+        assert torch.equal(
+            layer.weight, init.kaiming_normal_(torch.empty(4, 4), generator=g)
+        )
 
 
 def test_initialize_fills_only_the_output_of_attention():
@@ -233,7 +264,9 @@ def test_initialize_fills_only_the_output_of_attention():
     before = model.in_proj_weight.clone()
     di.initialize_(model, di.orthogonal_, seeded(0))
     assert torch.equal(model.in_proj_weight, before)
-    assert torch.allclose(model.out_proj.weight @ model.out_proj.weight.T, torch.eye(8), atol=1e-5)
+    assert torch.allclose(
+        model.out_proj.weight @ model.out_proj.weight.T, torch.eye(8), atol=1e-5
+    )
 
 
 def test_initialize_refuses_what_it_cannot_fill():
@@ -281,7 +314,8 @@ def test_lsuv_scales_a_layer_that_runs_often_once_and_leaves_the_rest():
     state = torch.get_rng_state()
     model = di.lsuv_(RowRNN(8, 10), X, generator=seeded(0))
     assert torch.equal(torch.get_rng_state(), state)
-    driven = model.input(X[:, 0])  # the first state is zero: the second run sets the scale
+    # the first state is zero: the second run sets the scale
+    driven = model.input(X[:, 0])
     second = model.recurrent(torch.tanh(driven[:, 0]))
     assert second.detach().std(correction=0) == pytest.approx(1, rel=1e-5)
 
@@ -294,7 +328,9 @@ def test_lsuv_scales_a_layer_that_runs_often_once_and_leaves_the_rest():
             return self.layer(self.norm(self.layer(x.flatten(1))))
 
     model = di.lsuv_(Twice(), X, generator=seeded(0))
-    assert model.layer(X.flatten(1)).detach().std(correction=0) == pytest.approx(1, rel=1e-5)
+    assert model.layer(X.flatten(1)).detach().std(correction=0) == pytest.approx(
+        1, rel=1e-5
+    )
     assert (model.norm.running_mean == 0).all() and model.norm.num_batches_tracked == 0
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
 
@@ -320,21 +356,28 @@ def test_prediction_for_relu_is_a_power():
 
 
 def test_prediction_for_large_weights_is_the_limit():
-    for scale in (1e4, 1e6, 1e8):  # E[sech^4(s z)] is (4 / 3) / (s sqrt(2 pi)) for large s
+    # E[sech^4(s z)] is (4 / 3) / (s sqrt(2 pi)) for large s
+    for scale in (1e4, 1e6, 1e8):
         forward, backward = di.predict_variance(torch.tanh, 2, scale)
         slope = scale**0.5 * 4 / 3 / math.sqrt(2 * math.pi)
         assert backward[0].item() == pytest.approx(slope, rel=1e-3)
         assert forward[1].item() == pytest.approx(scale, rel=0.02)
     inplace = di.predict_variance(nn.ReLU(inplace=True), 3, 2.0)
-    assert torch.allclose(torch.stack(inplace), torch.stack(di.predict_variance(F.relu, 3, 2.0)))
+    assert torch.allclose(
+        torch.stack(inplace), torch.stack(di.predict_variance(F.relu, 3, 2.0))
+    )
     with pytest.raises(ValueError, match="F.relu"):
         di.predict_variance("relu", 3, 2.0)
 
 
 def test_prediction_for_no_activation_and_for_one_layer():
     forward, backward = di.predict_variance(lambda z: z, 5, 1.5)
-    assert torch.allclose(forward, 1.5 ** torch.arange(1, 6, dtype=torch.float64), rtol=1e-6)
-    assert torch.allclose(backward, 1.5 ** torch.arange(4, -1, -1, dtype=torch.float64), rtol=1e-6)
+    assert torch.allclose(
+        forward, 1.5 ** torch.arange(1, 6, dtype=torch.float64), rtol=1e-6
+    )
+    assert torch.allclose(
+        backward, 1.5 ** torch.arange(4, -1, -1, dtype=torch.float64), rtol=1e-6
+    )
     forward, backward = di.predict_variance(torch.tanh, 1, 2.0, 3.0)
     assert forward.tolist() == [6.0] and backward.tolist() == [1.0]
     for bad in ((0, 1.0), (3, -1.0), (3, math.nan), (3, 1.0, math.inf)):
@@ -367,7 +410,9 @@ def test_prediction_is_what_wide_networks_do(activation, scale):
 
 
 class Zoo(nn.Module):
-    """Batch norm, dropout, a layer used twice, in-place and functional activations, buffers."""
+    """Batch norm, dropout, a layer used twice, in-place and functional activations,
+    buffers.
+    """
 
     def __init__(self):
         super().__init__()
@@ -473,10 +518,14 @@ def test_numbers_are_those_of_a_run_by_hand():
     assert stats["twice"].mean == pytest.approx(both.mean().item(), abs=1e-7)
     assert stats["twice"].std == pytest.approx(both.std(correction=0).item(), rel=1e-6)
     grads = torch.cat([first.grad, second.grad])
-    assert stats["twice"].grad_std == pytest.approx(grads.std(correction=0).item(), rel=1e-5)
+    assert stats["twice"].grad_std == pytest.approx(
+        grads.std(correction=0).item(), rel=1e-5
+    )
     for name, value in (("conv", conv), ("relu", relu), ("tanh", tanh), ("head", head)):
         assert stats[name].std == pytest.approx(value.std(correction=0).item(), rel=1e-5)
-        assert stats[name].grad_std == pytest.approx(value.grad.std(correction=0).item(), rel=1e-5)
+        assert stats[name].grad_std == pytest.approx(
+            value.grad.std(correction=0).item(), rel=1e-5
+        )
     expected = head.detach().var(0, correction=0).mean().sqrt()
     assert stats["head"].signal == pytest.approx(expected.item(), rel=1e-5)
     expected = torch.stack([first, second]).detach().var(1, correction=0).mean().sqrt()
@@ -484,7 +533,10 @@ def test_numbers_are_those_of_a_run_by_hand():
     assert stats["relu"].zeros == pytest.approx((relu == 0).float().mean().item())
     assert 0.2 < stats["relu"].zeros < 0.8 and stats["conv"].zeros == 0
     assert math.isnan(stats["relu"].saturated) and stats["tanh"].saturated == 0
-    assert stats["norm"].kind == "BatchNorm2d" and stats["twice.leaky_relu"].kind == "leaky_relu"
+    assert (
+        stats["norm"].kind == "BatchNorm2d"
+        and stats["twice.leaky_relu"].kind == "leaky_relu"
+    )
 
 
 def test_saturation_counts_flat_ends():
@@ -499,11 +551,19 @@ def test_saturation_counts_flat_ends():
 
     class Functions(nn.Module):
         def forward(self, x):
-            return torch.sigmoid(x), x.tanh(), F.tanh(x), x.clone().tanh_(), x.clone().relu_()
+            return (
+                torch.sigmoid(x),
+                x.tanh(),
+                F.tanh(x),
+                x.clone().tanh_(),
+                x.clone().relu_(),
+            )
 
     stats = di.activation_stats(Functions(), z)
     assert stats["input.tanh"].calls == 3
-    assert stats["input.tanh"].saturated == pytest.approx((slope < 0.02).double().mean().item())
+    assert stats["input.tanh"].saturated == pytest.approx(
+        (slope < 0.02).double().mean().item()
+    )
     assert stats["input.relu"].zeros == pytest.approx(0.5, abs=1e-3)
 
 
@@ -511,7 +571,8 @@ def test_every_kind_of_model():
     rnn = di.activation_stats(RowRNN(8, 10), X, cross_entropy)
     assert isinstance(rnn["recurrent"], di.LayerStats)
     assert rnn["recurrent"].calls == rnn["recurrent.tanh"].calls == 8
-    assert rnn["recurrent"].zeros == pytest.approx(1 / 8)  # it starts from a state of zeros
+    # it starts from a state of zeros
+    assert rnn["recurrent"].zeros == pytest.approx(1 / 8)
     transformer = di.activation_stats(RowTransformer(8, 8, 10), X, cross_entropy)
     assert "blocks.1.attention.query" in transformer and "blocks.0.up.gelu" in transformer
     assert all(s.grad_std > 0 for s in transformer.values())
@@ -541,7 +602,9 @@ def test_every_kind_of_model():
 
 
 def test_numbers_far_from_one():
-    tiny = nn.Sequential(nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False)).double()
+    tiny = nn.Sequential(
+        nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False)
+    ).double()
     with torch.no_grad():
         for layer in tiny:
             layer.weight.copy_(torch.eye(4) * 1e-30)
@@ -570,11 +633,14 @@ def test_signal_is_what_depends_on_the_rows():
 def test_no_gradient_is_nan():
     frozen = MLP(64, 10).requires_grad_(False)
     assert all(
-        math.isnan(s.grad_std) for s in di.activation_stats(frozen, X, cross_entropy).values()
+        math.isnan(s.grad_std)
+        for s in di.activation_stats(frozen, X, cross_entropy).values()
     )
     with torch.no_grad():  # asked for, so measured
         assert di.activation_stats(MLP(64, 10), X, cross_entropy)["head"].grad_std > 0
-    assert all(math.isnan(s.grad_std) for s in di.activation_stats(MLP(64, 10), X).values())
+    assert all(
+        math.isnan(s.grad_std) for s in di.activation_stats(MLP(64, 10), X).values()
+    )
 
 
 def test_kept_values_are_few_and_fair():

@@ -67,7 +67,9 @@ def test_digits_splits_are_disjoint_cover_all_and_keep_the_classes_in_proportion
     data = load("digits", normalize=False)
     stored = stored_digits()
     found = torch.cat([part.images for part in parts(data)]).flatten(1)
-    assert sorted(map(bytes, stored)) == sorted(map(bytes, (found * 16).round().byte().numpy()))
+    assert sorted(map(bytes, stored)) == sorted(
+        map(bytes, (found * 16).round().byte().numpy())
+    )
     for part in parts(data):
         shares = part.labels.bincount() / len(part)
         assert shares.min() > 0.08 and shares.max() < 0.12
@@ -168,8 +170,12 @@ def write_idx(root, kind, train=100, test=30):
     return raw
 
 
-@pytest.mark.parametrize(("name", "kind"), [("mnist", "MNIST"), ("fashion_mnist", "FashionMNIST")])
-def test_published_sets_keep_their_test_rows_and_validate_on_train_rows(tmp_path, name, kind):
+@pytest.mark.parametrize(
+    ("name", "kind"), [("mnist", "MNIST"), ("fashion_mnist", "FashionMNIST")]
+)
+def test_published_sets_keep_their_test_rows_and_validate_on_train_rows(
+    tmp_path, name, kind
+):
     write_idx(tmp_path, kind)
     data = load(name, tmp_path, validation=0.2, normalize=False)
     assert (len(data.train), len(data.validation), len(data.test)) == (80, 20, 30)
@@ -185,7 +191,9 @@ def test_cifar10_becomes_channels_first(monkeypatch, tmp_path):
         pixels = np.zeros((n, 32, 32, 3), dtype=np.uint8)
         pixels[..., 2] = 255
         names = [f"kind{k}" for k in range(10)]
-        return SimpleNamespace(data=pixels, targets=[k % 10 for k in range(n)], classes=names)
+        return SimpleNamespace(
+            data=pixels, targets=[k % 10 for k in range(n)], classes=names
+        )
 
     monkeypatch.setattr(torchvision.datasets, "CIFAR10", fake)
     data = load("cifar10", tmp_path, validation=0.25)
@@ -195,9 +203,15 @@ def test_cifar10_becomes_channels_first(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "folder"),
-    [("mnist", "MNIST"), ("fashion_mnist", "FashionMNIST"), ("cifar10", "cifar-10-batches-py")],
+    [
+        ("mnist", "MNIST"),
+        ("fashion_mnist", "FashionMNIST"),
+        ("cifar10", "cifar-10-batches-py"),
+    ],
 )
-def test_missing_files_name_the_folder_and_the_command(monkeypatch, tmp_path, name, folder):
+def test_missing_files_name_the_folder_and_the_command(
+    monkeypatch, tmp_path, name, folder
+):
     for kind in ("MNIST", "FashionMNIST", "CIFAR10"):
         monkeypatch.setattr(getattr(torchvision.datasets, kind), "download", pytest.fail)
     with pytest.raises(FileNotFoundError) as caught:
@@ -235,7 +249,9 @@ def test_a_damaged_file_says_so(tmp_path):
 def test_mnist_as_published():
     root = os.environ.get("DLCOURSE_MNIST")
     if not root:
-        pytest.skip("set DLCOURSE_MNIST to the folder that holds MNIST/raw to run this test")
+        pytest.skip(
+            "set DLCOURSE_MNIST to the folder that holds MNIST/raw to run this test"
+        )
     data = load("mnist", root, normalize=False)
     assert len(data.train) + len(data.validation) == 60_000 and len(data.test) == 10_000
     counts = data.train.labels.bincount() + data.validation.labels.bincount()
@@ -277,7 +293,9 @@ def test_statistics_come_from_the_train_rows_only(tmp_path):
     assert torch.equal(before.mean, after.mean) and torch.equal(before.std, after.std)
 
 
-def test_one_colour_image_makes_three_channels_and_a_constant_channel_stays_finite(tmp_path):
+def test_one_colour_image_makes_three_channels_and_a_constant_channel_stays_finite(
+    tmp_path,
+):
     make_folder(tmp_path)
     assert load("folder", tmp_path).channels == 1
     make_folder(tmp_path / "more", (5,), mode="RGB")
@@ -357,10 +375,14 @@ def test_each_image_of_a_folder_knows_its_file(tmp_path, settings):
             assert file.startswith(f"{data.classes[label]}/")
             if part in parts(data):  # the others are normalised
                 assert torch.equal(image, read_image(tmp_path / file, data.size))
-    assert len({file for part in parts(data) for file in part.files}) == sum(map(len, parts(data)))
+    assert len({file for part in parts(data) for file in part.files}) == sum(
+        map(len, parts(data))
+    )
 
 
 def test_images_of_no_folder_have_no_files_and_a_wrong_count_is_refused():
     assert load("digits").train.files is None
     with pytest.raises(ValueError, match="one file per image, 3, not 2"):
-        Split(torch.zeros(3, 1, 2, 2), torch.zeros(3, dtype=torch.int64), files=("a", "b"))
+        Split(
+            torch.zeros(3, 1, 2, 2), torch.zeros(3, dtype=torch.int64), files=("a", "b")
+        )

@@ -33,7 +33,8 @@ def test_every_exercise(exercise, capsys):
         assert hint is not None, f"accepts {name!r}"
         assert wrong.hint in hint, f"{name!r} gets the hint {hint!r}"
         assert not exercise.check(wrong.answer)
-        taken = hint not in capsys.readouterr().out  # for a stub: only what does nothing may be
+        # for a stub: only what does nothing may be
+        taken = hint not in capsys.readouterr().out
         assert not taken or wrong.answer.__code__.co_consts == (None,), (
             f"{name!r} is taken for a stub"
         )
@@ -64,7 +65,9 @@ def double_check(answer):
     expect(answer(3) == 6, "Twice three is six.")
 
 
-DOUBLE = Exercise("Double it.", double_check, lambda x: 2 * x, {"square": Wrong(abs, "six")})
+DOUBLE = Exercise(
+    "Double it.", double_check, lambda x: 2 * x, {"square": Wrong(abs, "six")}
+)
 
 
 def test_hints(capsys):

@@ -1,4 +1,6 @@
-"""Launching: really n processes, no trap of forking, every failure named, nobody left behind."""
+"""Launching: really n processes, no trap of forking, every failure named, nobody left
+behind.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,9 @@ def describe(value, scale=1):
 
 
 def environment():
-    names = "RANK LOCAL_RANK WORLD_SIZE LOCAL_WORLD_SIZE MASTER_ADDR OMP_NUM_THREADS".split()
+    names = (
+        "RANK LOCAL_RANK WORLD_SIZE LOCAL_WORLD_SIZE MASTER_ADDR OMP_NUM_THREADS".split()
+    )
     return {name: os.environ[name] for name in names} | {"torch": "torch" in sys.modules}
 
 
@@ -39,12 +43,16 @@ def train_together():
     from accelerate import Accelerator
 
     accelerator = Accelerator()
-    total = accelerator.reduce(torch.tensor([1.0 + accelerator.process_index]), reduction="sum")
+    total = accelerator.reduce(
+        torch.tensor([1.0 + accelerator.process_index]), reduction="sum"
+    )
     return [accelerator.num_processes, accelerator.device.type, total.item()]
 
 
 def accelerate_on_uneven_rows():
-    """Return what Accelerate does, by its documentation, where course code must know of it."""
+    """Return what Accelerate does, by its documentation, where course code must know of
+    it.
+    """
     import torch
     from accelerate import Accelerator
     from torch.utils.data import DataLoader, TensorDataset
@@ -72,7 +80,9 @@ def accelerate_on_uneven_rows():
         "gathered rows": rows,
         "counted rows": sorted(counted),
         "scheduler steps an update": scheduler.scheduler.last_epoch / updates,
-        "updates": [round(b - a, 6) for a, b in zip([0.0, *weights], weights, strict=False)],
+        "updates": [
+            round(b - a, 6) for a, b in zip([0.0, *weights], weights, strict=False)
+        ],
     }
 
 
@@ -84,7 +94,8 @@ def abort_after_returning():
     import threading
 
     if os.environ["RANK"] == "0":
-        threading.Timer(0.2, os.abort).start()  # as gloo's threads may, once the work is done
+        # as gloo's threads may, once the work is done
+        threading.Timer(0.2, os.abort).start()
     else:
         time.sleep(0.8)
     return os.environ["RANK"]
@@ -241,7 +252,8 @@ def assert_all_end(pids: list[int], seconds: float = 20.0) -> None:
 
 
 def told_of_a_hang(fn, folder: Path, timeout: float) -> tuple[str, float]:
-    """Return what is said of a launch that hangs, and its timeout: longer where starting is slow.
+    """Return what is said of a launch that hangs, and its timeout: longer where starting
+    is slow.
 
     The processes of `fn` leave a file each once they are under way.
     """
@@ -292,7 +304,9 @@ def test_environment_is_that_of_a_distributed_run(monkeypatch):
 
 @pytest.fixture(scope="module")
 def beside_an_accelerator():
-    """Return the results of two processes of a parent with an Accelerator and busy threads."""
+    """Return the results of two processes of a parent with an Accelerator and busy
+    threads.
+    """
     import torch
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
@@ -311,7 +325,9 @@ def beside_an_accelerator():
             AcceleratorState._reset_state(reset_partial_state=True)
 
 
-def test_parent_with_accelerator_and_threads_still_gets_two_processes(beside_an_accelerator):
+def test_parent_with_accelerator_and_threads_still_gets_two_processes(
+    beside_an_accelerator,
+):
     assert [rank["together"] for rank in beside_an_accelerator] == [[2, "cpu", 3.0]] * 2
 
 
@@ -335,7 +351,9 @@ def test_notebook_with_accelerator_and_threads_launches_its_own_function():
         "    return total.item()",
         "from dlcourse.lab.launching import launch\nlaunch(add, args=[10])",
     ]
-    book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
+    book = nbformat.v4.new_notebook(
+        cells=[nbformat.v4.new_code_cell(cell) for cell in cells]
+    )
     env = os.environ | {"PYTHONPATH": str(ROOT)}
     nbclient.NotebookClient(book, timeout=60, kernel_name="python3").execute(env=env)
     printed, result = book.cells[-1].outputs
@@ -349,7 +367,8 @@ def test_what_accelerate_does_with_uneven_rows_and_schedulers(beside_an_accelera
         assert result["gathered rows"] == 12  # 11 rows, padded by repeating one
         assert result["counted rows"] == list(range(11))
         assert result["scheduler steps an update"] == 2  # once a process
-        assert result["updates"] == [0, 0.1, 0.05]  # the short last window, over the full count
+        # the short last window, over the full count
+        assert result["updates"] == [0, 0.1, 0.05]
 
 
 def test_import_does_not_import_torch():
@@ -406,10 +425,15 @@ def test_function_of_a_script_is_sent_as_source(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
-    assert lines[:2] == ["top level", "[[1, '\\nat column 0', 0], [1, '\\nat column 0', 1]]"]
+    assert lines[:2] == [
+        "top level",
+        "[[1, '\\nat column 0', 0], [1, '\\nat column 0', 1]]",
+    ]
     assert "return json.dumps(x)" in done.stdout  # the traceback shows the source
     assert "NameError: name 'json' is not defined" in done.stdout
-    assert "forgets was sent as source" in done.stdout and "import or define" in done.stdout
+    assert (
+        "forgets was sent as source" in done.stdout and "import or define" in done.stdout
+    )
 
 
 def test_local_function_is_sent_as_source():
@@ -469,13 +493,17 @@ def test_arguments_that_are_not_json_are_refused(value, message):
 
 def test_array_argument_is_refused_with_what_to_send():
     np = pytest.importorskip("numpy")
-    with pytest.raises(TypeError, match=r"kwargs\['value'\] is a numpy.ndarray.*\.tolist\(\)"):
+    with pytest.raises(
+        TypeError, match=r"kwargs\['value'\] is a numpy.ndarray.*\.tolist\(\)"
+    ):
         launch(describe, kwargs={"value": np.zeros(2)})
 
 
 @pytest.mark.parametrize("fn", [return_array, return_tensor])
 def test_results_that_are_not_json_are_refused(fn):
-    with pytest.raises(LaunchError, match=r"(?s)rank 0.*TypeError: the result.*\.tolist\(\).*item"):
+    with pytest.raises(
+        LaunchError, match=r"(?s)rank 0.*TypeError: the result.*\.tolist\(\).*item"
+    ):
         launch(fn)
 
 
@@ -507,13 +535,17 @@ def test_more_processes_than_gpus_are_refused():
 
 def test_exception_is_raised_with_rank_and_traceback():
     start = time.monotonic()
-    with pytest.raises(LaunchError, match="(?s)^rank 1 raised:.*in fail_on_one.*no such row$"):
+    with pytest.raises(
+        LaunchError, match="(?s)^rank 1 raised:.*in fail_on_one.*no such row$"
+    ):
         launch(fail_on_one)
     assert time.monotonic() - start < 25  # the other process would sleep for 30 s
 
 
 def test_exit_code_is_named():
-    with pytest.raises(LaunchError, match="(?s)^rank 1 died with exit code 3.*out of ideas"):
+    with pytest.raises(
+        LaunchError, match="(?s)^rank 1 died with exit code 3.*out of ideas"
+    ):
         launch(end_by_exit_code)
 
 
@@ -535,7 +567,9 @@ def test_abort_after_the_result_loses_nothing(fn):
 
 
 @posix
-@pytest.mark.parametrize("how, message", [("raise", "rank 1 raised"), ("die", "exit code 4")])
+@pytest.mark.parametrize(
+    "how, message", [("raise", "rank 1 raised"), ("die", "exit code 4")]
+)
 def test_crash_leaves_nobody(tmp_path, how, message):
     with pytest.raises(LaunchError, match=message):
         launch(start_a_child_then_fail, args=[str(tmp_path), how])
@@ -564,7 +598,9 @@ def test_on_windows_the_tree_is_ended_and_codes_are_hexadecimal(monkeypatch, tmp
         patch.setattr(launching.os, "name", "nt")
         patch.delattr(launching.os, "killpg", raising=False)
         patch.delattr(launching.signal, "SIGKILL", raising=False)
-        patch.setattr(launching.subprocess, "run", lambda command, **_: asked.append(command))
+        patch.setattr(
+            launching.subprocess, "run", lambda command, **_: asked.append(command)
+        )
         rank.interrupt()
         rank.kill()
     assert asked == [["taskkill", "/F", "/T", "/PID", "7"]]

@@ -45,7 +45,9 @@ def test_images_in_logits_out_and_every_parameter_learns(build):
         logits = model(images(c=channels))
         assert logits.shape == (6, 10) and logits.isfinite().all()
         F.cross_entropy(logits, torch.arange(6)).backward()
-        assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+        assert all(
+            p.grad is not None and p.grad.isfinite().all() for p in model.parameters()
+        )
 
 
 @each_model
@@ -119,7 +121,9 @@ def test_weights_have_the_spread_their_rule_gives():
 
 def test_recurrent_weights_are_a_rotation_times_gain():
     weight = RowRNN(8, 10, gain=1.5).recurrent.weight
-    torch.testing.assert_close(weight @ weight.T, 1.5**2 * torch.eye(32), atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        weight @ weight.T, 1.5**2 * torch.eye(32), atol=1e-5, rtol=0
+    )
 
 
 def test_rows_are_read_from_all_channels_in_order():
@@ -148,7 +152,8 @@ def test_attention_equals_torchs():
 def test_an_activation_may_be_a_name_or_a_function():
     for name, function in ACTIVATIONS.items():
         named, given = MLP(64, 10, activation=name), MLP(64, 10, activation=function)
-        given.load_state_dict(named.state_dict())  # a function is initialised for as ReLU is
+        # a function is initialised for as ReLU is
+        given.load_state_dict(named.state_dict())
         assert torch.equal(named(images()), given(images()))
 
 

@@ -11,7 +11,10 @@ from dlcourse.lab import plotting
 
 def test_every_plot_returns_its_axes():
     fig, axes = plotting.figure(6, width=14)
-    assert plotting.curves(axes[0], [0, 1], {"a": [1, 2]}, bands={"a": ([0, 1], [2, 3])}) is axes[0]
+    assert (
+        plotting.curves(axes[0], [0, 1], {"a": [1, 2]}, bands={"a": ([0, 1], [2, 3])})
+        is axes[0]
+    )
     assert plotting.paired_dots(axes[1], {"a": [1, 2], "b": [2, 3]}) is axes[1]
     assert plotting.heat_map(axes[2], [[1, 2]], ["r"], ["a", "b"]) is axes[2]
     assert plotting.schedules(axes[3], {"a": [1, 2], "b": [2, 3]}) is axes[3]

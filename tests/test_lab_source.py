@@ -57,7 +57,9 @@ class WithoutDocstrings(ast.NodeTransformer):
 @pytest.mark.parametrize("thing", THINGS, ids=lambda thing: thing.__qualname__)
 def test_only_docstrings_are_gone(thing):
     original = ast.parse(textwrap.dedent(inspect.getsource(thing)))
-    assert ast.dump(ast.parse(source_of(thing))) == ast.dump(WithoutDocstrings().visit(original))
+    assert ast.dump(ast.parse(source_of(thing))) == ast.dump(
+        WithoutDocstrings().visit(original)
+    )
 
 
 def test_comments_and_other_strings_stay():

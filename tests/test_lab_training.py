@@ -1,4 +1,6 @@
-"""The loop: equal to a bare PyTorch loop, resumable to the bit, and clear about what is wrong."""
+"""The loop: equal to a bare PyTorch loop, resumable to the bit, and clear about what is
+wrong.
+"""
 
 import json
 import math
@@ -86,7 +88,9 @@ def bare_loop(model, optimizer, steps, batch_size, seed, schedule=None):
 @pytest.mark.parametrize("schedule", [None, lambda t: 1 / (1 + t)])
 def test_fit_equals_a_bare_loop_to_the_bit(schedule):
     model, optimizer = model_and_optimizer(momentum=0.9)
-    history = fit(model, DATA, optimizer, steps=17, batch_size=20, seed=3, schedule=schedule)
+    history = fit(
+        model, DATA, optimizer, steps=17, batch_size=20, seed=3, schedule=schedule
+    )
     twin, twin_optimizer = model_and_optimizer(momentum=0.9)
     losses = bare_loop(twin, twin_optimizer, 17, 20, 3, schedule)
     assert history.loss == losses
@@ -116,21 +120,29 @@ def run_once(path, steps, model_class=Noisy, loader=False, **kwargs):
     torch.manual_seed(5)
     model = model_class()
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
-    data = DataLoader(TensorDataset(X, Y), batch_size=20, shuffle=True) if loader else DATA
-    history = fit(model, data, optimizer, steps=steps, batch_size=20, checkpoint=path, **kwargs)
+    data = (
+        DataLoader(TensorDataset(X, Y), batch_size=20, shuffle=True) if loader else DATA
+    )
+    history = fit(
+        model, data, optimizer, steps=steps, batch_size=20, checkpoint=path, **kwargs
+    )
     return weights(model), history
 
 
 @pytest.mark.parametrize("loader", [False, True])
 @pytest.mark.parametrize("cut", [1, 4, 5, 7, 12])
 def test_resume_continues_to_the_bit(tmp_path, cut, loader):
-    whole, history = run_once(tmp_path / "whole.pt", 13, loader=loader, schedule=lambda t: 0.9**t)
+    whole, history = run_once(
+        tmp_path / "whole.pt", 13, loader=loader, schedule=lambda t: 0.9**t
+    )
     path = tmp_path / "cut.pt"
     run_once(path, cut, loader=loader, schedule=lambda t: 0.9**t)
     torch.manual_seed(999)
     model = Noisy()
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
-    data = DataLoader(TensorDataset(X, Y), batch_size=20, shuffle=True) if loader else DATA
+    data = (
+        DataLoader(TensorDataset(X, Y), batch_size=20, shuffle=True) if loader else DATA
+    )
     resumed = fit(
         model, data, optimizer, steps=13, batch_size=20, checkpoint=path, resume=True,
         schedule=lambda t: 0.9**t,
@@ -165,7 +177,9 @@ def test_signal_handler_is_put_back():
 def test_fit_runs_outside_the_main_thread():
     done = []
     model, optimizer = model_and_optimizer()
-    thread = threading.Thread(target=lambda: done.append(fit(model, DATA, optimizer, steps=2)))
+    thread = threading.Thread(
+        target=lambda: done.append(fit(model, DATA, optimizer, steps=2))
+    )
     thread.start()
     thread.join()
     assert len(done[0].loss) == 2
@@ -227,7 +241,9 @@ def test_non_finite_loss_stops_with_the_facts():
         return loss
 
     model, optimizer = model_and_optimizer(lr=1e30)
-    with pytest.raises(NonFiniteLossError, match=r"update \d+, learning rate 1e\+30.*norm 7"):
+    with pytest.raises(
+        NonFiniteLossError, match=r"update \d+, learning rate 1e\+30.*norm 7"
+    ):
         fit(model, DATA, optimizer, steps=20, step=logging_step)
 
 
@@ -266,7 +282,8 @@ def test_data_that_cannot_work():
 def test_bf16_runs_and_leaves_the_model_in_float32():
     dtypes = []
     model, optimizer = model_and_optimizer()
-    layer = model.layers[0]  # Accelerate turns the outputs of the whole model back to float32
+    # Accelerate turns the outputs of the whole model back to float32
+    layer = model.layers[0]
     handle = layer.register_forward_hook(lambda m, i, o: dtypes.append(o.dtype))
     fit(model, DATA, optimizer, steps=3, mixed_precision="bf16")
     assert set(dtypes) == {torch.bfloat16}
@@ -303,7 +320,9 @@ def test_evaluate_counts_every_row_once():
     with torch.no_grad():
         outputs = model(X)
     assert result["loss"] == pytest.approx(F.cross_entropy(outputs, Y).item(), abs=1e-6)
-    assert result["accuracy"] == pytest.approx((outputs.argmax(1) == Y).float().mean().item())
+    assert result["accuracy"] == pytest.approx(
+        (outputs.argmax(1) == Y).float().mean().item()
+    )
 
 
 def test_transform_sees_training_batches_only():
@@ -325,11 +344,15 @@ def test_data_comes_as_pairs_splits_or_image_data():
     data = load("digits")
     for given in (data, data.train, data.train.tensors()):
         inputs, targets = as_tensors(given)
-        assert isinstance(data, ImageData) and len(inputs) == len(targets) == len(data.train)
+        assert isinstance(data, ImageData) and len(inputs) == len(targets) == len(
+            data.train
+        )
 
 
 def test_each_epoch_holds_every_row_once_in_a_new_order():
-    batches = iter(Batches((torch.arange(10.0), torch.arange(10)), 4, 0, make_accelerator(), None))
+    batches = iter(
+        Batches((torch.arange(10.0), torch.arange(10)), 4, 0, make_accelerator(), None)
+    )
     epochs = [torch.cat([next(batches).targets for _ in range(3)]) for _ in range(2)]
     assert [sorted(epoch.tolist()) for epoch in epochs] == [list(range(10))] * 2
     assert not torch.equal(*epochs)
@@ -392,7 +415,12 @@ class StopAfter:
 
 def watched(watch, **more):
     model, optimizer = model_and_optimizer()
-    settings = {"steps": 60, "validation": DATA, "validate_every": 5, "watch": watch} | more
+    settings = {
+        "steps": 60,
+        "validation": DATA,
+        "validate_every": 5,
+        "watch": watch,
+    } | more
     return model, fit(model, DATA, optimizer, **settings)
 
 
@@ -429,7 +457,8 @@ def test_watch_goes_on_where_a_stopped_run_was(tmp_path):
     again = StopAfter(9)
     _, history = watched(again, checkpoint=tmp_path / "cut", resume=True)
     assert again.seen == whole.seen and history.loss == unbroken.loss
-    ended = StopAfter(99)  # a run that was ended is not continued, whatever the new watch says
+    # a run that was ended is not continued, whatever the new watch says
+    ended = StopAfter(99)
     _, history = watched(ended, checkpoint=tmp_path / "cut", resume=True)
     assert len(history.loss) == 45 and ended.seen == whole.seen
 
@@ -447,7 +476,9 @@ def test_replacing_keeps_the_old_file_where_writing_fails(tmp_path):
         with replacing(path) as file:
             file.write(b"half of the n")
             raise OSError(28, "full")
-    assert path.read_bytes() == b"old" and [p.name for p in path.parent.iterdir()] == ["file"]
+    assert path.read_bytes() == b"old" and [p.name for p in path.parent.iterdir()] == [
+        "file"
+    ]
 
 
 def test_fit_leaves_the_precision_of_the_process_as_it_was():

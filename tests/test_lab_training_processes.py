@@ -1,4 +1,6 @@
-"""`fit` in several real processes: equal to one process, resumable, and never left hanging."""
+"""`fit` in several real processes: equal to one process, resumable, and never left
+hanging.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,11 @@ CASES = {
     "a batch of one row": {"rows": 41, "batch_size": 20},  # none of 1
     "micro-batches": {"rows": 40, "batch_size": 20, "accumulation_steps": 2},
     "uneven micro-batches": {"rows": 45, "batch_size": 20, "accumulation_steps": 3},
-    "more micro-batches than rows": {"rows": 41, "batch_size": 7, "accumulation_steps": 7},
+    "more micro-batches than rows": {
+        "rows": 41,
+        "batch_size": 7,
+        "accumulation_steps": 7,
+    },
     "momentum": {"rows": 45, "batch_size": 20, "momentum": 0.9},
     "float32": {"rows": 45, "batch_size": 20, "momentum": 0.9, "dtype": "float32"},
 }
@@ -49,7 +55,9 @@ CASES = {
 
 def rows_and_labels(rows=ROWS, dtype=torch.float64):
     generator = torch.Generator().manual_seed(0)
-    inputs = torch.randn(ROWS, 1, 4, 4, generator=generator, dtype=torch.float64).to(dtype)
+    inputs = torch.randn(ROWS, 1, 4, 4, generator=generator, dtype=torch.float64).to(
+        dtype
+    )
     return inputs[:rows], torch.randint(0, 3, (ROWS,), generator=generator)[:rows]
 
 
@@ -67,7 +75,9 @@ def train(case: str) -> dict:
     dtype = getattr(torch, settings.pop("dtype", "float64"))
     data = rows_and_labels(settings.pop("rows"), dtype)
     model = MLP(16, 3, width=8, depth=2, seed=1).to(dtype)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.3, momentum=settings.pop("momentum", 0.0))
+    optimizer = torch.optim.SGD(
+        model.parameters(), lr=0.3, momentum=settings.pop("momentum", 0.0)
+    )
     processes = []
 
     def noting_step(run, batch):
@@ -121,7 +131,9 @@ def run_once(path, steps, resume=False, seed=5, loader=False):
 
 
 def resume_in_many_places(folder) -> list:
-    """Return [cut, equal to the uncut run] for runs cut at each place, and both histories."""
+    """Return [cut, equal to the uncut run] for runs cut at each place, and both
+    histories.
+    """
     use_one_thread()
     results = []
     for loader in (False, True):
@@ -145,10 +157,14 @@ def evaluate_all(rows_and_batch_sizes) -> list:
         loss = train_step(run, batch)
         for rows, batch_size in rows_and_batch_sizes:
             data = rows_and_labels(rows)
-            row = evaluate(run.model, data, batch_size=batch_size, accelerator=run.accelerator)
+            row = evaluate(
+                run.model, data, batch_size=batch_size, accelerator=run.accelerator
+            )
             results.append(row)
         plain = run.accelerator.unwrap_model(run.model)
-        states.append({name: value.tolist() for name, value in plain.state_dict().items()})
+        states.append(
+            {name: value.tolist() for name, value in plain.state_dict().items()}
+        )
         return loss
 
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -168,13 +184,17 @@ def stop_for_nan() -> list:
 
         def step(run, batch, broken_rank=broken_rank, at=at):
             loss = train_step(run, batch)
-            return loss * float("nan") if (rank(), run.step) == (broken_rank, at) else loss
+            return (
+                loss * float("nan") if (rank(), run.step) == (broken_rank, at) else loss
+            )
 
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         try:
             fit(model, (inputs, labels), optimizer, steps=12, batch_size=20, step=step)
             told.append("finished")
-        except NonFiniteLossError as error:  # here each process goes on, and none may be waiting
+        except (
+            NonFiniteLossError
+        ) as error:  # here each process goes on, and none may be waiting
             told.append(str(error))
             again = fit(model, rows_and_labels(), optimizer, steps=2, stop_on_nan=False)
             told.append(len(again.loss))
@@ -182,7 +202,9 @@ def stop_for_nan() -> list:
 
 
 def stop_for_ctrl_c(folder, places) -> list:
-    """For each (at, steps) return where a run stood that got Ctrl-C on one rank, and its end."""
+    """For each (at, steps) return where a run stood that got Ctrl-C on one rank, and its
+    end.
+    """
     use_one_thread()
     told = []
     for at, steps in places:
@@ -194,7 +216,11 @@ def stop_for_ctrl_c(folder, places) -> list:
 
         model = MLP(16, 3, width=8, seed=1).double()
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-        settings = {"steps": steps, "batch_size": 20, "checkpoint": f"{folder}/{at}-{steps}.pt"}
+        settings = {
+            "steps": steps,
+            "batch_size": 20,
+            "checkpoint": f"{folder}/{at}-{steps}.pt",
+        }
         try:
             fit(model, rows_and_labels(), optimizer, step=step, **settings)
             told.append("finished")
@@ -210,7 +236,9 @@ def rows_drawn_from_a_loader() -> list:
     use_one_thread()
     torch.manual_seed(1)
     model = nn.Sequential(nn.Linear(1, 9), nn.Dropout(0.3), nn.Linear(9, 3))
-    data = TensorDataset(torch.arange(ROWS).float().unsqueeze(1) / ROWS, rows_and_labels()[1])
+    data = TensorDataset(
+        torch.arange(ROWS).float().unsqueeze(1) / ROWS, rows_and_labels()[1]
+    )
     drawn = []
 
     def note(inputs, targets):
@@ -218,7 +246,13 @@ def rows_drawn_from_a_loader() -> list:
         return inputs, targets
 
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    fit(model, DataLoader(data, batch_size=20, shuffle=True), optimizer, epochs=2, transform=note)
+    fit(
+        model,
+        DataLoader(data, batch_size=20, shuffle=True),
+        optimizer,
+        epochs=2,
+        transform=note,
+    )
     return drawn
 
 
@@ -226,7 +260,8 @@ ASKED = [(1, 1024), (45, 1024), (45, 2), (7, 2), (5, 2), (2, 1)]  # rows and bat
 
 
 def all_in_turn(folder) -> dict:
-    """Return what two processes give for each test; started once, since each start takes seconds.
+    """Return what two processes give for each test; started once, since each start takes
+    seconds.
 
     The first error ends both processes, and its traceback names the function.
     """
@@ -271,7 +306,9 @@ def alone():
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory):
     """Return what each of two processes found, by the name of the question."""
-    first, second = launch(all_in_turn, args=[str(tmp_path_factory.mktemp("pair"))], timeout=240.0)
+    first, second = launch(
+        all_in_turn, args=[str(tmp_path_factory.mktemp("pair"))], timeout=240.0
+    )
     return {name: [first[name], second[name]] for name in first}
 
 
@@ -308,7 +345,9 @@ def test_history_is_that_of_one_process_on_every_rank(alone, together, case):
         assert result[case]["lr"] == expected["lr"]
         # the losses are averaged over the processes in float32
         assert result[case]["loss"] == pytest.approx(expected["loss"], rel=0, abs=2e-6)
-        for row, wanted in zip(result[case]["validation"], expected["validation"], strict=True):
+        for row, wanted in zip(
+            result[case]["validation"], expected["validation"], strict=True
+        ):
             assert row == pytest.approx(wanted, rel=0, abs=2e-6)
 
 
@@ -320,7 +359,9 @@ def test_evaluate_counts_every_row_once_with_buffers_and_uneven_batches(pair):
     model = nn.Sequential(nn.Flatten(), nn.Linear(16, 3), nn.BatchNorm1d(3)).double()
     for number, row in enumerate(rows):  # rank 0's state, as a checkpoint would hold it
         state = states[number // len(ASKED)]
-        model.load_state_dict({name: torch.tensor(value) for name, value in state.items()})
+        model.load_state_dict(
+            {name: torch.tensor(value) for name, value in state.items()}
+        )
         expected = evaluate(model, rows_and_labels(ASKED[number % len(ASKED)][0]))
         assert row == pytest.approx(expected, rel=0, abs=1e-6)
 
@@ -350,7 +391,8 @@ def test_nan_on_one_rank_stops_all_at_the_same_update(pair):
     assert [text for text in first if text == "finished"] == []
     updates = [text.split("update ")[1].split(",")[0] for text in first[::2]]
     assert updates[:3] == ["4", "4", "12"] and int(updates[3]) <= 3
-    assert first[1::2] == [2] * 4  # the history of a fit inside an except block is whole too
+    # the history of a fit inside an except block is whole too
+    assert first[1::2] == [2] * 4
 
 
 @posix
@@ -371,11 +413,15 @@ def test_ctrl_c_in_the_notebook_saves_a_launched_run(tmp_path):
         f"launch(train, args=[{str(tmp_path)!r}], timeout=200)\n"
     )
     env = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
-    parent = subprocess.Popen([sys.executable, str(script)], env=env, stderr=subprocess.PIPE)
+    parent = subprocess.Popen(
+        [sys.executable, str(script)], env=env, stderr=subprocess.PIPE
+    )
     try:
         until = time.monotonic() + 60
         while len(list(tmp_path.glob("started*"))) < 2:
-            assert time.monotonic() < until and parent.poll() is None, "the run did not start"
+            assert time.monotonic() < until and parent.poll() is None, (
+                "the run did not start"
+            )
             time.sleep(0.05)
         parent.send_signal(signal.SIGINT)
         _, words = parent.communicate(timeout=30)
@@ -421,7 +467,14 @@ if Accelerator().is_main_process:
 def test_torchrun_runs_a_script_that_calls_fit_unedited(tmp_path, alone):
     script = tmp_path / "script.py"
     script.write_text(SCRIPT.replace("TESTS", repr(str(ROOT / "tests"))))
-    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    start = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        "2",
+    ]
     done = subprocess.run(
         [*start, str(script), str(tmp_path / "out.json")],
         env=os.environ

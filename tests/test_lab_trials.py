@@ -60,7 +60,9 @@ def sequential():
 
 def tied():
     layer = nn.Linear(8, 8)
-    return nn.Sequential(nn.Flatten(), nn.Linear(16, 8), layer, nn.Tanh(), layer, nn.Linear(8, 3))
+    return nn.Sequential(
+        nn.Flatten(), nn.Linear(16, 8), layer, nn.Tanh(), layer, nn.Linear(8, 3)
+    )
 
 
 def frozen():
@@ -100,7 +102,9 @@ MODELS = {
     "parameter in the activation": seeded(
         lambda: nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.PReLU(), nn.Linear(8, 3))
     ),
-    "batch norm": lambda seed: ResidualCNN(1, 3, width=4, blocks=1, norm="batch", seed=seed),
+    "batch norm": lambda seed: ResidualCNN(
+        1, 3, width=4, blocks=1, norm="batch", seed=seed
+    ),
 }
 CHAINS = ("mlp", "linear", "custom activation", "sequential", "tied")
 
@@ -113,7 +117,9 @@ def assert_same(stacked, loop, rows=70, atol=2e-5):
         assert ours.keys() == theirs.keys()
         if ours:
             np.testing.assert_allclose(ours["loss"], theirs["loss"], atol=atol)
-            np.testing.assert_allclose(ours["accuracy"], theirs["accuracy"], atol=1 / rows)
+            np.testing.assert_allclose(
+                ours["accuracy"], theirs["accuracy"], atol=1 / rows
+            )
     assert stacked.logged.keys() == loop.logged.keys()
     for name in stacked.logged:
         np.testing.assert_allclose(stacked.logged[name], loop.logged[name], rtol=1e-3)
@@ -140,7 +146,8 @@ def both_ways(make, data=(X, Y), **settings):
 @pytest.mark.parametrize("model", ["mlp", "sequential", "rnn"])
 def test_stacked_equals_the_loop(settings, model):
     stacked, loop = both_ways(MODELS[model], validation=(X, Y), test=(X, Y), **settings)
-    assert stacked.train_loss.shape == (2, 3, 15)  # the 5th batch of an epoch has 6 rows, not 16
+    # the 5th batch of an epoch has 6 rows, not 16
+    assert stacked.train_loss.shape == (2, 3, 15)
     assert_same(stacked, loop)
     assert settings["optimizer"] in OPTIMIZERS
 
@@ -169,7 +176,8 @@ def squared_error(outputs, y):
     return ((outputs.softmax(-1) - F.one_hot(y, 3)) ** 2).sum(-1).mean()
 
 
-Y_MARKED = torch.where(torch.arange(len(Y)) % 5 == 0, -100, Y)  # cross entropy leaves those out
+# cross entropy leaves those out
+Y_MARKED = torch.where(torch.arange(len(Y)) % 5 == 0, -100, Y)
 
 
 @pytest.mark.parametrize("model", ["mlp", "rnn"])
@@ -249,12 +257,16 @@ def test_a_transform_that_does_not_stack_runs_one_by_one_and_says_so():
         return [g * 0.5 for g in grads] if float(grads[0].sum()) > 0 else grads, {}
 
     with pytest.warns(CannotStack, match="one by one"):
-        result = run_trials(build, (X, Y), seeds=[0, 1], lr=0.1, steps=3, grad_transform=transform)
+        result = run_trials(
+            build, (X, Y), seeds=[0, 1], lr=0.1, steps=3, grad_transform=transform
+        )
     assert not result.stacked
 
 
 def test_a_transform_may_log_plain_numbers():
-    stacked, loop = both_ways(build, grad_transform=lambda grads: (grads, {"count": len(grads)}))
+    stacked, loop = both_ways(
+        build, grad_transform=lambda grads: (grads, {"count": len(grads)})
+    )
     assert_same(stacked, loop)
     assert (stacked.logged["count"] == 6).all()
 
@@ -270,7 +282,9 @@ def test_the_callers_models_and_data_stay_as_they_were():
     models = [build(seed) for seed in range(2)]
     before = [p.clone() for model in models for p in model.parameters()]
     x, y = X.clone(), Y.clone()
-    run_trials(lambda seed: models[seed], (x, y), seeds=[0, 1], lr=0.1, steps=3, test=(x, y))
+    run_trials(
+        lambda seed: models[seed], (x, y), seeds=[0, 1], lr=0.1, steps=3, test=(x, y)
+    )
     after = [p for model in models for p in model.parameters()]
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
     assert torch.equal(x, X) and torch.equal(y, Y)
@@ -308,7 +322,9 @@ def test_t_interval_is_scipys():
 
 
 def test_intervals_and_comparisons_print_as_mean_and_bounds():
-    assert interval([0.0, 1.0, 2.0]) == Interval(1.0, pytest.approx(-1.484, abs=1e-3), ANY, 3)
+    assert interval([0.0, 1.0, 2.0]) == Interval(
+        1.0, pytest.approx(-1.484, abs=1e-3), ANY, 3
+    )
     assert str(Interval(0.5, 0.25, 0.75, 4)) == "0.500 [0.250, 0.750]"
     assert str(Comparison(0.5, 0.25, 0.75, 4, wins=3)) == "0.500 [0.250, 0.750]"
 
@@ -327,7 +343,11 @@ def test_paired_difference():
     rng = np.random.default_rng(2)
     base = rng.normal(size=12) * 10
     result = paired(base + 1 + 0.01 * rng.normal(size=12), base)
-    assert result.wins == 12 and result.low < 1 < result.high and result.high - result.low < 0.05
+    assert (
+        result.wins == 12
+        and result.low < 1 < result.high
+        and result.high - result.low < 0.05
+    )
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,6 @@
-"""Learning-rate strategy: schedules equal to PyTorch's, limits equal to theory, tests undone."""
+"""Learning-rate strategy: schedules equal to PyTorch's, limits equal to theory, tests
+undone.
+"""
 
 import copy
 import math
@@ -70,12 +72,24 @@ def test_schedules_start_at_one_never_rise_and_stay_positive(name):
 @pytest.mark.parametrize("seed", range(20))
 def test_equal_to_torch(seed):
     draw = random.Random(seed)
-    base, gamma, k = draw.uniform(1e-3, 5), draw.uniform(0.5, 1), draw.choice([0, draw.random()])
-    total, power, shift = draw.randint(1, 150), draw.uniform(0.3, 4), draw.uniform(0.1, 500)
+    base, gamma, k = (
+        draw.uniform(1e-3, 5),
+        draw.uniform(0.5, 1),
+        draw.choice([0, draw.random()]),
+    )
+    total, power, shift = (
+        draw.randint(1, 150),
+        draw.uniform(0.3, 4),
+        draw.uniform(0.1, 500),
+    )
     pairs = [
         (exponential_decay(gamma), ExponentialLR, {"gamma": gamma}),
         (natural_exponential_decay(k), ExponentialLR, {"gamma": math.exp(-k)}),
-        (polynomial_decay(total, power), PolynomialLR, {"total_iters": total, "power": power}),
+        (
+            polynomial_decay(total, power),
+            PolynomialLR,
+            {"total_iters": total, "power": power},
+        ),
         (constant(), LambdaLR, {"lr_lambda": lambda t: 1}),
         (inverse_time_decay(k), LambdaLR, {"lr_lambda": lambda t: 1 / (1 + k * t)}),
         (inverse_sqrt(shift), LambdaLR, {"lr_lambda": lambda t: (1 + t / shift) ** -0.5}),
@@ -104,7 +118,9 @@ def test_sums_are_those_of_robbins_and_monro():
     total, _ = sums(exponential_decay(0.9), 5000)
     assert total == pytest.approx(1 / (1 - 0.9))
     # 1/t: each tenfold adds log(10) / k to the sum, and ever less to the squares
-    (a, a2), (b, b2), (c, c2) = (sums(inverse_time_decay(0.1), n) for n in (10**3, 10**4, 10**5))
+    (a, a2), (b, b2), (c, c2) = (
+        sums(inverse_time_decay(0.1), n) for n in (10**3, 10**4, 10**5)
+    )
     assert c - b == pytest.approx(math.log(10) / 0.1, rel=0.01)
     assert b - a > 20 and c2 - b2 < 0.2 * (b2 - a2) and c2 < 11
     # 1 / sqrt(t): the squares have no bound either
@@ -144,7 +160,9 @@ def test_fit_and_trials_take_a_schedule():
     data = problem(dtype=torch.float32)
     model = MLP(5, 3, width=4, seed=0)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.2)
-    history = fit(model, data, optimizer, steps=9, schedule=exponential_decay(0.8), cpu=True)
+    history = fit(
+        model, data, optimizer, steps=9, schedule=exponential_decay(0.8), cpu=True
+    )
     assert history.lr == pytest.approx([0.2 * 0.8**t for t in range(9)])
     trials = run_trials(
         lambda seed: MLP(5, 3, width=4, seed=seed), data, seeds=[0], lr=0.2, steps=9,
@@ -203,7 +221,9 @@ def test_noise_floor_is_the_fixed_point_and_what_sgd_reaches(lr, curvature, nois
     assert noise_floor(0.1) == pytest.approx(0.1 / 1.9)
 
 
-@pytest.mark.parametrize("args", [(2.0,), (0.0,), (1.0, 2.0), (0.1, 0.0), (0.1, 1.0, -1.0)])
+@pytest.mark.parametrize(
+    "args", [(2.0,), (0.0,), (1.0, 2.0), (0.1, 0.0), (0.1, 1.0, -1.0)]
+)
 def test_noise_floor_refuses(args):
     with pytest.raises(ValueError, match="give|below"):
         noise_floor(*args)
@@ -236,7 +256,9 @@ def test_max_curvature_is_the_largest_eigenvalue(seed):
         settings = {"iterations": 20_000, "tolerance": 1e-12}
         got = max_curvature(model, loss_fn, inputs, targets, **settings)
         assert got == pytest.approx(want, rel=1e-4)
-        more = max_curvature(model, loss_fn, inputs, targets, weight_decay=0.3, **settings)
+        more = max_curvature(
+            model, loss_fn, inputs, targets, weight_decay=0.3, **settings
+        )
         assert more == pytest.approx(want + 0.3, rel=1e-4)
     assert all(weight.grad is None for weight in model.parameters())
 
@@ -262,7 +284,9 @@ def test_max_curvature_refuses():
     inputs, targets = problem()
     model = MLP(5, 3, width=4).double()
     with pytest.raises(ValueError, match="one finite number"):
-        max_curvature(model, lambda o, y: F.cross_entropy(o, y, reduction="none"), inputs, targets)
+        max_curvature(
+            model, lambda o, y: F.cross_entropy(o, y, reduction="none"), inputs, targets
+        )
     for weight in model.parameters():
         weight.requires_grad_(False)
     with pytest.raises(ValueError, match="trained"):
@@ -274,7 +298,9 @@ def test_max_curvature_refuses():
 
 def a_run(optimizer_class=torch.optim.SGD, **settings):
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(5, 8), nn.BatchNorm1d(8), nn.Dropout(0.2), nn.Linear(8, 3))
+    model = nn.Sequential(
+        nn.Linear(5, 8), nn.BatchNorm1d(8), nn.Dropout(0.2), nn.Linear(8, 3)
+    )
     optimizer = optimizer_class(model.parameters(), lr=0.05, **settings)
     inputs, targets = problem(dtype=torch.float32)
     batches = list(zip(inputs.split(8), targets.split(8), strict=True))
@@ -309,7 +335,9 @@ def test_range_test_restores_everything(optimizer_class, settings):
     model, optimizer, batches = a_run(optimizer_class, **settings)
     model[2].eval()
     before = everything(model, optimizer)
-    found = lr_range_test(model, optimizer, batches, F.cross_entropy, lr_max=1e3, steps=60)
+    found = lr_range_test(
+        model, optimizer, batches, F.cross_entropy, lr_max=1e3, steps=60
+    )
     torch.testing.assert_close(everything(model, optimizer), before, rtol=0, atol=0)
     assert len(found.lrs) == len(found.losses) == len(found.smoothed) <= 60
 
@@ -359,7 +387,9 @@ def test_range_test_finds_the_limit_of_a_quadratic():
 
 def test_smoothing_is_the_corrected_running_mean():
     model, optimizer, batches = a_run()
-    found = lr_range_test(model, optimizer, batches, F.cross_entropy, steps=7, lr_max=0.01)
+    found = lr_range_test(
+        model, optimizer, batches, F.cross_entropy, steps=7, lr_max=0.01
+    )
     running = 0.0
     for t, loss in enumerate(found.losses):
         running = 0.9 * running + 0.1 * loss

@@ -61,7 +61,11 @@ def settings(name, draw):
         }
     if name == "CosineAnnealingWarmRestarts":
         eta_min = draw.uniform(0, 1e-4)
-        return {"T_0": draw.randint(1, 70), "T_mult": draw.randint(1, 3), "eta_min": eta_min}
+        return {
+            "T_0": draw.randint(1, 70),
+            "T_mult": draw.randint(1, 3),
+            "eta_min": eta_min,
+        }
     if name == "OneCycleLR":
         three = draw.random() < 0.4
         return {
@@ -124,7 +128,9 @@ def test_equals_torch_with_groups_and_resume(name, kind):
         resumed.load_state_dict(copy.deepcopy(scheduler.state_dict()))
         assert resumed.get_last_lr() == [group["lr"] for group in third.param_groups]
         found = torch.cat([found, run(third, resumed, STEPS - stop, metrics, stop)])
-        torch.testing.assert_close(found, want, rtol=0, atol=1e-12, msg=f"{name} {arguments}")
+        torch.testing.assert_close(
+            found, want, rtol=0, atol=1e-12, msg=f"{name} {arguments}"
+        )
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -170,14 +176,29 @@ def test_wsd_equals_torch_parts(seed):
 
 def test_wsd_by_hand():
     factor = ours.wsd(10, warmup_steps=2, cooldown_steps=4)
-    assert [factor(t) for t in range(12)] == [0.5, 1, 1, 1, 1, 1, 1, 0.75, 0.5, 0.25, 0, 0]
+    assert [factor(t) for t in range(12)] == [
+        0.5,
+        1,
+        1,
+        1,
+        1,
+        1,
+        1,
+        0.75,
+        0.5,
+        0.25,
+        0,
+        0,
+    ]
     factor = ours.wsd(10, cooldown_steps=4, cooldown="sqrt")
     assert [factor(t) for t in (0, 5, 6, 7, 10, 11)] == [1, 1, 1, 0.5, 0, 0]
     assert {ours.wsd(5)(t) for t in range(20)} == {1.0}
 
 
 def test_schedules_by_hand():
-    assert [ours.step_decay(2)(t) for t in range(5)] == pytest.approx([1, 1, 0.1, 0.1, 0.01])
+    assert [ours.step_decay(2)(t) for t in range(5)] == pytest.approx(
+        [1, 1, 0.1, 0.1, 0.01]
+    )
     halves = ours.multi_step_decay([4, 1, 1], gamma=0.5)
     assert [halves(t) for t in range(5)] == [1, 0.25, 0.25, 0.25, 0.125]
     assert [ours.cosine(2)(t) for t in range(5)] == pytest.approx([1, 0.5, 0, 0.5, 1])
@@ -186,14 +207,22 @@ def test_schedules_by_hand():
         [1, 0.5, *map(ours.cosine(4), range(4)), 1]
     )
     cycle = ours.one_cycle(11, 4 / 11, "linear", div_factor=10, final_div_factor=10)
-    assert [cycle(t) for t in (0, 3, 10, 11, 99)] == pytest.approx([0.1, 1, 0.01, 0.01, 0.01])
+    assert [cycle(t) for t in (0, 3, 10, 11, 99)] == pytest.approx(
+        [0.1, 1, 0.01, 0.01, 0.01]
+    )
     momentum = ours.one_cycle_momentum(11, 4 / 11, "linear")
-    assert [momentum(t) for t in (0, 3, 10, 99)] == pytest.approx([0.95, 0.85, 0.95, 0.95])
+    assert [momentum(t) for t in (0, 3, 10, 99)] == pytest.approx(
+        [0.95, 0.85, 0.95, 0.95]
+    )
 
 
 def test_one_cycle_edges():
-    """A rise of no steps starts at the peak, where torch divides by zero; past the end it stays."""
-    assert ours.one_cycle(10, 0.1)(0) == 1.0 and ours.one_cycle(10, 0.0)(9) == pytest.approx(4e-6)
+    """A rise of no steps starts at the peak, where torch divides by zero; past the end it
+    stays.
+    """
+    assert ours.one_cycle(10, 0.1)(0) == 1.0 and ours.one_cycle(10, 0.0)(
+        9
+    ) == pytest.approx(4e-6)
     with pytest.raises(ZeroDivisionError):
         theirs.OneCycleLR(optimizer(), 1.0, total_steps=10, pct_start=0.1)
     assert ours.one_cycle(10, 1.0)(9) == 1.0
@@ -222,11 +251,15 @@ ALL = {
     "cosine": lambda opt: ours.CosineAnnealingLR(opt, 45, eta_min=1e-4),
     "restarts": lambda opt: ours.CosineAnnealingWarmRestarts(opt, 9, 2),
     "one cycle": lambda opt: ours.OneCycleLR(opt, [0.01, 0.1, 1.0], 90),
-    "three phases": lambda opt: ours.OneCycleLR(opt, [0.01, 0.1, 1.0], 90, three_phase=True),
+    "three phases": lambda opt: ours.OneCycleLR(
+        opt, [0.01, 0.1, 1.0], 90, three_phase=True
+    ),
     "wsd": lambda opt: ours.WSDLR(opt, 90, 10, 30),
     "wsd sqrt": lambda opt: ours.WSDLR(opt, 90, 10, 30, "sqrt"),
     "sequential": parts_of,
-    "plateau": lambda opt: ours.ReduceLROnPlateau(opt, patience=3, factor=0.5, min_lr=1e-4),
+    "plateau": lambda opt: ours.ReduceLROnPlateau(
+        opt, patience=3, factor=0.5, min_lr=1e-4
+    ),
 }
 RATES = [0.01, 0.1, 1.0]
 
@@ -234,14 +267,18 @@ RATES = [0.01, 0.1, 1.0]
 def test_every_scheduler_is_in_the_property_test():
     kinds = {type(build(optimizer(rates=RATES))) for build in ALL.values()}
     public = {
-        v for n, v in vars(ours).items() if isinstance(v, type) and v.__module__ == ours.__name__
+        v
+        for n, v in vars(ours).items()
+        if isinstance(v, type) and v.__module__ == ours.__name__
     }
     assert kinds == public
 
 
 @pytest.mark.parametrize("name", ALL)
 def test_property_of_every_schedule(name):
-    """Finite, within [0, base rate]; plotting moves nothing; resumed anywhere, the same rates."""
+    """Finite, within [0, base rate]; plotting moves nothing; resumed anywhere, the same
+    rates.
+    """
     build, metrics = ALL[name], noisy_metrics(3) if name == "plateau" else None
 
     def fresh():
@@ -257,8 +294,13 @@ def test_property_of_every_schedule(name):
         opt, scheduler = fresh()
         if metrics is None:
             run(opt, scheduler, stop)
-            groups, state = copy.deepcopy(opt.param_groups), copy.deepcopy(scheduler.state_dict())
-            plotted = torch.tensor([scheduler.lrs_at(t) for t in range(120)], dtype=torch.float64)
+            groups, state = (
+                copy.deepcopy(opt.param_groups),
+                copy.deepcopy(scheduler.state_dict()),
+            )
+            plotted = torch.tensor(
+                [scheduler.lrs_at(t) for t in range(120)], dtype=torch.float64
+            )
             assert torch.equal(plotted, rates)
             assert scheduler.state_dict() == state
             for now, then in zip(opt.param_groups, groups, strict=True):
@@ -283,7 +325,9 @@ PURE = {
     "one cycle": ours.one_cycle(90),
     "momentum": ours.one_cycle_momentum(90),
     "wsd": ours.wsd(90, 10, 30, "sqrt"),
-    "sequential": ours.sequential([ours.wsd(9, 9), ours.cosine(60), lambda t: 0.0], [9, 69]),
+    "sequential": ours.sequential(
+        [ours.wsd(9, 9), ours.cosine(60), lambda t: 0.0], [9, 69]
+    ),
 }
 
 
@@ -305,13 +349,18 @@ def test_sequential_holds_a_cosine_and_the_plain_one_rises():
 
 def test_fit_takes_a_schedule_and_equals_the_scheduler():
     draw = torch.Generator().manual_seed(1)
-    data = torch.randn(40, 1, 4, 4, generator=draw), torch.randint(0, 3, (40,), generator=draw)
+    data = (
+        torch.randn(40, 1, 4, 4, generator=draw),
+        torch.randint(0, 3, (40,), generator=draw),
+    )
     model = MLP(16, 3, width=8, seed=0)
     opt = torch.optim.SGD(model.parameters(), lr=0.2)
     history = fit(model, data, opt, steps=20, batch_size=8, schedule=ours.cosine(20))
     opt = optimizer(rates=[0.2])
     scheduler = ours.CosineAnnealingLR(opt, 20)
-    assert history.lr == pytest.approx([scheduler.lrs_at(t)[0] for t in range(20)], abs=1e-15)
+    assert history.lr == pytest.approx(
+        [scheduler.lrs_at(t)[0] for t in range(20)], abs=1e-15
+    )
 
 
 def test_a_rate_that_is_a_tensor_stays_the_same_tensor():
@@ -330,7 +379,8 @@ def test_one_cycle_leaves_the_base_rate_to_other_parts():
     momenta = run(opt, both, 4)[:, 1].tolist()
     assert momenta == [cycle.momenta_at(t)[0] for t in range(4)]  # a part writes them too
     other = optimizer(rates=[0.5])
-    other.load_state_dict(copy.deepcopy(opt.state_dict()))  # the optimizer first, then all anew
+    # the optimizer first, then all anew
+    other.load_state_dict(copy.deepcopy(opt.state_dict()))
     parts = [ours.OneCycleLR(other, 2.0, 10), ours.StepLR(other, 5)]
     again = ours.SequentialLR(other, parts, [10])
     again.load_state_dict(both.state_dict())
@@ -360,13 +410,16 @@ def test_scheduler_first_skips_the_first_value():
 
 
 def accelerated_rates(pieces, updates):
-    """Return each update's rate: ours once an update, torch's prepared, torch's at every call."""
+    """Return each update's rate: ours once an update, torch's prepared, torch's at every
+    call.
+    """
     from accelerate import Accelerator
     from torch.utils.data import DataLoader, TensorDataset
 
     from dlcourse.lr_schedulers import ExponentialLR, step_scheduler
 
-    warnings.filterwarnings("ignore", message="Detected call of")  # one arm does so on purpose
+    # one arm does so on purpose
+    warnings.filterwarnings("ignore", message="Detected call of")
     accelerator = Accelerator(gradient_accumulation_steps=pieces, cpu=True)
     rows = pieces * updates * accelerator.num_processes * 2
     report = {"processes": accelerator.num_processes}
@@ -407,8 +460,10 @@ def test_one_step_an_update_on_two_processes_with_micro_batches():
     for report in launch(on_two_processes, processes=2, args=(3, 4), timeout=120):
         assert report["processes"] == 2
         assert report["ours"] == want
-        assert report["prepared"] == [0.25**t for t in range(4)]  # the trap: twice an update
-        assert report["every call"] == [0.5**2 * 0.5 ** (3 * t) for t in range(4)]  # and thrice
+        # the trap: twice an update
+        assert report["prepared"] == [0.25**t for t in range(4)]
+        # and thrice
+        assert report["every call"] == [0.5**2 * 0.5 ** (3 * t) for t in range(4)]
 
 
 @pytest.mark.parametrize("pieces", [1, 3])
@@ -472,7 +527,10 @@ def test_no_step_where_the_update_was_skipped():
         (lambda: ours.ReduceLROnPlateau(optimizer(), "least"), "choose 'min' or 'max'"),
         (lambda: ours.ReduceLROnPlateau(optimizer(), factor=1.0), "factor=1.0"),
         (lambda: ours.ReduceLROnPlateau(optimizer(), patience=-1), "patience must"),
-        (lambda: ours.ReduceLROnPlateau(optimizer(), min_lr=[0.0]), "1 values for 3 groups"),
+        (
+            lambda: ours.ReduceLROnPlateau(optimizer(), min_lr=[0.0]),
+            "1 values for 3 groups",
+        ),
     ],
 )
 def test_errors_say_what_to_do(build, words):

@@ -1,4 +1,6 @@
-"""Mixed precision: formats to the bit, scaler and step against torch, master weights, memory."""
+"""Mixed precision: formats to the bit, scaler and step against torch, master weights,
+memory.
+"""
 
 import copy
 import math
@@ -23,7 +25,8 @@ DTYPES = {
     "e5m2": torch.float8_e5m2,
     "e4m3": torch.float8_e4m3fn,
 }
-E4M3_SATURATES = not torch.tensor(1e9).to(torch.float8_e4m3fn).float().isnan()  # older: NaN
+# older: NaN
+E4M3_SATURATES = not torch.tensor(1e9).to(torch.float8_e4m3fn).float().isnan()
 
 
 @pytest.fixture
@@ -45,7 +48,9 @@ def cast(x, name):
 
 
 def wild(seed, count=20_000, dtype=torch.float32):
-    """Return numbers of all sizes, from far below to far above every format, and special ones."""
+    """Return numbers of all sizes, from far below to far above every format, and special
+    ones.
+    """
     g = torch.Generator().manual_seed(seed)
     size = torch.exp2(torch.rand(count, generator=g, dtype=dtype) * 200 - 100)
     near = torch.exp2(torch.rand(count, generator=g, dtype=dtype) * 44 - 26)
@@ -53,7 +58,9 @@ def wild(seed, count=20_000, dtype=torch.float32):
                             464, 465, 480, 57344, 61440, 3.3895e38, 2.0**-24, 2.0**-25,
                             1.5 * 2.0**-25, 2.0**-14, 2.0**-10, 2.0**-17], dtype=dtype)  # fmt: skip
     values = torch.cat([size, near, special])
-    return values * torch.where(torch.rand(len(values), generator=g) < 0.5, -1.0, 1.0).to(dtype)
+    return values * torch.where(torch.rand(len(values), generator=g) < 0.5, -1.0, 1.0).to(
+        dtype
+    )
 
 
 # --- formats --------------------------------------------------------------------------------------
@@ -74,7 +81,12 @@ def test_every_code_decodes_as_torch_does(name, denormals):
 @pytest.mark.parametrize("name", DTYPES)
 def test_properties_equal_finfo(name):
     fmt, info = mp.FORMATS[name], torch.finfo(DTYPES[name])
-    assert (fmt.width, fmt.max, fmt.tiny, fmt.eps) == (info.bits, info.max, info.tiny, info.eps)
+    assert (fmt.width, fmt.max, fmt.tiny, fmt.eps) == (
+        info.bits,
+        info.max,
+        info.tiny,
+        info.eps,
+    )
     numbers = mp.decode(torch.arange(2**fmt.width), name)
     assert fmt.smallest == numbers[numbers > 0].min()
     assert fmt.max == numbers[numbers.isfinite()].max()
@@ -110,7 +122,11 @@ def test_rounding_ties_and_their_neighbours(name, denormals):
     numbers = mp.decode(torch.arange(2 ** (mp.FORMATS[name].width - 1)), name)
     numbers = numbers[numbers.isfinite()]
     middle = (numbers[1:] + numbers[:-1]) / 2
-    for x in (middle, middle.nextafter(torch.tensor(math.inf)), middle.nextafter(-middle)):
+    for x in (
+        middle,
+        middle.nextafter(torch.tensor(math.inf)),
+        middle.nextafter(-middle),
+    ):
         x = x.float()
         assert same(mp.round_to(x, name), cast(x, name))
 
@@ -158,7 +174,9 @@ def test_stochastic_rounding_is_unbiased_and_goes_to_a_neighbour(name):
     fmt = mp.FORMATS[name]
     for value in (1 + fmt.eps / 4, -1 - fmt.eps * 0.9, fmt.tiny / 3, 2.0):
         x = torch.full((40_000,), value, dtype=torch.float64)
-        got = mp.round_to(x, name, stochastic=True, generator=torch.Generator().manual_seed(1))
+        got = mp.round_to(
+            x, name, stochastic=True, generator=torch.Generator().manual_seed(1)
+        )
         low, high = got.min().item(), got.max().item()
         assert low <= value <= high
         gap = fmt.eps * (1 if abs(value) >= 1 else fmt.tiny)
@@ -187,9 +205,14 @@ def test_scaled_rounding():
 
 def test_bits_are_those_that_torch_stores():
     assert mp.bits(1.0, "fp16") == "0 01111 0000000000"
-    assert mp.bits(0.1, "fp32").replace(" ", "") == f"{np.float32(0.1).view(np.uint32):032b}"
+    assert (
+        mp.bits(0.1, "fp32").replace(" ", "") == f"{np.float32(0.1).view(np.uint32):032b}"
+    )
     assert mp.bits(-math.inf, "bf16") == "1 11111111 0000000"
-    assert mp.bits(448.0, "e4m3") == "0 1111 110" and mp.bits(math.nan, "e4m3") == "0 1111 111"
+    assert (
+        mp.bits(448.0, "e4m3") == "0 1111 110"
+        and mp.bits(math.nan, "e4m3") == "0 1111 111"
+    )
     x = wild(3, 500)
     for name in ("fp16", "bf16"):
         stored = cast(x, name).to(DTYPES[name]).view(torch.int16).long() & 0xFFFF
@@ -199,10 +222,13 @@ def test_bits_are_those_that_torch_stores():
 
 def test_underflow_fraction():
     x = torch.tensor([0.0, 1.0, 2.0**-24, 2.0**-25, -1e-9])
-    assert mp.underflow_fraction(x) == 0.5  # of four that are not zero; the tie goes to zero
+    # of four that are not zero; the tie goes to zero
+    assert mp.underflow_fraction(x) == 0.5
     assert mp.underflow_fraction([x[:2], x[2:]]) == 0.5
     assert mp.underflow_fraction(x, scale=2.0**16) == 0.0
-    assert mp.underflow_fraction(torch.zeros(3)) == 0.0 and mp.underflow_fraction([]) == 0.0
+    assert (
+        mp.underflow_fraction(torch.zeros(3)) == 0.0 and mp.underflow_fraction([]) == 0.0
+    )
     grads = torch.randn(2000, generator=torch.Generator().manual_seed(0)) * 1e-7
     half = ((grads.half() == 0) & (grads != 0)).double().mean().item()
     assert mp.underflow_fraction(grads) == half
@@ -218,7 +244,11 @@ def test_underflow_fraction():
 def scaler_pair(**settings):
     weights = [nn.Parameter(torch.tensor([1.0, -2.0])) for _ in range(2)]
     optimizers = [torch.optim.SGD([w], lr=1e-3, momentum=0.9) for w in weights]
-    return weights, optimizers, (mp.GradScaler(**settings), torch.amp.GradScaler("cpu", **settings))
+    return (
+        weights,
+        optimizers,
+        (mp.GradScaler(**settings), torch.amp.GradScaler("cpu", **settings)),
+    )
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -236,7 +266,9 @@ def test_scaler_follows_torch_in_sequence(seed):
     chance = 0.02 if seed == 4 else 0.2
     for update in range(200):
         bad = rng.random() < chance
-        row = torch.tensor([rng.choice([math.inf, -math.inf, math.nan]) if bad else 0.5, 0.25])
+        row = torch.tensor(
+            [rng.choice([math.inf, -math.inf, math.nan]) if bad else 0.5, 0.25]
+        )
         early = rng.random() < 0.5
         for weight, optimizer, scaler in zip(weights, optimizers, scalers, strict=True):
             optimizer.zero_grad()
@@ -312,14 +344,20 @@ def test_scaler_not_enabled_passes_through():
     scaler.step(optimizer)
     scaler.update()
     assert weight.item() == 0.0
-    assert scaler.state_dict() == {} == torch.amp.GradScaler("cpu", enabled=False).state_dict()
+    assert (
+        scaler.state_dict()
+        == {}
+        == torch.amp.GradScaler("cpu", enabled=False).state_dict()
+    )
     scaler.load_state_dict(mp.GradScaler(2.0).state_dict())
     assert scaler.get_scale() == 1.0
     with pytest.raises(ValueError, match="not enabled"):
         mp.GradScaler().load_state_dict(scaler.state_dict())
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    "dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64]
+)
 def test_scaled_loss_has_torchs_dtype_and_value(dtype):
     for loss in (torch.tensor(3.0, dtype=dtype), torch.tensor([1.5, -2.0], dtype=dtype)):
         theirs = torch.amp.GradScaler("cpu").scale(loss)
@@ -368,7 +406,8 @@ def on_two_processes():
         seen[name + " ends"] = [ours[0, -3:].tolist(), late[0, -3:].tolist()]
     exact = compressed_mean(x.double(), torch.float64)
     seen["float64"] = (
-        exact.sum().item() - compressed_mean(x.double(), torch.float64, False).sum().item()
+        exact.sum().item()
+        - compressed_mean(x.double(), torch.float64, False).sum().item()
     )
     return seen
 
@@ -402,7 +441,9 @@ def test_in_float32_it_is_the_inner_optimizer(kind):
     plain, _ = trained(model, kind(model.parameters(), lr=0.01))
     for master in (True, False):
         model = MLP(16, 3, width=8, seed=1)
-        wrapped = mp.MasterWeightOptimizer(model.parameters(), kind, master=master, lr=0.01)
+        wrapped = mp.MasterWeightOptimizer(
+            model.parameters(), kind, master=master, lr=0.01
+        )
         weights, _ = trained(model, wrapped, accumulation_steps=1)
         assert torch.equal(weights, plain)
 
@@ -425,7 +466,9 @@ def test_small_updates_vanish_without_a_copy_and_add_up_with_one():
     for name, settings in {"none": {"master": False}, "master": {},
                            "random": {"master": False, "stochastic": True}}.items():  # fmt: skip
         weight = nn.Parameter(torch.ones(400, dtype=torch.bfloat16))
-        optimizer = mp.MasterWeightOptimizer([weight], torch.optim.SGD, lr=1e-3, **settings)
+        optimizer = mp.MasterWeightOptimizer(
+            [weight], torch.optim.SGD, lr=1e-3, **settings
+        )
         for _ in range(100):
             weight.sum().backward()
             optimizer.step()
@@ -455,7 +498,8 @@ def test_gradients_add_up_in_float32_and_scaler_and_clipping_see_them():
         mp.MasterWeightOptimizer([{"params": [weight]}], torch.optim.SGD, lr=1.0)
     with pytest.raises(ValueError, match="cannot hold bf16"):
         mp.MasterWeightOptimizer([weight], torch.optim.SGD, fmt="bf16", lr=1.0)
-    mp.MasterWeightOptimizer([weight], torch.optim.SGD, lr=1.0)  # a second one on the same weight
+    # a second one on the same weight
+    mp.MasterWeightOptimizer([weight], torch.optim.SGD, lr=1.0)
     with pytest.raises(RuntimeError, match="make one for each model"):
         weight.sum().backward()
     with pytest.raises(ValueError, match="fmt="):
@@ -466,7 +510,12 @@ def test_gradients_add_up_in_float32_and_scaler_and_clipping_see_them():
 def test_float32_weights_on_a_coarse_grid():
     model = MLP(16, 3, width=8, seed=1)
     wrapped = mp.MasterWeightOptimizer(
-        model.parameters(), torch.optim.SGD, fmt="e4m3", master=False, stochastic=True, lr=0.1
+        model.parameters(),
+        torch.optim.SGD,
+        fmt="e4m3",
+        master=False,
+        stochastic=True,
+        lr=0.1,
     )
     weights, _ = trained(model, wrapped)
     assert weights.dtype == torch.float32
@@ -510,7 +559,8 @@ def run_step(step, steps=20, **settings):
 
 def test_switched_off_it_is_train_step_to_the_bit():
     plain, history = run_step(train_step)
-    for scaler in (None, mp.GradScaler(), torch.amp.GradScaler("cpu")):  # powers of two are exact
+    # powers of two are exact
+    for scaler in (None, mp.GradScaler(), torch.amp.GradScaler("cpu")):
         weights, off = run_step(mp.mixed_precision_step(torch.float32, scaler))
         assert torch.equal(weights, plain) and off.loss == history.loss
     assert set(off.extra) == {"grad_norm", "scale"}
@@ -593,7 +643,10 @@ def test_fit_refuses_float16_on_the_cpu():
     model = MLP(16, 3, width=8, seed=1)
     with pytest.raises(ValueError, match="does nothing on cpu"):
         trained(
-            model, torch.optim.SGD(model.parameters(), lr=0.1), mixed_precision="fp16", cpu=True
+            model,
+            torch.optim.SGD(model.parameters(), lr=0.1),
+            mixed_precision="fp16",
+            cpu=True,
         )
 
 
@@ -633,7 +686,13 @@ def test_autocast_policy_on_the_cpu(dtype):
         assert policy[name] == "float32"
     for name in ("relu", "add", "sum"):
         assert policy[name] == "as its inputs"
-    assert set(policy.values()) <= {"16-bit", "float32", "as its inputs", "widens", "refuses"}
+    assert set(policy.values()) <= {
+        "16-bit",
+        "float32",
+        "as its inputs",
+        "widens",
+        "refuses",
+    }
     with pytest.raises(ValueError, match="choose torch.bfloat16"):
         mp.autocast_policy("cpu", torch.float32)
 
@@ -641,11 +700,14 @@ def test_autocast_policy_on_the_cpu(dtype):
 def test_memory_estimate():
     for recipe in mp.RECIPES:
         one = mp.memory_estimate(1000, recipe, activations=50)
-        assert one["total"] == sum(value for part, value in one.items() if part != "total")
+        assert one["total"] == sum(
+            value for part, value in one.items() if part != "total"
+        )
         two = mp.memory_estimate(2000, recipe, activations=100)
         assert two["total"] == 2 * one["total"]
     assert mp.memory_estimate(7, "float32")["total"] == 7 * 16
-    assert mp.memory_estimate(7, "master")["total"] == 7 * 16  # Rajbhandari et al.: 16 bytes
+    # Rajbhandari et al.: 16 bytes
+    assert mp.memory_estimate(7, "master")["total"] == 7 * 16
     assert mp.memory_estimate(7, "16-bit only", states=0)["total"] == 7 * 4
     assert mp.memory_estimate(0, "float32")["total"] == 0
     with pytest.raises(ValueError, match="choose one of"):
@@ -660,7 +722,9 @@ def test_memory_estimate_equals_what_is_there(recipe):
     parameters = sum(p.numel() for p in model.parameters())
     if recipe.startswith("master"):
         model = model.bfloat16()
-        optimizer = mp.MasterWeightOptimizer(model.parameters(), torch.optim.Adam, lr=1e-3)
+        optimizer = mp.MasterWeightOptimizer(
+            model.parameters(), torch.optim.Adam, lr=1e-3
+        )
     else:
         optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
     with torch.autocast("cpu", torch.bfloat16, enabled=recipe == "autocast"):

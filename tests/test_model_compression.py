@@ -1,4 +1,6 @@
-"""Model compression: equal to torch, numpy and brute force; edge cases, invariants, exercises."""
+"""Model compression: equal to torch, numpy and brute force; edge cases, invariants,
+exercises.
+"""
 
 import copy
 import io
@@ -57,14 +59,18 @@ def test_magnitude_mask_equals_torch(seed, dtype):
 
 @pytest.mark.parametrize("seed", range(25))
 def test_global_prune_equals_torch(seed):
-    ours, theirs = (nn.Sequential(nn.Linear(5, 7), nn.ReLU(), nn.Linear(7, 3)) for _ in range(2))
+    ours, theirs = (
+        nn.Sequential(nn.Linear(5, 7), nn.ReLU(), nn.Linear(7, 3)) for _ in range(2)
+    )
     for layer, size in ((ours[0], 1.0), (ours[2], 0.3)):
         nn.init.normal_(layer.weight, std=size, generator=generator(seed))
     theirs.load_state_dict(ours.state_dict())
     for amount in (0.0, 0.3, 0.9, 7):
         twin = copy.deepcopy(theirs)
         pairs = [(twin[0], "weight"), (twin[2], "weight")]
-        prune.global_unstructured(pairs, pruning_method=prune.L1Unstructured, amount=amount)
+        prune.global_unstructured(
+            pairs, pruning_method=prune.L1Unstructured, amount=amount
+        )
         masks = mc.global_prune(ours, amount)
         assert torch.equal(masks["0"], twin[0].weight_mask.bool())
         assert torch.equal(masks["2"], twin[2].weight_mask.bool())
@@ -77,7 +83,9 @@ def test_magnitude_mask_of_odd_tensors():
     assert mc.magnitude_mask(torch.tensor(3.0), 1).shape == ()
     assert mc.magnitude_mask(torch.ones(4), 2).tolist() == [False, False, True, True]
     strided = torch.randn(6, 8, generator=generator(0))[::2].T
-    assert torch.equal(mc.magnitude_mask(strided, 5), mc.magnitude_mask(strided.contiguous(), 5))
+    assert torch.equal(
+        mc.magnitude_mask(strided, 5), mc.magnitude_mask(strided.contiguous(), 5)
+    )
     extreme = torch.tensor([1e-38, -1e38, 0.0, 1e-45])
     assert mc.magnitude_mask(extreme, 3).tolist() == [False, True, False, False]
 
@@ -113,7 +121,9 @@ def test_values_that_are_not_finite_are_refused(bad):
             call()
 
 
-@pytest.mark.parametrize(("n", "m"), [(0, 2), (1, 2), (2, 4), (1, 4), (3, 4), (3, 6), (4, 4)])
+@pytest.mark.parametrize(
+    ("n", "m"), [(0, 2), (1, 2), (2, 4), (1, 4), (3, 4), (3, 6), (4, 4)]
+)
 def test_n_m_keeps_the_best_of_all_masks(n, m):
     for seed in range(10):
         weight = torch.randn(3, 2 * m, generator=generator(seed))
@@ -121,7 +131,9 @@ def test_n_m_keeps_the_best_of_all_masks(n, m):
         assert mask.shape == weight.shape
         for row, kept in zip(weight.reshape(-1, m), mask.reshape(-1, m), strict=True):
             choices = itertools.combinations(range(m), n)
-            best = max(choices, key=lambda c, row=row: sum(row[i].abs().item() for i in c))
+            best = max(
+                choices, key=lambda c, row=row: sum(row[i].abs().item() for i in c)
+            )
             assert kept.nonzero()[:, 0].tolist() == sorted(best)
 
 
@@ -139,7 +151,10 @@ def test_n_m_needs_groups_that_fit():
 
 def test_random_masks_are_of_the_right_size_and_repeat():
     model = mlp()
-    masks, again = mc.random_prune(model, 0.75, seed=3), mc.random_prune(model, 0.75, seed=3)
+    masks, again = (
+        mc.random_prune(model, 0.75, seed=3),
+        mc.random_prune(model, 0.75, seed=3),
+    )
     assert all(torch.equal(masks[name], again[name]) for name in masks)
     assert all(int((~m).sum()) == round(0.75 * m.numel()) for m in masks.values())
     assert not torch.equal(masks["head"], mc.random_prune(model, 0.75, seed=4)["head"])
@@ -172,7 +187,10 @@ def test_no_optimizer_refills_masked_weights(kind):
     before = model.head.weight.detach().clone()
     fit(model, (X, Y), optimizer, steps=5)
     assert mc.sparsity(model) == pytest.approx(0.7, abs=0.01)
-    assert all((model.get_submodule(name).weight[~mask] == 0).all() for name, mask in masks.items())
+    assert all(
+        (model.get_submodule(name).weight[~mask] == 0).all()
+        for name, mask in masks.items()
+    )
     assert not torch.equal(before, model.head.weight)
     assert torch.equal(mc.bake(model)(X), model(X))
     assert mc.bake(model).state_dict().keys() == mlp().state_dict().keys()
@@ -205,7 +223,9 @@ def test_masks_that_do_not_fit():
         mc.apply_masks(mlp(), {"nothing": torch.ones(2, 2, dtype=torch.bool)})
     model = mlp()
     with pytest.raises(KeyError):
-        mc.apply_masks(model, {**mc.global_prune(model, 0.5), "nothing": torch.ones(2, 2)})
+        mc.apply_masks(
+            model, {**mc.global_prune(model, 0.5), "nothing": torch.ones(2, 2)}
+        )
     assert mc.sparsity(model) == 0  # nothing was done by halves
     with pytest.raises(ValueError, match="no linear or convolution"):
         mc.global_prune(nn.ReLU(), 0.5)
@@ -225,7 +245,9 @@ def test_gradual_sparsity():
 def trained(step, **settings):
     model = mlp()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.3, momentum=0.9)
-    history = fit(model, (X, Y), optimizer, steps=30, batch_size=20, step=step, **settings)
+    history = fit(
+        model, (X, Y), optimizer, steps=30, batch_size=20, step=step, **settings
+    )
     return model, history
 
 
@@ -233,19 +255,26 @@ def test_the_pruning_step_switched_off_is_train_step_to_the_bit():
     plain, history = trained(train_step)
     off, same = trained(mc.pruning_step(lambda t: 0.0))
     assert history.loss == same.loss
-    assert all(torch.equal(a, b) for a, b in zip(plain.parameters(), off.parameters(), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(plain.parameters(), off.parameters(), strict=True)
+    )
 
 
 def test_the_pruning_step_prunes_and_keeps_its_zeros():
     step = mc.pruning_step(mc.gradual_sparsity(0.8, 20), every=5)
     model, _ = trained(step)
     assert mc.sparsity(model) == pytest.approx(0.8, abs=0.01)
-    parts, _ = trained(mc.pruning_step(mc.gradual_sparsity(0.8, 20), every=5), accumulation_steps=4)
+    parts, _ = trained(
+        mc.pruning_step(mc.gradual_sparsity(0.8, 20), every=5), accumulation_steps=4
+    )
     assert torch.allclose(model.head.weight, parts.head.weight, atol=1e-4)
 
 
 def test_the_pruning_step_forgets_an_earlier_run():
-    once, reused = (mc.pruning_step(mc.gradual_sparsity(0.8, 20), every=5) for _ in range(2))
+    once, reused = (
+        mc.pruning_step(mc.gradual_sparsity(0.8, 20), every=5) for _ in range(2)
+    )
     first, _ = trained(once)
     trained(reused)
     second, _ = trained(reused)
@@ -275,7 +304,9 @@ def pruned_run():
     masks = {n: m.tolist() for n, m in mc.saliency_prune(fresh, 0.5).items()}
     if world > 1:  # DDP sends the first process's buffers around
         quantizer = mc.FakeQuantize(8, symmetric=False, observer=mc.RangeObserver())
-        wrapped = DistributedDataParallel(torch.nn.Sequential(quantizer, torch.nn.Linear(1, 1)))
+        wrapped = DistributedDataParallel(
+            torch.nn.Sequential(quantizer, torch.nn.Linear(1, 1))
+        )
         for value in (100.0 if rank else 1.0, 2.0):
             wrapped(torch.full((3, 1), value)).sum().backward()
         assert quantizer.observer.high == 100.0
@@ -308,7 +339,11 @@ def test_fewer_units_compute_what_masked_units_would(amount):
                 gone = ~mc.unit_mask(layer.weight, amount)
                 layer.weight.data[gone] = 0
                 layer.bias.data[gone] = 0
-            images = torch.randn(9, 1, 8, 8, generator=generator(seed)) if make is not mlp else X
+            images = (
+                torch.randn(9, 1, 8, 8, generator=generator(seed))
+                if make is not mlp
+                else X
+            )
             assert torch.allclose(small(images), masked(images), atol=1e-5)
             sizes = [sum(p.numel() for p in m.parameters()) for m in (small, model)]
             assert sizes[0] < sizes[1] or amount == 0.0
@@ -327,9 +362,13 @@ def test_units_of_what_is_no_chain():
     with pytest.raises(ValueError, match="chain"):
         mc.prune_units(nn.Sequential(nn.Linear(4, 5), nn.Linear(6, 2)), 0.5)
     with pytest.raises(ValueError, match="grouped"):
-        mc.prune_units(nn.Sequential(nn.Conv2d(4, 4, 1, groups=2), nn.Conv2d(4, 2, 1)), 0.5)
+        mc.prune_units(
+            nn.Sequential(nn.Conv2d(4, 4, 1, groups=2), nn.Conv2d(4, 2, 1)), 0.5
+        )
     with pytest.raises(ValueError, match="fold norm"):
-        mc.prune_units(nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.Linear(5, 2)), 0.5)
+        mc.prune_units(
+            nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.Linear(5, 2)), 0.5
+        )
 
 
 def test_one_unit_stays_and_the_model_trains_on():
@@ -339,13 +378,18 @@ def test_one_unit_stays_and_the_model_trains_on():
 
 
 def test_units_of_what_only_looks_like_a_chain():
-    for first, second in ((nn.Linear(4, 5), nn.Linear(10, 2)), (nn.Linear(4, 5), nn.Linear(4, 2))):
+    for first, second in (
+        (nn.Linear(4, 5), nn.Linear(10, 2)),
+        (nn.Linear(4, 5), nn.Linear(4, 2)),
+    ):
         with pytest.raises(ValueError, match="chain"):
             mc.prune_units(nn.Sequential(first, second), 0.5)
     with pytest.raises(ValueError, match="chain"):
         mc.prune_units(nn.Sequential(nn.Conv2d(1, 4, 1), nn.Conv2d(8, 2, 1)), 0.5)
     with pytest.raises(ValueError, match="chain"):
-        mc.prune_units(nn.Sequential(nn.Conv2d(1, 4, 1), nn.Flatten(), nn.Linear(9, 2)), 0.5)
+        mc.prune_units(
+            nn.Sequential(nn.Conv2d(1, 4, 1), nn.Flatten(), nn.Linear(9, 2)), 0.5
+        )
 
 
 @pytest.mark.parametrize("amount", [0.0, 0.3, 0.5, 3, 1.0])
@@ -378,7 +422,11 @@ def with_norm(seed, dtype=torch.float64):
         (nn.Conv1d(4, 6, 3, bias=seed % 2), nn.BatchNorm1d, (5, 4, 7)),
         (nn.Conv2d(4, 6, 3, 2, 1, groups=2, bias=seed % 2), nn.BatchNorm2d, (5, 4, 7, 6)),
         (nn.Conv2d(4, 8, (3, 1), padding="same", groups=4), nn.BatchNorm2d, (5, 4, 7, 6)),
-        (nn.Conv2d(4, 6, 3, padding=1, padding_mode="reflect"), nn.BatchNorm2d, (5, 4, 7, 6)),
+        (
+            nn.Conv2d(4, 6, 3, padding=1, padding_mode="reflect"),
+            nn.BatchNorm2d,
+            (5, 4, 7, 6),
+        ),
         (nn.Conv3d(4, 6, 2, dilation=2, bias=False), nn.BatchNorm3d, (5, 4, 5, 5, 4)),
         (nn.Conv2d(4, 6, 3), nn.SyncBatchNorm, (5, 4, 7, 6)),
     )
@@ -417,7 +465,9 @@ def test_folding_changes_no_whole_number_of_a_channel(bits):
     for seed in range(42):
         layer, norm, _ = with_norm(seed)
         folded = mc.fold_batch_norms(nn.Sequential(layer, norm))[0]
-        sign = torch.ones(len(layer.weight)) if norm.weight is None else norm.weight.sign()
+        sign = (
+            torch.ones(len(layer.weight)) if norm.weight is None else norm.weight.sign()
+        )
         sign = sign.view(-1, *[1] * (layer.weight.ndim - 1))
         scale, zero = mc.choose_qparams(layer.weight, bits, axis=0)
         before = mc.quantize(layer.weight, scale, zero, bits, axis=0)
@@ -438,13 +488,19 @@ def test_folding_of_nested_repeated_and_masked_layers():
         model(x)
     mc.apply_masks(model, mc.global_prune(model, 0.5))
     folded = mc.fold_batch_norms(model)
-    assert folded.training and isinstance(folded[0][1], nn.Identity) and folded[0] is folded[2]
+    assert (
+        folded.training
+        and isinstance(folded[0][1], nn.Identity)
+        and folded[0] is folded[2]
+    )
     assert torch.allclose(folded(x), model.eval()(x), atol=1e-5)  # in training mode too
     assert not [p for p in folded.parameters() if not p.requires_grad]
     half = mc.fold_batch_norms(copy.deepcopy(model).bfloat16())
     assert {p.dtype for p in half.parameters()} == {torch.bfloat16}
     plain = mc.fold_batch_norms(SmallCNN(1, 3, width=4))  # nothing to fold
-    assert [type(m) for m in plain.modules()] == [type(m) for m in SmallCNN(1, 3).modules()]
+    assert [type(m) for m in plain.modules()] == [
+        type(m) for m in SmallCNN(1, 3).modules()
+    ]
 
 
 def test_a_network_is_folded_then_cut_and_quantized():
@@ -456,7 +512,11 @@ def test_a_network_is_folded_then_cut_and_quantized():
     small = mc.quantize_model(folded, 8, activations="static", calibration=X)
     assert (small(X) - model(X)).abs().max() < 0.05
     chain = nn.Sequential(
-        nn.Conv2d(1, 6, 3, bias=False), nn.BatchNorm2d(6), nn.ReLU(), nn.Flatten(), nn.Linear(24, 3)
+        nn.Conv2d(1, 6, 3, bias=False),
+        nn.BatchNorm2d(6),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(24, 3),
     )
     with pytest.raises(ValueError, match="fold_batch_norms"):
         mc.prune_units(chain, 0.5)
@@ -488,13 +548,18 @@ def test_batch_norms_that_cannot_be_folded():
     ):  # fmt: skip
         with pytest.raises(ValueError, match="side by side"):
             mc.fold_batch_norms(model)
-    for model in (nn.Sequential(conv, norm, conv), nn.Sequential(conv, norm, nn.ReLU(), norm)):
+    for model in (
+        nn.Sequential(conv, norm, conv),
+        nn.Sequential(conv, norm, nn.ReLU(), norm),
+    ):
         with pytest.raises(ValueError, match="several places"):
             mc.fold_batch_norms(model)
     for wrong in (nn.BatchNorm2d(2, track_running_stats=False), nn.BatchNorm2d(3)):
         with pytest.raises(ValueError, match="running statistics, one for each output"):
             mc.fold_batch_norms(nn.Sequential(conv, wrong))
-    assert isinstance(mc.fold_batch_norms(nn.Sequential(conv, nn.GroupNorm(1, 2)))[1], nn.GroupNorm)
+    assert isinstance(
+        mc.fold_batch_norms(nn.Sequential(conv, nn.GroupNorm(1, 2)))[1], nn.GroupNorm
+    )
 
 
 # --- quantization ---------------------------------------------------------------------------------
@@ -521,7 +586,9 @@ def test_qparams_equal_torchs_observers(bits, symmetric):
     for seed in range(12):
         x = random_weight(seed, ndim=2) + seed % 3 - 1
         whole = MinMaxObserver(qscheme=getattr(torch, f"per_tensor_{kind}"), **common)
-        rows = PerChannelMinMaxObserver(0, qscheme=getattr(torch, f"per_channel_{kind}"), **common)
+        rows = PerChannelMinMaxObserver(
+            0, qscheme=getattr(torch, f"per_channel_{kind}"), **common
+        )
         for observer, axis in ((whole, None), (rows, 0)):
             observer(x)
             scale, zero_point = mc.choose_qparams(x, bits, symmetric, axis)
@@ -535,10 +602,13 @@ def test_qparams_equal_torchs_observers(bits, symmetric):
 @pytest.mark.parametrize("seed", range(6))
 def test_fake_quantize_equals_torch_to_the_bit(seed, bits, symmetric):
     qmin, qmax = mc.quant_range(bits, symmetric)
-    for dtype, layout in itertools.product((torch.float32, torch.float64), ("plain", "transposed")):
+    for dtype, layout in itertools.product(
+        (torch.float32, torch.float64), ("plain", "transposed")
+    ):
         x = random_weight(seed, dtype, ndim=2) + (seed % 3 - 1)
         x = x.T if layout == "transposed" else x
-        factor = (0.5, 1.0, 2.0)[seed % 3]  # a scale that clips, one that fits, one that wastes
+        # a scale that clips, one that fits, one that wastes
+        factor = (0.5, 1.0, 2.0)[seed % 3]
         for axis in (None, 0, 1, -1):
             scale, zero_point = mc.choose_qparams(x, bits, symmetric, axis)
             scale = scale * factor
@@ -572,14 +642,17 @@ def test_round_trip_keeps_zero_and_stays_within_half_a_step():
         scale, zero_point = mc.choose_qparams(x, bits, symmetric)
         q = mc.quantize(x, scale, zero_point, bits, symmetric)
         back = mc.dequantize(q, scale, zero_point)
-        slack = 0.5 if symmetric else 1.0  # the zero point is rounded, so an end may lie outside
+        # the zero point is rounded, so an end may lie outside
+        slack = 0.5 if symmetric else 1.0
         assert ((x - back).abs() <= slack * scale * (1 + 1e-5)).all() and back[0, 0] == 0
         assert q.dtype == (torch.int8 if symmetric else torch.uint8)
         assert torch.allclose(mc.FakeQuantize(bits, symmetric)(back), back, rtol=1e-5)
 
 
 def test_quantizing_16_bit_values_computes_in_32():
-    for dtype, symmetric in itertools.product((torch.float16, torch.bfloat16), (True, False)):
+    for dtype, symmetric in itertools.product(
+        (torch.float16, torch.bfloat16), (True, False)
+    ):
         x = (torch.randn(40, generator=generator(3)) + 1).to(dtype)
         scale, zero_point = mc.choose_qparams(x, 8, symmetric)
         q = mc.quantize(x, scale, zero_point, 8, symmetric)
@@ -589,7 +662,9 @@ def test_quantizing_16_bit_values_computes_in_32():
 
 def test_a_scale_for_each_channel_is_never_worse_in_the_worst_case():
     for seed in range(30):
-        x = torch.randn(6, 9, generator=generator(seed)) * torch.logspace(-2, 0, 6).unsqueeze(1)
+        x = torch.randn(6, 9, generator=generator(seed)) * torch.logspace(
+            -2, 0, 6
+        ).unsqueeze(1)
         for bits in (2, 4, 8):
             bound = []
             for axis in (None, 0):
@@ -611,7 +686,11 @@ def test_quantizing_odd_tensors():
         assert scale == 1 and mc.quantize(x, scale, zero_point).abs().sum() == 0
     big = torch.tensor([3e38, -1e-30, 1.0])
     scale, zero_point = mc.choose_qparams(big)
-    assert mc.dequantize(mc.quantize(big, scale, zero_point), scale, zero_point).isfinite().all()
+    assert (
+        mc.dequantize(mc.quantize(big, scale, zero_point), scale, zero_point)
+        .isfinite()
+        .all()
+    )
     x = torch.tensor([math.nan, math.inf, -math.inf, 0.3])
     q = mc.quantize(x[1:], torch.tensor(0.1), torch.tensor(0))
     assert q.tolist() == [127, -127, 3]
@@ -622,15 +701,21 @@ def test_quantizing_odd_tensors():
 @pytest.mark.parametrize("bits", [1, 2, 4, 8])
 def test_packing_returns_every_number(bits):
     for seed, count in itertools.product(range(5), (0, 1, 2, 3, 7, 8, 9, 33)):
-        values = torch.randint(0, 2**bits, (count,), generator=generator(seed)).to(torch.uint8)
+        values = torch.randint(0, 2**bits, (count,), generator=generator(seed)).to(
+            torch.uint8
+        )
         packed = mc.pack_bits(values, bits)
         assert packed.dtype == torch.uint8 and len(packed) == math.ceil(count * bits / 8)
         assert torch.equal(mc.unpack_bits(packed, bits, (count,)), values)
         if bits > 1:
             signed = (
-                values.to(torch.int8) - 2 ** (bits - 1) if bits < 8 else values.view(torch.int8)
+                values.to(torch.int8) - 2 ** (bits - 1)
+                if bits < 8
+                else values.view(torch.int8)
             )
-            again = mc.unpack_bits(mc.pack_bits(signed, bits), bits, (count,), signed=True)
+            again = mc.unpack_bits(
+                mc.pack_bits(signed, bits), bits, (count,), signed=True
+            )
             assert torch.equal(again, signed) and again.dtype == torch.int8
         wide = np.unpackbits(values.numpy()[:, None], axis=1, bitorder="little")[:, :bits]
         assert packed.tolist() == np.packbits(wide.ravel(), bitorder="little").tolist()
@@ -662,8 +747,12 @@ def torch_dynamic(model, per_channel):
         from torch.ao import quantization as tq
 
         kind = tq.PerChannelMinMaxObserver if per_channel else tq.MinMaxObserver
-        scheme = torch.per_channel_symmetric if per_channel else torch.per_tensor_symmetric
-        weight = kind.with_args(dtype=torch.qint8, qscheme=scheme, quant_min=-127, quant_max=127)
+        scheme = (
+            torch.per_channel_symmetric if per_channel else torch.per_tensor_symmetric
+        )
+        weight = kind.with_args(
+            dtype=torch.qint8, qscheme=scheme, quant_min=-127, quant_max=127
+        )
         activation = tq.default_dynamic_quant_observer
         config = {nn.Linear: tq.QConfig(activation=activation, weight=weight)}
         return tq.quantize_dynamic(model, config, dtype=torch.qint8)
@@ -679,7 +768,8 @@ def test_quantized_linear_equals_torchs_dynamic_one(per_channel):
         ours = mc.QuantizedLinear(linear, 8, per_channel, "dynamic", input_bits=7)
         assert torch.equal(theirs[0].weight().int_repr(), ours.whole())
         assert torch.allclose(ours.weight, theirs[0].weight().dequantize(), rtol=1e-6)
-        # torch takes 7 bits for the input here; its zero point may differ from ours by one
+        # torch takes 7 bits for the input here; its zero point may differ from ours by
+        # one
         step = float(mc.choose_qparams(x, 7, symmetric=False)[0])
         assert (ours(x) - theirs(x)).abs().max() <= 2 * step * ours.weight.abs().max()
 
@@ -716,7 +806,11 @@ def test_quantized_linear_settings():
 def test_quantize_model_replaces_each_linear_and_leaves_the_original():
     model = mlp()
     before = copy.deepcopy(model.state_dict())
-    for settings in ({}, {"activations": "dynamic"}, {"activations": "static", "calibration": X}):
+    for settings in (
+        {},
+        {"activations": "dynamic"},
+        {"activations": "static", "calibration": X},
+    ):
         small = mc.quantize_model(model, **settings)
         assert sum(isinstance(m, mc.QuantizedLinear) for m in small.modules()) == 3
         assert (small(X) - model(X)).abs().max() < 0.1
@@ -771,7 +865,10 @@ def test_quantizers_refuse_what_no_whole_number_stands_for():
     for bad, step in ((math.nan, 1.0), (1.0, 0.0), (1.0, -1.0), (1.0, math.nan)):
         with pytest.raises(ValueError, match="NaN, or a scale"):
             mc.quantize(torch.tensor([bad]), torch.tensor(step), torch.tensor(0))
-    for huge in (torch.tensor([-3e38, 3e38]), torch.tensor([1e300, 0.0], dtype=torch.float64)):
+    for huge in (
+        torch.tensor([-3e38, 3e38]),
+        torch.tensor([1e300, 0.0], dtype=torch.float64),
+    ):
         with pytest.raises(ValueError, match="wider than float32"):
             mc.choose_qparams(huge, symmetric=False)
 
@@ -819,19 +916,37 @@ def random_conv(seed, dtype=torch.float32):
     def one_of(*choices):
         return choices[int(torch.randint(0, len(choices), (), generator=g))]
 
-    groups, inputs, outputs = one_of((1, 1, 1), (1, 3, 5), (2, 4, 6), (4, 4, 4), (3, 6, 9))
+    groups, inputs, outputs = one_of(
+        (1, 1, 1), (1, 3, 5), (2, 4, 6), (4, 4, 4), (3, 6, 9)
+    )
     kernel = one_of((1, 1), (3, 3), (2, 3), (1, 3), (5, 5))
-    stride, dilation = one_of((1, 1), (2, 2), (1, 2), (3, 1)), one_of((1, 1), (2, 2), (1, 2))
-    padding = one_of((0, 0), (1, 1), (2, 1), "valid", "same" if stride == (1, 1) else (3, 3))
+    stride, dilation = (
+        one_of((1, 1), (2, 2), (1, 2), (3, 1)),
+        one_of((1, 1), (2, 2), (1, 2)),
+    )
+    padding = one_of(
+        (0, 0), (1, 1), (2, 1), "valid", "same" if stride == (1, 1) else (3, 3)
+    )
     conv = nn.Conv2d(
-        inputs, outputs, kernel, stride, padding, dilation, groups, bias=one_of(True, False)
+        inputs,
+        outputs,
+        kernel,
+        stride,
+        padding,
+        dilation,
+        groups,
+        bias=one_of(True, False),
     ).to(dtype)
     sizes = 10.0 ** (4 * torch.rand(outputs, generator=g) - 2).view(-1, 1, 1, 1)
     conv.weight.data = (torch.randn(conv.weight.shape, generator=g) * sizes).to(dtype)
     if conv.bias is not None:
         conv.bias.data = torch.randn(outputs, generator=g).to(dtype)
     x = torch.randn(one_of(1, 3), inputs, 11, 10, generator=g).to(dtype) + seed % 3
-    return conv, x, {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
+    return (
+        conv,
+        x,
+        {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups},
+    )
 
 
 def torch_rounded(weight, bits, per_channel=True):
@@ -842,7 +957,9 @@ def torch_rounded(weight, bits, per_channel=True):
         zero = torch.zeros(len(weight), dtype=torch.int32)
         scale = largest.float() / top
         return torch.fake_quantize_per_channel_affine(weight, scale, zero, 0, -top, top)
-    return torch.fake_quantize_per_tensor_affine(weight, float(largest.max() / top), 0, -top, top)
+    return torch.fake_quantize_per_tensor_affine(
+        weight, float(largest.max() / top), 0, -top, top
+    )
 
 
 @pytest.mark.parametrize("bits", [2, 4, 8])
@@ -855,7 +972,8 @@ def test_quantized_convolutions_equal_torchs_to_the_bit(bits, per_channel):
         assert torch.equal(layer.weight, rounded)
         assert torch.equal(layer(x), F.conv2d(x, rounded, conv.bias, **how))
         assert layer.packed.numel() == math.ceil(rounded.numel() * bits / 8)
-        last = x.to(memory_format=torch.channels_last)  # another kernel: another order of the sum
+        # another kernel: another order of the sum
+        last = x.to(memory_format=torch.channels_last)
         expected = F.conv2d(last, rounded, conv.bias, **how)
         assert torch.allclose(layer(last), expected, rtol=1e-4, atol=1e-4)
         alone = layer(x[0])  # an image without a batch
@@ -917,7 +1035,9 @@ def brute_force(x, weight, stride, padding, dilation, groups):
     height = (x.shape[2] - dilation[0] * (kh - 1) - 1) // stride[0] + 1
     width = (x.shape[3] - dilation[1] * (kw - 1) - 1) // stride[1] + 1
     out = np.zeros((len(x), outputs, height, width), dtype=np.int64)
-    for o, c, i, j in itertools.product(range(outputs), range(each), range(kh), range(kw)):
+    for o, c, i, j in itertools.product(
+        range(outputs), range(each), range(kh), range(kw)
+    ):
         source = x[:, o // (outputs // groups) * each + c]
         rows = i * dilation[0] + stride[0] * np.arange(height)
         columns = j * dilation[1] + stride[1] * np.arange(width)
@@ -932,7 +1052,9 @@ def test_dynamic_convolutions_equal_the_definition():
             continue
         layer = mc.QuantizedConv2d(conv, 4, True, "dynamic")
         scale, zero = mc.choose_qparams(x, 8, symmetric=False)
-        q = mc.quantize(x, scale, zero, 8, symmetric=False).numpy().astype(np.int64) - int(zero)
+        q = mc.quantize(x, scale, zero, 8, symmetric=False).numpy().astype(
+            np.int64
+        ) - int(zero)
         sums = brute_force(q, layer.whole().numpy().astype(np.int64), **how)
         steps = (layer.scale * scale).double().numpy()[:, None, None]
         bias = 0 if conv.bias is None else conv.bias.detach().numpy()[:, None, None]
@@ -957,12 +1079,18 @@ def test_quantized_convolutions_equal_torchs_kernel():
             )
             assert torch.equal(weight.int_repr(), layer.whole())
             packed = torch.ops.quantized.conv2d_prepack(
-                weight, conv.bias, how["stride"], how["padding"], how["dilation"], how["groups"]
+                weight,
+                conv.bias,
+                how["stride"],
+                how["padding"],
+                how["dilation"],
+                how["groups"],
             )
             scale, zero = float(layer.input_scale), int(layer.input_zero_point)
             whole = torch.quantize_per_tensor(x, scale, zero, torch.quint8)
             got = layer(x)
-            step, middle = mc.choose_qparams(got, 8, symmetric=False)  # torch rounds its answer
+            # torch rounds its answer
+            step, middle = mc.choose_qparams(got, 8, symmetric=False)
             theirs = torch.ops.quantized.conv2d(whole, packed, float(step), int(middle))
             assert whole.int_repr().max() <= 127
             assert (got - theirs.dequantize()).abs().max() <= 0.51 * step
@@ -970,7 +1098,9 @@ def test_quantized_convolutions_equal_torchs_kernel():
 
 @pytest.mark.parametrize("mode", ["reflect", "replicate", "circular"])
 def test_convolutions_pad_as_the_layer_did(mode):
-    for padding, activations in itertools.product((2, (1, 2), "same"), ("float", "dynamic")):
+    for padding, activations in itertools.product(
+        (2, (1, 2), "same"), ("float", "dynamic")
+    ):
         conv = nn.Conv2d(3, 4, 3, padding=padding, padding_mode=mode)
         x = torch.randn(2, 3, 7, 6, generator=generator(0))
         layer = mc.QuantizedConv2d(conv, 8, activations=activations)
@@ -1067,7 +1197,9 @@ def test_convolutions_train_with_the_rounding_and_convert(inputs):
         small = mc.convert(model).eval()
         assert torch.allclose(small(X), model(X), atol=1e-4)
         assert small[3].activations == ("static" if inputs else "float")
-        assert isinstance(small[3], mc.QuantizedConv2d) and isinstance(model[3], mc.QATConv2d)
+        assert isinstance(small[3], mc.QuantizedConv2d) and isinstance(
+            model[3], mc.QATConv2d
+        )
 
 
 def test_calibration_sees_what_enters_each_convolution():
@@ -1158,7 +1290,9 @@ def test_channels_are_cut_from_any_chain_of_convolutions(seed):
 @pytest.mark.parametrize("seed", range(10))
 def test_distillation_equals_kl_div(seed, dtype):
     g = generator(seed)
-    student, teacher = torch.randn(2, 7, 4, generator=g, dtype=dtype) * 10 ** (seed % 4 - 1)
+    student, teacher = torch.randn(2, 7, 4, generator=g, dtype=dtype) * 10 ** (
+        seed % 4 - 1
+    )
     targets = torch.randint(0, 4, (7,), generator=g)
     for t in (0.5, 1.0, 4.0, 20.0):
         ours, theirs = (student.clone().requires_grad_() for _ in range(2))
@@ -1187,7 +1321,9 @@ def test_distillation_gradient_is_right_and_none_reaches_the_teacher():
 
 def test_distillation_is_zero_at_equality_and_positive_elsewhere():
     for seed in range(30):
-        student, teacher = torch.randn(2, 5, 6, generator=generator(seed), dtype=torch.float64)
+        student, teacher = torch.randn(
+            2, 5, 6, generator=generator(seed), dtype=torch.float64
+        )
         assert mc.distillation_loss(student, teacher) > 0
         assert mc.distillation_loss(teacher + 3.0, teacher).abs() < 1e-12
     extreme = torch.tensor([[1e4, -1e4, 0.0]])
@@ -1253,7 +1389,9 @@ def test_low_rank_factors_equal_the_svd(seed):
 def test_factorize_only_where_it_saves():
     model = MLP(16, 3, width=32, seed=0)
     small = mc.factorize(model, 4)
-    assert isinstance(small.layers[1], nn.Sequential) and isinstance(small.head, nn.Linear)
+    assert isinstance(small.layers[1], nn.Sequential) and isinstance(
+        small.head, nn.Linear
+    )
     assert mc.model_size(small) < mc.model_size(model)
     full = mc.factorize(model, 3)
     up, down = mc.low_rank_factors(model.layers[1].weight, 3)
@@ -1271,8 +1409,14 @@ def test_factorize_only_where_it_saves():
 def variants():
     model = mlp(width=32)
     yield "dense", model
-    yield "pruned", mc.bake(mc.apply_masks(copy.deepcopy(model), mc.global_prune(model, 0.9)))
-    yield "all gone", mc.bake(mc.apply_masks(copy.deepcopy(model), mc.global_prune(model, 1.0)))
+    yield (
+        "pruned",
+        mc.bake(mc.apply_masks(copy.deepcopy(model), mc.global_prune(model, 0.9))),
+    )
+    yield (
+        "all gone",
+        mc.bake(mc.apply_masks(copy.deepcopy(model), mc.global_prune(model, 1.0))),
+    )
     yield "int8", mc.quantize_model(model, 8)
     yield "int2", mc.quantize_model(model, 2, per_channel=False)
     yield "static", mc.quantize_model(model, 8, activations="static", calibration=X)
@@ -1282,7 +1426,9 @@ def variants():
     yield "cnn, int4", mc.quantize_model(SmallCNN(1, 3, width=4), 4)
 
 
-@pytest.mark.parametrize(("name", "model"), list(variants()), ids=lambda v: v if v is str else "")
+@pytest.mark.parametrize(
+    ("name", "model"), list(variants()), ids=lambda v: v if v is str else ""
+)
 def test_what_is_saved_is_read_back(name, model):
     file = io.BytesIO()
     mc.save_compact(model, file)
@@ -1304,7 +1450,8 @@ def test_sizes_are_as_counted():
     floats = 4 * (weights + 67)
     assert floats < mc.model_size(model) < floats + 600
     pruned = mc.apply_masks(copy.deepcopy(model), mc.magnitude_prune(model, 0.75))
-    expected = weights // 8 + weights // 4 * 4 + 4 * 67  # a bit each, the rest, the biases
+    # a bit each, the rest, the biases
+    expected = weights // 8 + weights // 4 * 4 + 4 * 67
     assert expected < mc.model_size(pruned) < expected + 800
     for bits in (8, 4):
         small = mc.model_size(mc.quantize_model(model, bits))
@@ -1340,7 +1487,9 @@ def test_exercises_accept_other_right_answers():
 
     assert first.hint_for(by_hand) is None
     assert first.hint_for(lambda s, t, T: by_hand(s.double(), t.double(), T)) is None
-    assert first.hint_for(lambda s, t, T: mc.distillation_loss(s, t, temperature=T)) is None
+    assert (
+        first.hint_for(lambda s, t, T: mc.distillation_loss(s, t, temperature=T)) is None
+    )
 
     def affine(weight, bits):  # more levels than asked for, and no larger error
         scale, zero_point = mc.choose_qparams(weight, bits, False, axis=0)

@@ -1,4 +1,6 @@
-"""Parallelism: equal to one process and to torch's own, bytes against theory, schedules, costs."""
+"""Parallelism: equal to one process and to torch's own, bytes against theory, schedules,
+costs.
+"""
 
 import math
 import threading
@@ -29,7 +31,8 @@ def layers(seed=0, dtype=torch.float64):
     torch.manual_seed(seed)
     sizes = [6, 11, 7, 5, 3]
     blocks = [
-        nn.Sequential(nn.Linear(a, b), nn.Tanh()) for a, b in zip(sizes, sizes[1:], strict=False)
+        nn.Sequential(nn.Linear(a, b), nn.Tanh())
+        for a, b in zip(sizes, sizes[1:], strict=False)
     ]
     return nn.Sequential(*blocks).to(dtype)
 
@@ -92,7 +95,9 @@ def check_collectives(rank, n):
                 assert got.shape == want.shape and got.dtype == want.dtype
                 assert torch.equal(tensor, before)
                 if got.numel():
-                    error = ((got - want).abs().max() / want.abs().max().clamp(min=1)).item()
+                    error = (
+                        (got - want).abs().max() / want.abs().max().clamp(min=1)
+                    ).item()
                     report["worst"] = max(report["worst"], error)
                 padded = math.ceil(tensor.numel() / n) * n * tensor.element_size()
                 report["bytes"].append([sent.total, 2 * (n - 1) * padded // n])
@@ -209,7 +214,9 @@ def check_sharded(rank, n):
             optimizer.step()
     counts = {str(op).split(".")[-1]: k for op, k in calls.get_comm_counts().items()}
     report["ZeroRedundancyOptimizer"] = off(flat(model.parameters()), alone(count=12))
-    report["fully_shard"] = off(flat(p.full_tensor() for p in full.parameters()), alone(count=12))
+    report["fully_shard"] = off(
+        flat(p.full_tensor() for p in full.parameters()), alone(count=12)
+    )
     report["collectives"] = counts
     return report
 
@@ -228,11 +235,16 @@ def check_tensor_parallel(rank, n, group=None):
         bias = seed != 3
         up = nn.Linear(5, 4 * n, bias=bias, dtype=torch.float64)
         down = nn.Linear(4 * n, 3, bias=bias, dtype=torch.float64)
-        x = torch.randn((2, 3, 5) if seed % 2 else (4, 5), dtype=torch.float64, requires_grad=True)
+        x = torch.randn(
+            (2, 3, 5) if seed % 2 else (4, 5), dtype=torch.float64, requires_grad=True
+        )
         z = x.detach().clone().requires_grad_()
         want = down(F.gelu(up(x)))
         want.square().sum().backward()
-        mine = par.ColumnParallelLinear(up, group=group), par.RowParallelLinear(down, group)
+        mine = (
+            par.ColumnParallelLinear(up, group=group),
+            par.RowParallelLinear(down, group),
+        )
         with par.SentBytes() as forward:
             got = mine[1](F.gelu(mine[0](z)))
         with par.SentBytes() as backward:
@@ -263,9 +275,14 @@ def check_tensor_parallel(rank, n, group=None):
     nn.init.normal_(whole.in_proj_bias)
     nn.init.normal_(whole.out_proj.bias)
     parts = []
-    for w, b in zip(whole.in_proj_weight.chunk(3), whole.in_proj_bias.chunk(3), strict=True):
+    for w, b in zip(
+        whole.in_proj_weight.chunk(3), whole.in_proj_bias.chunk(3), strict=True
+    ):
         parts.append(nn.Linear(8 * n, 8 * n, dtype=torch.float64))
-        parts[-1].weight.data, parts[-1].bias.data = w.detach().clone(), b.detach().clone()
+        parts[-1].weight.data, parts[-1].bias.data = (
+            w.detach().clone(),
+            b.detach().clone(),
+        )
     mine = par.ParallelAttention(*parts, whole.out_proj, 2 * n, group)
     x = torch.randn(2, 5, 8 * n, dtype=torch.float64, requires_grad=True)
     z = x.detach().clone().requires_grad_()
@@ -275,7 +292,9 @@ def check_tensor_parallel(rank, n, group=None):
     report["errors"] = refusals(
         lambda: par.ColumnParallelLinear(nn.Linear(4, 4 * n + 1), group=group),
         lambda: par.RowParallelLinear(nn.Linear(4 * n + 1, 4), group),
-        lambda: par.ParallelAttention(*(nn.Linear(9, 9) for _ in range(4)), 3 * n + 1, group),
+        lambda: par.ParallelAttention(
+            *(nn.Linear(9, 9) for _ in range(4)), 3 * n + 1, group
+        ),
     )
     return report
 
@@ -285,7 +304,9 @@ def check_pipeline(rank, n):
 
     report, m = {}, 5
     torch.manual_seed(0)
-    net = nn.Sequential(nn.Linear(6, 7), *(nn.Linear(7, 7) for _ in range(n - 2)), nn.Linear(7, 3))
+    net = nn.Sequential(
+        nn.Linear(6, 7), *(nn.Linear(7, 7) for _ in range(n - 2)), nn.Linear(7, 3)
+    )
     net = net.double()
     x, y = rows(2 * m)
     xs, ys = x.split(2), y.split(2)
@@ -304,7 +325,9 @@ def check_pipeline(rank, n):
             assert total == pytest.approx(loss.item(), abs=1e-12)
         net.zero_grad()
         example = xs[0] if rank == 0 else like
-        stage = PipelineStage(net[rank], rank, n, torch.device("cpu"), input_args=(example,))
+        stage = PipelineStage(
+            net[rank], rank, n, torch.device("cpu"), input_args=(example,)
+        )
         torchs = {"gpipe": ScheduleGPipe, "1f1b": Schedule1F1B}[kind]
         runner = torchs(stage, m, loss_fn=F.cross_entropy)
         extra = {"target": y} if rank == n - 1 else {}
@@ -324,7 +347,9 @@ def check_interleaved(rank, n, chunks):
 
     m = 2 * n
     torch.manual_seed(0)
-    places = [nn.Sequential(nn.Linear(6, 6), nn.Tanh()).double() for _ in range(n * chunks)]
+    places = [
+        nn.Sequential(nn.Linear(6, 6), nn.Tanh()).double() for _ in range(n * chunks)
+    ]
     net = nn.Sequential(*places)
     x, y = rows(2 * m)
     xs, ys = x.split(2), y.split(2)
@@ -337,7 +362,9 @@ def check_interleaved(rank, n, chunks):
     with par.SentBytes() as sent:
         total, trace = par.run_pipeline(own, order, xs, ys, F.cross_entropy, like)
     got = flat(p.grad for piece in own for p in piece.parameters())
-    assert [(event.kind, event.micro_batch, event.chunk) for event in trace] == order[rank]
+    assert [(event.kind, event.micro_batch, event.chunk) for event in trace] == order[
+        rank
+    ]
     assert total == pytest.approx(loss.item() if rank == n - 1 else 0, abs=1e-12)
     net.zero_grad()
     stages = [
@@ -363,7 +390,9 @@ def check_interleaved(rank, n, chunks):
 
 
 def whole_attention(parts, causal):
-    """Return output and gradients of torch's attention on the joined rows, by torch's chunks."""
+    """Return output and gradients of torch's attention on the joined rows, by torch's
+    chunks.
+    """
     whole = [torch.cat(each, 2).requires_grad_() for each in zip(*parts, strict=True)]
     out = F.scaled_dot_product_attention(*whole, is_causal=causal)
     out.backward(out.detach() * 0.3 + 1)
@@ -387,14 +416,22 @@ def check_context(rank, n, group=None):
     draw = torch.Generator().manual_seed(3)
     shapes = [(2, 3, 4, 5), (1, 1, 1, 1), (1, 2, 7, 3), (2, 1, 5, 8), (0, 2, 3, 4)]
     for shape in shapes:
-        for scale, dtype in ((1, torch.float64), (300, torch.float64), (1, torch.float32)):
+        for scale, dtype in (
+            (1, torch.float64),
+            (300, torch.float64),
+            (1, torch.float32),
+        ):
             parts = [[torch.randn(shape, generator=draw, dtype=torch.float64) for _ in "qkv"]
                      for _ in range(n)]  # fmt: skip
             for part in parts:
-                part[0] *= scale  # scores of thousands: exp would overflow without the maximum
+                # scores of thousands: exp would overflow without the maximum
+                part[0] *= scale
             parts = [[t.to(dtype) for t in part] for part in parts]
             for causal in (False, True):
-                own = [t.clone().transpose(2, 3).contiguous().transpose(2, 3) for t in parts[rank]]
+                own = [
+                    t.clone().transpose(2, 3).contiguous().transpose(2, 3)
+                    for t in parts[rank]
+                ]
                 q, k, v = (t.requires_grad_() for t in own)  # not contiguous
                 with par.SentBytes() as forward, Largest() as size:
                     out = par.ring_attention(q, k, v, causal, group)
@@ -404,7 +441,9 @@ def check_context(rank, n, group=None):
                 largest = [max(1, math.prod(shape[:2])) * head, 2 * k.numel(), 2 * k.ndim]
                 assert size.numbers <= max(largest)  # scores, a block, all the shapes
                 report["bytes"].append([forward.total, 2 * (n - 1) * k.nbytes])
-                report["bytes"].append([backward.total, 2 * (2 * n - 1) * k.nbytes * (n > 1)])
+                report["bytes"].append(
+                    [backward.total, 2 * (2 * n - 1) * k.nbytes * (n > 1)]
+                )
                 want = [chunks[rank] for chunks in whole_attention(parts, causal)]
                 pairs = zip((out.detach(), q.grad, k.grad, v.grad), want, strict=True)
                 gaps = [(a - b).abs().max().item() / (1 + b.abs().max().item())
@@ -417,12 +456,19 @@ def check_context(rank, n, group=None):
     out.sum().backward()
     assert {out.dtype, q.grad.dtype, k.grad.dtype} == {torch.bfloat16}
     wide = [t.detach().double() for t in (q, k, v)]
-    wide = [torch.cat([wide[0]] * n, 2), torch.cat([wide[1]] * n, 2), torch.cat([wide[2]] * n, 2)]
+    wide = [
+        torch.cat([wide[0]] * n, 2),
+        torch.cat([wide[1]] * n, 2),
+        torch.cat([wide[2]] * n, 2),
+    ]
     want = F.scaled_dot_product_attention(*wide, is_causal=True).chunk(n, 2)[rank]
     report["half"] = (out.double() - want).abs().max().item()
     wrong = ([(1, 1, 2, 3)] * 2 + [(1, 1, 2, 4)], [(2, 3)] * 3, [(1, 1, 2 + rank, 3)] * 3)
     report["errors"] = refusals(
-        *(partial(par.ring_attention, *map(torch.zeros, shapes), group=group) for shapes in wrong)
+        *(
+            partial(par.ring_attention, *map(torch.zeros, shapes), group=group)
+            for shapes in wrong
+        )
     )
     return report
 
@@ -437,7 +483,9 @@ def mixture(experts, width=5, factor=1.25, seed=0, group=None):
 
 
 def token_by_token(router, experts, x, factor):
-    """Return what the mixture must give, in plain loops, and the number of tokens dropped."""
+    """Return what the mixture must give, in plain loops, and the number of tokens
+    dropped.
+    """
     room = [math.ceil(factor * len(x) / len(experts))] * len(experts)
     out, dropped = [], 0
     for token in x:
@@ -459,7 +507,9 @@ def check_experts(rank, n):
     draw = torch.Generator().manual_seed(rank)
     for shape in ((n,), (n, 3), (n, 2, 0), (n, 4, 2)):
         for dtype in (torch.float32, torch.float64, torch.int64):
-            parts = (torch.randn(shape, generator=draw, dtype=torch.float64) * 9).to(dtype)
+            parts = (torch.randn(shape, generator=draw, dtype=torch.float64) * 9).to(
+                dtype
+            )
             want = torch.empty_like(parts)
             dist.all_to_all_single(want, parts)
             assert torch.equal(par.all_to_all(parts), want)
@@ -469,12 +519,21 @@ def check_experts(rank, n):
             assert torch.equal(par.all_to_all(turned), want)
     draw = torch.Generator().manual_seed(9)
     for seed, (each, tokens, factor) in enumerate(
-        ((1, 6, 1.25), (2, 9, 1.0), (2, 9, 0.3), (3, 8, 3.0 * n), (2, 1, 1.0), (1, 0, 1.0))
+        (
+            (1, 6, 1.25),
+            (2, 9, 1.0),
+            (2, 9, 0.3),
+            (3, 8, 3.0 * n),
+            (2, 1, 1.0),
+            (1, 0, 1.0),
+        )
     ):
         layer, experts = mixture(each * n, factor=factor, seed=seed)
         _, twins = mixture(each * n, factor=factor, seed=seed)
         router = mixture(each * n, factor=factor, seed=seed)[0].router
-        parts = [torch.randn(tokens, 5, generator=draw, dtype=torch.float64) for _ in range(n)]
+        parts = [
+            torch.randn(tokens, 5, generator=draw, dtype=torch.float64) for _ in range(n)
+        ]
         x = parts[rank].clone().requires_grad_()
         with par.SentBytes() as sent:
             out = layer(x)
@@ -489,13 +548,15 @@ def check_experts(rank, n):
                                 strict=True):  # fmt: skip
             blank = torch.zeros_like(mine)
             pairs.append([blank if p.grad is None else p.grad for p in (mine, theirs)])
-        total = par.ring_all_reduce(layer.router.weight.grad)  # the router is on all of them
+        # the router is on all of them
+        total = par.ring_all_reduce(layer.router.weight.grad)
         grad = router.weight.grad
         pairs.append((total, torch.zeros_like(total) if grad is None else grad))
         gaps = [(a - b).abs().max().item() for a, b in pairs if a.numel()]
         report["off"] = max([report["off"], *gaps])
         report["dropped"].append([layer.dropped, found[rank][1]])
-        room = each * n * math.ceil(factor * tokens / (each * n)) * 5 * 8  # bytes of all slots
+        # bytes of all slots
+        room = each * n * math.ceil(factor * tokens / (each * n)) * 5 * 8
         report["bytes"].append([sent.total, 4 * (n - 1) * room // n])
     report["errors"] = refusals(
         lambda: mixture(n + 1)[0],
@@ -515,7 +576,9 @@ def check_server(rank, n):
         time.sleep(0.002 * (1 + (rank == 1)))
         return weights - target
 
-    weights, order = par.parameter_server(torch.zeros(3, dtype=torch.float64), gradient, 120, 0.1)
+    weights, order = par.parameter_server(
+        torch.zeros(3, dtype=torch.float64), gradient, 120, 0.1
+    )
     return {"order": order, "off": off(weights, target)}
 
 
@@ -544,7 +607,9 @@ def check_grid(rank, n):
     want.backward()
     torch.optim.SGD(net.parameters(), lr=0.5).step()
     report["context"] = check_context(rank % 2, 2, across)  # a ring of two of the four
-    report["grid"] = off(mine[2].weight.detach(), net.head.weight.detach().chunk(2, 1)[rank % 2])
+    report["grid"] = off(
+        mine[2].weight.detach(), net.head.weight.detach().chunk(2, 1)[rank % 2]
+    )
     report["loss"] = abs(float(loss) - want.item())
     return report
 
@@ -573,7 +638,11 @@ def on_fit():
     accelerator, reports = Accelerator(cpu=True), []
     assert accelerator.num_processes == 2
     x, y = rows(60, dtype=torch.float32)
-    for step, pieces in ((train_step, 1), (data_parallel_step, 1), (data_parallel_step, 3)):
+    for step, pieces in (
+        (train_step, 1),
+        (data_parallel_step, 1),
+        (data_parallel_step, 3),
+    ):
         model = MLP(6, 3, width=8, seed=1)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.5, momentum=0.9)
         fit(
@@ -600,7 +669,14 @@ def peer_missing():
 
 @pytest.fixture(scope="module")
 def two():
-    names = ("collectives", "data_parallel", "sharded", "tensor_parallel", "pipeline", "server")
+    names = (
+        "collectives",
+        "data_parallel",
+        "sharded",
+        "tensor_parallel",
+        "pipeline",
+        "server",
+    )
     names += ("context", "experts")
     return launch(on_two, 2, args=(names,), timeout=120)
 
@@ -613,7 +689,15 @@ def three():
 
 @pytest.fixture(scope="module")
 def four():
-    names = ("collectives", "data_parallel", "sharded", "pipeline", "server", "grid", "experts")
+    names = (
+        "collectives",
+        "data_parallel",
+        "sharded",
+        "pipeline",
+        "server",
+        "grid",
+        "experts",
+    )
     return launch(on_two, 4, args=(names,), timeout=120)
 
 
@@ -683,14 +767,19 @@ def test_stages_hold_and_send_what_the_theory_says(ranks):
                 "optimizer": n if stage >= 1 else 1,
             }
             for kind, times in (("parameters", 1), ("gradients", 1), ("optimizer", 2)):
-                assert found["at_update"][kind] == times * padded // share[kind], (stage, kind)
+                assert found["at_update"][kind] == times * padded // share[kind], (
+                    stage,
+                    kind,
+                )
 
 
 def test_tensor_parallel_layers_equal_the_unsplit_ones(two, four):
     for report in [r["tensor_parallel"] for r in two] + [r["grid"] for r in four]:
         assert report["mlp"] < 1e-12 and report["attention"] < 1e-12
         assert report["sent"] == report["theory"]
-        assert len(report["errors"]) == 3 and all("multiple" in text for text in report["errors"])
+        assert len(report["errors"]) == 3 and all(
+            "multiple" in text for text in report["errors"]
+        )
     assert all(report["tensor_parallel"]["torch"] < 1e-6 for report in two)
 
 
@@ -721,7 +810,9 @@ def test_interleaved_pipeline_equals_the_whole_model_and_torch(two, three, four,
 def test_ring_attention_is_torchs_on_the_whole_sequence(two, three, four):
     found = [r["context"] for r in two + three] + [r["grid"]["context"] for r in four]
     for report in found:
-        assert report["off"] < 1e-12 and report["float32"] < 1e-5 and report["half"] < 0.02
+        assert (
+            report["off"] < 1e-12 and report["float32"] < 1e-5 and report["half"] < 0.02
+        )
         assert all(sent == theory for sent, theory in report["bytes"])
         assert len(report["errors"]) == 3
         assert all("one shape" in text for text in report["errors"][:2])
@@ -758,7 +849,11 @@ def test_nothing_is_left_behind(ranks):
 
 def test_a_missing_peer_raises_in_time_and_leaves_no_group():
     for kind, seconds, initialized in launch(peer_missing, 2, timeout=60):
-        assert kind in ("RuntimeError", "DistBackendError") and seconds < 20 and not initialized
+        assert (
+            kind in ("RuntimeError", "DistBackendError")
+            and seconds < 20
+            and not initialized
+        )
 
 
 def test_step_for_fit_equals_ddp_and_one_process():
@@ -783,7 +878,13 @@ def test_switched_off_the_step_is_train_step_to_the_bit():
         optimizer = torch.optim.SGD(model.parameters(), lr=0.5, momentum=0.9)
         x, y = rows(60, dtype=torch.float32)
         history = fit(
-            model, (x[:, None, None], y), optimizer, steps=8, batch_size=20, step=step, cpu=True
+            model,
+            (x[:, None, None], y),
+            optimizer,
+            steps=8,
+            batch_size=20,
+            step=step,
+            cpu=True,
         )
         found.append((flat(model.parameters()), history.loss))
     assert torch.equal(found[0][0], found[1][0]) and found[0][1] == found[1][1]
@@ -818,14 +919,18 @@ def test_on_one_process_everything_is_the_ordinary_thing():
 def test_on_one_process_attention_and_mixture_are_the_ordinary_things():
     draw = torch.Generator().manual_seed(0)
     for causal in (False, True):
-        parts = [[torch.randn(2, 3, 6, 4, generator=draw, dtype=torch.float64) for _ in "qkv"]]
+        parts = [
+            [torch.randn(2, 3, 6, 4, generator=draw, dtype=torch.float64) for _ in "qkv"]
+        ]
         own = [t.clone().requires_grad_() for t in parts[0]]
         with par.SentBytes() as sent:
             out = par.ring_attention(*own, causal)
             out.backward(out.detach() * 0.3 + 1)
         want = [chunks[0] for chunks in whole_attention(parts, causal)]
         got = [out.detach(), *(t.grad for t in own)]
-        assert sent.total == 0 and all(off(a, b) < 1e-13 for a, b in zip(got, want, strict=True))
+        assert sent.total == 0 and all(
+            off(a, b) < 1e-13 for a, b in zip(got, want, strict=True)
+        )
     nan = torch.full((1, 1, 2, 3), math.nan)
     assert par.ring_attention(nan, nan, nan).isnan().all()
     own = [t.detach().float() for t in own]
@@ -848,16 +953,26 @@ def test_on_one_process_attention_and_mixture_are_the_ordinary_things():
         assert not (factor == 4.0 and dropped)  # a factor of E drops none
     with pytest.raises(ValueError, match="flatten"):
         layer(x[None])
-    for dtype in (torch.float32, torch.bfloat16):  # mixed precision keeps the input's dtype
+    # mixed precision keeps the input's dtype
+    for dtype in (torch.float32, torch.bfloat16):
         with torch.autocast("cpu", torch.bfloat16):
             half = layer.float()(x.to(dtype))
         assert half.dtype == dtype and off(half.detach().double(), want.detach()) < 0.05
     assert torch.equal(par.all_to_all(torch.ones(1, 3)), torch.ones(1, 3))
     layer, _ = mixture(2, factor=1.0)
-    layer.router.weight.data.zero_(), layer.router.bias.data.copy_(torch.tensor([9.0, 0.0]))
-    x = torch.tensor([1.0, 2.0, math.nan, math.nan], dtype=torch.float64)[:, None].expand(4, 5)
+    (
+        layer.router.weight.data.zero_(),
+        layer.router.bias.data.copy_(torch.tensor([9.0, 0.0])),
+    )
+    x = torch.tensor([1.0, 2.0, math.nan, math.nan], dtype=torch.float64)[:, None].expand(
+        4, 5
+    )
     out = layer(x)  # all to the first expert, with room for two
-    assert layer.dropped == 2 and out[:2].isfinite().all() and torch.equal(out[2:], 0 * x[:2])
+    assert (
+        layer.dropped == 2
+        and out[:2].isfinite().all()
+        and torch.equal(out[2:], 0 * x[:2])
+    )
 
 
 def test_a_unit_without_a_gradient_is_reduced_all_the_same():
@@ -883,7 +998,9 @@ def test_a_unit_without_a_gradient_is_reduced_all_the_same():
 def test_the_members_of_a_module_list_are_units():
     model = MLP(6, 3, width=8, depth=2, seed=0).double()
     twin = MLP(6, 3, width=8, depth=2, seed=0).double()
-    trainer = par.ShardedTrainer(model, lambda p: torch.optim.SGD(p, lr=0.1), F.cross_entropy, 3)
+    trainer = par.ShardedTrainer(
+        model, lambda p: torch.optim.SGD(p, lr=0.1), F.cross_entropy, 3
+    )
     assert len(trainer.units) == 3
     trainer.step(*rows(8))
     F.cross_entropy(twin(rows(8)[0]), rows(8)[1]).backward()
@@ -965,7 +1082,9 @@ def test_schedules_keep_their_promises(p, m, kind):
     for forward, backward in ((1, 2), (1, 1), (2, 1)):
         trace = par.simulate_pipeline(orders, forward, backward)
         assert len(trace) == 2 * p * m
-        assert par.idle_fraction(trace) == pytest.approx(par.bubble_fraction(p, m), abs=1e-12)
+        assert par.idle_fraction(trace) == pytest.approx(
+            par.bubble_fraction(p, m), abs=1e-12
+        )
 
 
 ROUNDS = [(p, r * p, v) for p in (2, 3, 4, 7) for r in (1, 2, 5) for v in (2, 3, 4)]
@@ -977,7 +1096,9 @@ def test_interleaved_schedules_keep_their_promises(p, m, v):
     for stage, order in enumerate(orders):
         works = [(i, c) for i in range(m) for c in range(v)]
         assert sorted(order) == sorted((k, *work) for k in "FB" for work in works)
-        assert all(order.index(("F", *work)) < order.index(("B", *work)) for work in works)
+        assert all(
+            order.index(("F", *work)) < order.index(("B", *work)) for work in works
+        )
         assert par.most_in_flight(order) == min(p * (v + 1) - 2 * stage - 1, m * v)
     for forward, backward in ((1, 2), (1, 1), (2, 1)):
         trace = par.simulate_pipeline(orders, Fraction(forward), Fraction(backward))
@@ -987,11 +1108,14 @@ def test_interleaved_schedules_keep_their_promises(p, m, v):
         check_trace(trace, p, v)
         span = max(event.end for event in trace)
         ideal = m * (forward + backward)
-        assert (span - ideal) / ideal == Fraction(p - 1, v * m)  # as Narayanan et al. state it
+        # as Narayanan et al. state it
+        assert (span - ideal) / ideal == Fraction(p - 1, v * m)
 
 
 def check_trace(trace, p, v=1):
-    """Nothing starts before what it needs has ended, nor while its stage does something else."""
+    """Nothing starts before what it needs has ended, nor while its stage does something
+    else.
+    """
     ends = {(e.chunk * p + e.stage, e.kind, e.micro_batch): e.end for e in trace}
     assert len(ends) == len(trace)
     for e in trace:
@@ -1013,12 +1137,16 @@ def test_traces_respect_what_must_come_first(seed):
     p, m = draw.integers(1, 6), draw.integers(1, 9)
     forward, backward = draw.uniform(0.5, 3, 2)
     for kind in KINDS:
-        trace = par.simulate_pipeline(par.pipeline_schedule(p, m, kind), forward, backward)
+        trace = par.simulate_pipeline(
+            par.pipeline_schedule(p, m, kind), forward, backward
+        )
         check_trace(trace, p)
 
 
 def test_workers_push_in_proportion_to_their_speed():
-    order = [worker for _, worker in par.push_times([1.0, 2.0, 4.0], 700, jitter=0.3, seed=1)]
+    order = [
+        worker for _, worker in par.push_times([1.0, 2.0, 4.0], 700, jitter=0.3, seed=1)
+    ]
     counts = np.bincount(order) / 100
     assert np.allclose(counts, [4, 2, 1], atol=0.5)
     times = [when for when, _ in par.push_times([1.0, 1.5], 50, 0.5)]
@@ -1046,7 +1174,8 @@ def test_one_worker_is_plain_sgd_and_delay_is_a_delay():
 
 # --- costs ----------------------------------------------------------------------------------------
 
-WEAK_SCALING = [  # Narayanan et al. (2021), table 1: layers, hidden, heads, tensor, pipeline,
+# Narayanan et al. (2021), table 1: layers, hidden, heads, tensor, pipeline,
+WEAK_SCALING = [
     # GPUs, batch, parameters in 1e9, teraFLOP/s a GPU
     (24, 2304, 24, 1, 1, 32, 512, 1.7, 137),
     (30, 3072, 32, 2, 1, 64, 512, 3.6, 138),
@@ -1084,9 +1213,12 @@ def test_layout_counts():
     slow = par.step_time(model, par.Layout(1024, 1024, zero=3), par.Machine(slow=1e9))
     fast = par.step_time(model, par.Layout(1024, 1024, zero=3), par.Machine(slow=1e12))
     assert slow["data"] > 0 and fast["data"] == 0 and slow["compute"] == fast["compute"]
-    plans = [par.Layout(1024, 4096, zero=3, micro_batch=k) for k in (1, 4)]  # 4 and 1 micro-batches
+    # 4 and 1 micro-batches
+    plans = [par.Layout(1024, 4096, zero=3, micro_batch=k) for k in (1, 4)]
     hidden = slow["compute"] * 4  # four times the batch of `slow`
-    many, one = (par.step_time(model, plan, par.Machine(slow=1e9))["data"] for plan in plans)
+    many, one = (
+        par.step_time(model, plan, par.Machine(slow=1e9))["data"] for plan in plans
+    )
     assert many + hidden == pytest.approx(4 * (one + hidden))  # each gathers and reduces
 
 
@@ -1097,7 +1229,8 @@ def test_interleaving_shrinks_the_bubble_and_holds_more():
     assert after["bubble"] == pytest.approx(before["bubble"] / 4)
     assert all(before[part] == after[part] for part in ("compute", "tensor", "data"))
     more = par.memory_per_device(model, cut) - par.memory_per_device(model, plain)
-    one = 2 * model.sequence * model.hidden * model.layers / 12  # a stage's inputs, a micro-batch
+    # a stage's inputs, a micro-batch
+    one = 2 * model.sequence * model.hidden * model.layers / 12
     order = par.pipeline_schedule(12, plain.micro_batches, chunks=4)
     assert more == pytest.approx(one * (par.most_in_flight(order[0]) / 4 - 12))
 
@@ -1105,7 +1238,9 @@ def test_interleaving_shrinks_the_bubble_and_holds_more():
 # --- exercises ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("exercise", par.EXERCISES, ids=["mlp", "memory", "ring", "order"])
+@pytest.mark.parametrize(
+    "exercise", par.EXERCISES, ids=["mlp", "memory", "ring", "order"]
+)
 def test_exercise(exercise):
     threads = threading.active_count()
     assert exercise.hint_for(exercise.solve) is None
@@ -1129,14 +1264,18 @@ def test_other_right_answers_pass():
     assert ring.hint_for(lambda rank, step, n: np.mod(rank - step, n)) is None
     assert ring.hint_for(lambda rank, step, n: (rank - step + 5) % n) is None
     assert order.hint_for(lambda s, p, m: tuple(par.pipeline_schedule(p, m)[s])) is None
-    assert order.hint_for(lambda s, p, m: [list(w) for w in par.pipeline_schedule(p, m)[s]]) is None
+    assert (
+        order.hint_for(lambda s, p, m: [list(w) for w in par.pipeline_schedule(p, m)[s]])
+        is None
+    )
 
 
 def test_answers_that_only_look_right_are_rejected():
     mlp, memory, ring, order = par.EXERCISES
 
     def half_of_the_bias(x, up, up_bias, down, bias, rank, all_reduce):
-        return all_reduce((x @ up.T + up_bias).relu() @ down.T + bias / 2)  # right for n = 2 only
+        # right for n = 2 only
+        return all_reduce((x @ up.T + up_bias).relu() @ down.T + bias / 2)
 
     def stops(x, up, up_bias, down, bias, rank, all_reduce):
         raise ZeroDivisionError("mine")

@@ -34,7 +34,9 @@ def place(tmp_path_factory):
     for number in range(80):
         name = ("dark", "light")[number % 2]
         mode = ("RGB", "L", "RGBA")[number % 3]
-        ending = "png" if mode == "RGBA" else ("png", "jpg", "JPG", "PNG")[number // 2 % 4]
+        ending = (
+            "png" if mode == "RGBA" else ("png", "jpg", "JPG", "PNG")[number // 2 % 4]
+        )
         draw(place / "images" / name / f"{number}.{ending}", number % 2, number, mode)
         if number < 6:
             draw(place / "new" / name / f"{number}.png", number % 2, 100 + number)
@@ -56,10 +58,15 @@ def test_three_lines_of_python(place):
 def test_the_test_images_get_the_probabilities_that_the_run_wrote(place):
     with open(place / "run" / "predictions.csv", newline="") as file:
         rows = list(csv.DictReader(file))
-    answers = Classifier(place / "run")(*(place / "images" / row["image"] for row in rows))
+    answers = Classifier(place / "run")(
+        *(place / "images" / row["image"] for row in rows)
+    )
     assert len(rows) == 12
     for row, answer in zip(rows, answers, strict=True):
-        assert row["image"].startswith(row["true"] + "/") and row["predicted"] == answer.label
+        assert (
+            row["image"].startswith(row["true"] + "/")
+            and row["predicted"] == answer.label
+        )
         for name, share in answer.probabilities.items():
             assert float(row[f"p({name})"]) == pytest.approx(share, abs=1e-4)
     of_true = [float(row["probability_of_true"]) for row in rows]
@@ -74,7 +81,9 @@ def test_images_turned_by_their_exif_data_are_seen_upright(place, tmp_path):
     upright.save(tmp_path / "a.png")
     upright.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "b.png", exif=exif)
     classify = Classifier(place / "run")
-    assert torch.equal(classify.read(tmp_path / "a.png"), classify.read(tmp_path / "b.png"))
+    assert torch.equal(
+        classify.read(tmp_path / "a.png"), classify.read(tmp_path / "b.png")
+    )
 
 
 def test_a_model_of_grey_images_sees_colours_as_pillow_greys_them(tmp_path):
@@ -96,15 +105,22 @@ def test_compressed_models_answer_too(place, capsys):
     assert "accuracy 1.0000" in capsys.readouterr().out
 
 
-def test_the_command_prints_a_line_an_image_and_a_verdict_where_classes_are_known(place, capsys):
+def test_the_command_prints_a_line_an_image_and_a_verdict_where_classes_are_known(
+    place, capsys
+):
     out = place / "out.csv"
-    assert main([str(place / "run"), str(place / "new"), "--csv", str(out), "--top", "1"]) == 0
+    assert (
+        main([str(place / "run"), str(place / "new"), "--csv", str(out), "--top", "1"])
+        == 0
+    )
     lines = capsys.readouterr().out.splitlines()
     assert len([line for line in lines if ".png   " in line]) == 6 and "light" in lines[5]
     assert any(line.startswith("accuracy 1.0000 [") for line in lines)
     assert "most frequent mistakes: none" in lines
     with open(out, newline="") as file:
-        assert [row["true"] for row in csv.DictReader(file)] == ["dark"] * 3 + ["light"] * 3
+        assert [row["true"] for row in csv.DictReader(file)] == ["dark"] * 3 + [
+            "light"
+        ] * 3
     draw(place / "holiday.png", True, 5)
     assert main([str(place / "run"), str(place / "new"), str(place / "holiday.png")]) == 0
     said = capsys.readouterr().out
@@ -115,7 +131,10 @@ def test_a_wrong_name_is_marked(place, tmp_path, capsys):
     draw(tmp_path / "dark" / "a.png", True, 3)
     assert main([str(place / "run"), str(tmp_path)]) == 0
     said = capsys.readouterr().out
-    assert "wrong: dark" in said and "most frequent mistakes: dark taken for light (1)" in said
+    assert (
+        "wrong: dark" in said
+        and "most frequent mistakes: dark taken for light (1)" in said
+    )
 
 
 def test_folders_are_searched_for_images_only(place, tmp_path):
@@ -170,7 +189,13 @@ def test_pixels_of_another_shape_or_range_are_refused(place):
 
 
 def test_python_m_works(place):
-    command = [sys.executable, "-m", "dlcourse.predict", str(place / "run"), str(place / "new")]
+    command = [
+        sys.executable,
+        "-m",
+        "dlcourse.predict",
+        str(place / "run"),
+        str(place / "new"),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120)
     assert done.returncode == 0 and "accuracy 1.0000" in done.stdout, done.stderr
 
@@ -178,6 +203,8 @@ def test_python_m_works(place):
 def test_the_model_can_be_exported_for_any_number_of_images(place):
     model = Classifier(place / "run").model
     sizes = ({0: torch.export.Dim("batch")},)
-    exported = torch.export.export(model, (torch.rand(2, 3, 32, 32),), dynamic_shapes=sizes)
+    exported = torch.export.export(
+        model, (torch.rand(2, 3, 32, 32),), dynamic_shapes=sizes
+    )
     images = torch.rand(5, 3, 32, 32)
     assert (exported.module()(images) - model(images)).abs().max() < 1e-6

@@ -1,4 +1,6 @@
-"""A recipe is what it says in its file, and a run of it can be repeated, resumed and loaded."""
+"""A recipe is what it says in its file, and a run of it can be repeated, resumed and
+loaded.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,14 @@ from PIL import Image
 
 from dlcourse import recipe as rc
 from dlcourse.lab.datasets import ImageData, Split, load
-from dlcourse.recipe import Problem, Recipe, build_model, build_schedule, load_model, train
+from dlcourse.recipe import (
+    Problem,
+    Recipe,
+    build_model,
+    build_schedule,
+    load_model,
+    train,
+)
 
 pytestmark = pytest.mark.usefixtures("pictures_are_drawn_once")
 
@@ -86,7 +95,11 @@ def test_settings_out_of_range_are_refused(settings, words):
 
 @pytest.mark.parametrize(
     ("text", "words"),
-    [("lr = ", "is not TOML"), ("rate = 1.0", "sets rate, which is no setting"), ("lr=1", "")],
+    [
+        ("lr = ", "is not TOML"),
+        ("rate = 1.0", "sets rate, which is no setting"),
+        ("lr=1", ""),
+    ],
 )
 def test_files_that_are_no_recipe_are_refused(text, words):
     if not words:
@@ -129,7 +142,11 @@ def test_augmentations_keep_shapes_and_draw_from_the_generator(augment, channels
         torch.rand(3)  # the global state plays no part
         outputs.append(transform(images, split.labels))
     (one, labels), (two, _) = outputs
-    assert torch.equal(one, two) and one.shape == images.shape and not torch.equal(one, images)
+    assert (
+        torch.equal(one, two)
+        and one.shape == images.shape
+        and not torch.equal(one, images)
+    )
     assert labels.shape == ((20, 4) if augment == "mixup" else (20,))
 
 
@@ -138,15 +155,24 @@ def test_augmentations_keep_shapes_and_draw_from_the_generator(augment, channels
 def test_models_start_alike_from_one_seed(init, model):
     recipe = Recipe(init=init, model=model, width=4, norm="group")
     images = torch.randn(64, 3, 24, 24, generator=torch.Generator().manual_seed(0))
-    pair = [rc.initialize(build_model(recipe, 3, 24, 5), recipe, images) for _ in range(2)]
+    pair = [
+        rc.initialize(build_model(recipe, 3, 24, 5), recipe, images) for _ in range(2)
+    ]
     assert torch.equal(weights(pair[0]), weights(pair[1]))
     outputs = pair[0](images)
-    assert outputs.shape == (64, 5) and outputs.isfinite().all() and 0.01 < outputs.std() < 20
+    assert (
+        outputs.shape == (64, 5)
+        and outputs.isfinite().all()
+        and 0.01 < outputs.std() < 20
+    )
 
 
 def test_split_by_group_keeps_writers_apart():
     data = rc.load_data(Recipe(split="group", validation=0.2, test=0.2))
-    train_groups, test_groups = set(data.train.groups.tolist()), set(data.test.groups.tolist())
+    train_groups, test_groups = (
+        set(data.train.groups.tolist()),
+        set(data.test.groups.tolist()),
+    )
     assert train_groups.isdisjoint(test_groups) and len(test_groups) >= 2
     flat = data.train.images.double()
     assert abs(flat.mean()) < 1e-5 and abs(flat.std(correction=0) - 1) < 1e-5
@@ -177,7 +203,9 @@ def own(images=None, labels=None, classes="ab"):
     images = torch.rand(80, 1, 8, 8) if images is None else images
     labels = torch.arange(80) % 2 if labels is None else labels
     split = Split(images, labels)
-    return ImageData("own", split, split, split, tuple(classes), torch.zeros(1), torch.ones(1))
+    return ImageData(
+        "own", split, split, split, tuple(classes), torch.zeros(1), torch.ones(1)
+    )
 
 
 @pytest.mark.parametrize(
@@ -235,7 +263,9 @@ def test_the_folder_holds_all_that_is_promised(finished):
     ).keys()
 
 
-def test_a_run_repeats_to_the_bit_and_does_not_depend_on_the_global_random_state(finished):
+def test_a_run_repeats_to_the_bit_and_does_not_depend_on_the_global_random_state(
+    finished,
+):
     torch.manual_seed(99)
     np.random.seed(99)
     again = train(SMALL, progress=False)
@@ -282,7 +312,8 @@ def test_resuming_a_finished_run_changes_nothing(finished):
     ids=lambda settings: next(iter(settings)),
 )  # fmt: skip
 def test_a_run_that_was_cut_short_ends_as_the_whole_one(settings, tmp_path, monkeypatch):
-    recipe = SMALL.changed(epochs=12, train_limit=640, **settings)  # saves in the middle of epochs
+    # saves in the middle of epochs
+    recipe = SMALL.changed(epochs=12, train_limit=640, **settings)
     whole = train(recipe, tmp_path / "whole", log=("csv",), progress=False)
     real, rounds = rc.Watch.__call__, []
 
@@ -301,7 +332,9 @@ def test_a_run_that_was_cut_short_ends_as_the_whole_one(settings, tmp_path, monk
     again = train(recipe, tmp_path / "cut", resume=True, log=("csv",), progress=False)
     assert torch.equal(weights(again.model), weights(whole.model))
     for name in ("history.csv", "validation.csv", "log.csv", "result.json"):
-        assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+        assert (tmp_path / "cut" / name).read_bytes() == (
+            tmp_path / "whole" / name
+        ).read_bytes()
     assert (again.best_epoch is not None) == ("patience" in settings)
 
 
@@ -344,7 +377,9 @@ def test_what_the_machine_lacks_is_said_before_any_work(monkeypatch, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_the_card_names_the_images_and_how_they_were_held_out(tmp_path, monkeypatch, capsys):
+def test_the_card_names_the_images_and_how_they_were_held_out(
+    tmp_path, monkeypatch, capsys
+):
     data = own(classes=("a|b", "ひ"))
     train(SMALL, tmp_path / "run", data=data, progress=False)
     card = (tmp_path / "run" / "MODEL_CARD.md").read_text(encoding="utf-8")
@@ -388,7 +423,10 @@ def test_a_pickle_in_place_of_a_checkpoint_runs_no_code(tmp_path):
     ("change", "words"),
     [
         ({"recipe": {"model": "mlp", "gone": 1}}, "sets gone, .*install dlcourse 0.0.7"),
-        ({"recipe": {"model": "mlp", "activation": "swish"}}, "swish.*install dlcourse 0.0.7"),
+        (
+            {"recipe": {"model": "mlp", "activation": "swish"}},
+            "swish.*install dlcourse 0.0.7",
+        ),
         ({"recipe": {"model": "mlp", "width": 9}}, "state_dict.*install dlcourse 0.0.7"),
         ({"classes": None}, "install dlcourse 0.0.7"),
         (None, "was not written by dlcourse"),
@@ -434,7 +472,9 @@ def test_cut_short_foreign_and_older_files_are_refused(tmp_path):
     header["__metadata__"]["dlcourse"] = json.dumps(facts)
     text = json.dumps(header).encode()
     path.write_bytes(struct.pack("<Q", len(text)) + text + content[8 + size :])
-    with pytest.raises(Problem, match="has format 99, this version reads 1: install dlcourse"):
+    with pytest.raises(
+        Problem, match="has format 99, this version reads 1: install dlcourse"
+    ):
         load_model(folder)
     (folder / "model.safetensors").unlink()
     with pytest.raises(Problem, match=r"has no model\.safetensors"):

@@ -1,4 +1,6 @@
-"""Regularization: equal to torch and scikit-learn, edge cases, invariants, and the exercises."""
+"""Regularization: equal to torch and scikit-learn, edge cases, invariants, and the
+exercises.
+"""
 
 import copy
 import itertools
@@ -69,11 +71,15 @@ def test_penalties_of_nothing_of_one_tensor_and_of_bad_values():
 
 def test_gradients_of_the_penalties():
     w = torch.tensor([2.0, -0.5, 0.0], requires_grad=True)
-    assert torch.equal(torch.autograd.grad(rg.l1_penalty(w), w)[0], torch.tensor([1.0, -1.0, 0.0]))
+    assert torch.equal(
+        torch.autograd.grad(rg.l1_penalty(w), w)[0], torch.tensor([1.0, -1.0, 0.0])
+    )
     assert torch.equal(torch.autograd.grad(rg.l2_penalty(w), w)[0], w.detach())
 
 
-@pytest.mark.parametrize("settings", [{"alpha": -1}, {"l1_ratio": 1.1}, {"alpha": math.nan}])
+@pytest.mark.parametrize(
+    "settings", [{"alpha": -1}, {"l1_ratio": 1.1}, {"alpha": math.nan}]
+)
 def test_elastic_net_penalty_refuses(settings):
     with pytest.raises(ValueError, match="give"):
         rg.elastic_net_penalty([torch.ones(2)], **settings)
@@ -88,7 +94,9 @@ def test_soft_threshold_equals_torch(seed, dtype):
         assert torch.equal(ours, F.softshrink(x, threshold))
         assert (ours.abs() <= x.abs()).all() and (ours * x >= 0).all()
         assert (ours[x.abs() <= threshold] == 0).all()
-        assert torch.equal(rg.soft_threshold(x, torch.tensor(threshold, dtype=dtype)), ours)
+        assert torch.equal(
+            rg.soft_threshold(x, torch.tensor(threshold, dtype=dtype)), ours
+        )
     assert torch.equal(rg.soft_threshold(x, 0.0), x)
 
 
@@ -96,7 +104,9 @@ def test_soft_threshold_minimises_what_it_says():
     grid = np.linspace(-4, 4, 80_001)
     for x, t in itertools.product((-2.3, -0.4, 0.0, 0.7, 3.1), (0.0, 0.5, 1.7)):
         best = grid[((grid - x) ** 2 / 2 + t * np.abs(grid)).argmin()]
-        assert rg.soft_threshold(torch.tensor(x), t).item() == pytest.approx(best, abs=2e-4)
+        assert rg.soft_threshold(torch.tensor(x), t).item() == pytest.approx(
+            best, abs=2e-4
+        )
 
 
 def test_soft_threshold_at_the_edges():
@@ -115,7 +125,9 @@ def test_soft_threshold_at_the_edges():
 
 
 def trained(optimizer, seed, dtype=torch.float32, steps=20, **settings):
-    """Return the weights after updates with random gradients, some missing, some zero or huge."""
+    """Return the weights after updates with random gradients, some missing, some zero or
+    huge.
+    """
     weights = [nn.Parameter(w.clone()) for w in random_tensors(seed, dtype)]
     optimizer, g = optimizer(weights, **settings), generator(seed + 1)
     for _ in range(steps):
@@ -137,7 +149,9 @@ def test_proximal_sgd_without_strengths_is_torch_to_the_bit(seed, momentum):
     settings = {"lr": 0.03, "momentum": momentum}
     for dtype in DTYPES:
         ours = trained(rg.ProximalSGD, seed, dtype, **settings)
-        assert equal(ours, trained(torch.optim.SGD, seed, dtype, foreach=False, **settings))
+        assert equal(
+            ours, trained(torch.optim.SGD, seed, dtype, foreach=False, **settings)
+        )
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -151,7 +165,9 @@ def test_adamw_equals_torch_to_the_bit(seed):
     }
     for dtype in DTYPES:
         ours = trained(rg.AdamW, seed, dtype, **settings)
-        assert equal(ours, trained(torch.optim.AdamW, seed, dtype, foreach=False, **settings))
+        assert equal(
+            ours, trained(torch.optim.AdamW, seed, dtype, foreach=False, **settings)
+        )
     assert equal(trained(rg.AdamW, seed), trained(torch.optim.AdamW, seed))
 
 
@@ -182,14 +198,16 @@ def test_without_a_gradient_adamw_decays_geometrically_and_l2_in_adam_does_not()
             optimizer.step()
         ends[kind] = w.detach()
     assert torch.allclose(ends[rg.AdamW], 0.999**100 * torch.tensor([1.0, -3.0]).double())
-    assert ends[torch.optim.Adam][0] < 0.3  # about the rate at each step, whatever the weight
+    # about the rate at each step, whatever the weight
+    assert ends[torch.optim.Adam][0] < 0.3
 
 
 @pytest.mark.parametrize("ratio", [0.05, 0.5, 1.0])
 @pytest.mark.parametrize("seed", range(5))
 def test_proximal_sgd_ends_where_scikit_learn_does(seed, ratio):
     draw = np.random.default_rng(seed)
-    rows, features = (60, 10) if seed % 2 else (15, 30)  # more rows than features, and fewer
+    # more rows than features, and fewer
+    rows, features = (60, 10) if seed % 2 else (15, 30)
     x = draw.standard_normal((rows, features)) * draw.uniform(0.5, 1.5, features)
     y = x[:, 0] - 2 * x[:, 1] + draw.standard_normal(rows)
     alpha = float(draw.choice([0.1, 0.5]))
@@ -197,7 +215,11 @@ def test_proximal_sgd_ends_where_scikit_learn_does(seed, ratio):
         alpha=alpha, l1_ratio=ratio, fit_intercept=False, tol=1e-12, max_iter=100_000
     )
     theirs.fit(x, y)
-    w, x, y = nn.Parameter(torch.zeros(features).double()), torch.tensor(x), torch.tensor(y)
+    w, x, y = (
+        nn.Parameter(torch.zeros(features).double()),
+        torch.tensor(x),
+        torch.tensor(y),
+    )
     rate = 1 / torch.linalg.eigvalsh(x.T @ x / rows)[-1].item()
     settings = {"l1": alpha * ratio, "l2": alpha * (1 - ratio)}
     optimizer = rg.ProximalSGD([w], lr=rate, **settings)
@@ -208,7 +230,9 @@ def test_proximal_sgd_ends_where_scikit_learn_does(seed, ratio):
     assert (w - expected).abs().max() < 1e-6
     assert torch.equal(w == 0, expected == 0)
     objective = (x @ w - y).square().mean() / 2 + rg.elastic_net_penalty(w, alpha, ratio)
-    moved = w + 0.01 * torch.randn(features, generator=generator(seed), dtype=torch.float64)
+    moved = w + 0.01 * torch.randn(
+        features, generator=generator(seed), dtype=torch.float64
+    )
     assert objective < (x @ moved - y).square().mean() / 2 + rg.elastic_net_penalty(
         moved, alpha, ratio
     )
@@ -216,10 +240,14 @@ def test_proximal_sgd_ends_where_scikit_learn_does(seed, ratio):
 
 def test_strengths_of_proximal_sgd_go_by_group():
     a, b = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2))
-    optimizer = rg.ProximalSGD([{"params": a, "l1": 1.0}, {"params": b, "l2": 1.0}], lr=0.1)
+    optimizer = rg.ProximalSGD(
+        [{"params": a, "l1": 1.0}, {"params": b, "l2": 1.0}], lr=0.1
+    )
     a.grad, b.grad = torch.zeros(2), torch.zeros(2)
     optimizer.step()
-    assert torch.allclose(a, torch.tensor(0.9)) and torch.allclose(b, torch.tensor(1 / 1.1))
+    assert torch.allclose(a, torch.tensor(0.9)) and torch.allclose(
+        b, torch.tensor(1 / 1.1)
+    )
 
 
 @pytest.mark.parametrize("kind", [rg.ProximalSGD, rg.AdamW])
@@ -278,12 +306,16 @@ def test_each_parameter_is_in_exactly_one_group():
     decayed, spared = rg.param_groups(model, 0.1)
     together = [id(w) for group in (decayed, spared) for w in group["params"]]
     assert sorted(together) == sorted(id(w) for w in model.parameters())
-    assert {id(w) for w in decayed["params"]} == {id(model.embed.weight), id(model.position)}
+    assert {id(w) for w in decayed["params"]} == {
+        id(model.embed.weight),
+        id(model.position),
+    }
     assert decayed["weight_decay"] == 0.1 and spared["weight_decay"] == 0
     (first, second) = rg.param_groups(model, 0.1, skip="position")
     assert [id(w) for w in first["params"]] == [id(model.embed.weight)]
     assert id(model.position) in {id(w) for w in second["params"]}
-    (_, third) = rg.param_groups(model, 0.1, skip="head")  # a tied tensor goes by any of its names
+    # a tied tensor goes by any of its names
+    (_, third) = rg.param_groups(model, 0.1, skip="head")
     assert id(model.embed.weight) in {id(w) for w in third["params"]}
     assert len(rg.param_groups(nn.Linear(2, 2, bias=False), 0.1)) == 1
     assert rg.param_groups(nn.ReLU(), 0.1) == []
@@ -371,9 +403,16 @@ def test_cross_entropy_equals_torch(dtype, smoothing, reduction):
 def test_cross_entropy_at_the_edges():
     z, y = torch.tensor([[0.0, -math.inf], [1e4, -1e4]]), torch.tensor([0, 0])
     assert rg.cross_entropy(z, y) == 0 == F.cross_entropy(z, y)
-    assert rg.cross_entropy(z, y, 0.1) == math.inf == F.cross_entropy(z, y, label_smoothing=0.1)
+    assert (
+        rg.cross_entropy(z, y, 0.1)
+        == math.inf
+        == F.cross_entropy(z, y, label_smoothing=0.1)
+    )
     nothing = torch.zeros(0, 3), torch.zeros(0, dtype=torch.long)
-    assert rg.cross_entropy(*nothing).isnan() and rg.cross_entropy(*nothing, reduction="sum") == 0
+    assert (
+        rg.cross_entropy(*nothing).isnan()
+        and rg.cross_entropy(*nothing, reduction="sum") == 0
+    )
     ignored = torch.tensor([7, 7])
     assert rg.cross_entropy(z, ignored, ignore_index=7).isnan()
     assert rg.cross_entropy(torch.full((1, 2), math.nan), torch.tensor([0])).isnan()
@@ -394,7 +433,9 @@ def test_the_smallest_smoothed_loss_is_the_entropy_of_the_target():
 def test_cross_entropy_works_for_stacked_replicas():
     z, y = torch.randn(3, 6, 4), torch.randint(0, 4, (3, 6))
     stacked = torch.vmap(lambda z, y: rg.cross_entropy(z, y, 0.1))(z, y)
-    one_by_one = torch.stack([rg.cross_entropy(a, b, 0.1) for a, b in zip(z, y, strict=True)])
+    one_by_one = torch.stack(
+        [rg.cross_entropy(a, b, 0.1) for a, b in zip(z, y, strict=True)]
+    )
     assert torch.allclose(stacked, one_by_one)
 
 
@@ -437,7 +478,11 @@ def test_early_stopping_stops_and_restores(seed):
     patience, min_delta = int(draw.integers(1, 6)), float(draw.choice([0, 0.5]))
     expected, best = stopped(values, patience, min_delta)
     for mode, sign in (("min", 1), ("max", -1)):
-        stopper, model, end = rg.EarlyStopping(patience, min_delta, mode), nn.BatchNorm1d(1), None
+        stopper, model, end = (
+            rg.EarlyStopping(patience, min_delta, mode),
+            nn.BatchNorm1d(1),
+            None,
+        )
         for number, value in enumerate(values, 1):
             model.running_mean.fill_(number)
             nn.init.constant_(model.weight, -number)
@@ -470,7 +515,11 @@ def test_early_stopping_resumes_where_the_whole_run_would_be(tmp_path, seed, mod
     values, cut = draw.standard_normal(25).cumsum(), int(draw.integers(0, 10))
     ends = []
     for resume in (False, True):
-        stopper, model, end = rg.EarlyStopping(np.int64(4), 0.1, mode), nn.BatchNorm1d(1), None
+        stopper, model, end = (
+            rg.EarlyStopping(np.int64(4), 0.1, mode),
+            nn.BatchNorm1d(1),
+            None,
+        )
         for number, value in enumerate(values, 1):
             if resume and number == cut + 1:
                 torch.save(stopper.state_dict(), tmp_path / "state.pt")
@@ -482,7 +531,9 @@ def test_early_stopping_resumes_where_the_whole_run_would_be(tmp_path, seed, mod
                 end = number
                 break
         stopper.restore(model)
-        ends.append((end, stopper.best, stopper.rounds, stopper.best_round, model.weight.item()))
+        ends.append(
+            (end, stopper.best, stopper.rounds, stopper.best_round, model.weight.item())
+        )
         assert model.running_mean == stopper.best_round == -model.weight
     assert ends[0] == ends[1]
 
@@ -525,7 +576,11 @@ def stop_on_two():
 
     accelerator = Accelerator(cpu=True)
     rank, model = accelerator.process_index, torch.nn.Linear(1, 1)
-    own, shared, ends = EarlyStopping(2), EarlyStopping(2, accelerator=accelerator), [0, 0]
+    own, shared, ends = (
+        EarlyStopping(2),
+        EarlyStopping(2, accelerator=accelerator),
+        [0, 0],
+    )
     curves = [[3.0, 2.0, 2.5, 2.6, 2.7, 2.8], [3.0, 2.9, 2.0, 1.0, 1.5, 1.6]]
     for number, value in enumerate(curves[rank], 1):
         for i, stopper in enumerate((own, shared)):
@@ -550,7 +605,10 @@ class Odd(nn.Module):
         super().__init__()
         self.first, self.second = nn.Linear(3, 3), nn.Linear(3, 3, bias=False)
         self.second.weight = self.first.weight
-        self.scale, self.none = nn.Parameter(torch.tensor(1.0)), nn.Parameter(torch.zeros(0, 2))
+        self.scale, self.none = (
+            nn.Parameter(torch.tensor(1.0)),
+            nn.Parameter(torch.zeros(0, 2)),
+        )
         self.fixed = nn.Parameter(torch.ones(2), requires_grad=False)
         self.turned = nn.Parameter(torch.randn(2, 4).T)
         self.norm = nn.BatchNorm1d(3)
@@ -575,7 +633,9 @@ def same_state(left, right):
 
 
 def assert_stay_equal(ours, theirs, model, g, updates):
-    """Let both averages follow a model that is shaken, and compare them after each update."""
+    """Let both averages follow a model that is shaken, and compare them after each
+    update.
+    """
     for _ in range(updates):
         shake(model, g)
         ours.update_parameters(model)
@@ -606,7 +666,8 @@ def test_average_of_buffers_equals_torch_but_for_integers():
         for name, value in theirs.module.state_dict().items():
             if value.is_floating_point():
                 assert torch.equal(ours.module.state_dict()[name], value)
-        assert ours.module[1].num_batches_tracked == number  # torch cuts averages of integers
+        # torch cuts averages of integers
+        assert ours.module[1].num_batches_tracked == number
 
 
 def test_average_of_complex_weights():
@@ -630,7 +691,10 @@ def test_warmup_equals_torch_with_that_decay(decay):
 
 
 def test_average_is_the_weighted_mean_that_it_should_be():
-    model, values = nn.Linear(1, 1, bias=False).double(), torch.randn(40, generator=generator(2))
+    model, values = (
+        nn.Linear(1, 1, bias=False).double(),
+        torch.randn(40, generator=generator(2)),
+    )
     average = rg.ExponentialMovingAverage(model, 0.9)
     for value in values.double():
         model.weight.data.fill_(value)
@@ -661,7 +725,9 @@ def test_average_keeps_what_stands_still_and_at_the_ends_of_decay(warmup):
     frozen.update_parameters(model)
     assert same_state(last.module, model)
     frozen_weights, first_weights = frozen.module.parameters(), first.parameters()
-    assert all(torch.equal(a, b) for a, b in zip(frozen_weights, first_weights, strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(frozen_weights, first_weights, strict=True)
+    )
     assert torch.equal(frozen.module.norm.running_mean, model.norm.running_mean)
 
 
@@ -688,7 +754,10 @@ def test_average_in_float32_of_bfloat16_weights_moves_where_bfloat16_does_not():
     model = nn.Linear(2, 2).bfloat16()
     for weight in model.parameters():
         nn.init.ones_(weight)
-    low, high = rg.ExponentialMovingAverage(model, 0.999), rg.ExponentialMovingAverage(model, 0.999)
+    low, high = (
+        rg.ExponentialMovingAverage(model, 0.999),
+        rg.ExponentialMovingAverage(model, 0.999),
+    )
     high.module.float()
     for number in range(1000):
         low.update_parameters(model)
@@ -697,7 +766,9 @@ def test_average_in_float32_of_bfloat16_weights_moves_where_bfloat16_does_not():
             for weight in model.parameters():
                 nn.init.constant_(weight, 1.25)
     assert (low.module.weight == 1).all()
-    assert torch.allclose(high.module.weight, torch.tensor(1.25 - 0.25 * 0.999**999), rtol=1e-3)
+    assert torch.allclose(
+        high.module.weight, torch.tensor(1.25 - 0.25 * 0.999**999), rtol=1e-3
+    )
 
 
 def test_average_refuses():
@@ -734,7 +805,9 @@ def test_average_with_batch_norm_is_usable_with_copied_buffers_and_after_update_
 def test_perturbation_is_the_gradient_with_another_length(seed, dtype):
     grads = random_tensors(seed, dtype)
     moves = rg.sam_perturbation(iter(grads), 0.3)
-    flat, moved = (torch.cat([t.ravel() for t in parts]).double() for parts in (grads, moves))
+    flat, moved = (
+        torch.cat([t.ravel() for t in parts]).double() for parts in (grads, moves)
+    )
     if flat.norm() > 0:
         assert torch.allclose(moved, 0.3 * flat / flat.norm(), rtol=1e-5)
     assert [m.shape for m in moves] == [g.shape for g in grads]
@@ -746,7 +819,10 @@ def test_perturbation_is_the_gradient_with_another_length(seed, dtype):
 def test_perturbation_at_the_edges():
     zero = rg.sam_perturbation([torch.zeros(3), torch.tensor(0.0)], 0.1)
     assert torch.equal(zero[0], torch.zeros(3)) and zero[1] == 0
-    assert rg.sam_perturbation([], 0.1) == [] and len(rg.sam_perturbation([torch.zeros(0)], 1)) == 1
+    assert (
+        rg.sam_perturbation([], 0.1) == []
+        and len(rg.sam_perturbation([torch.zeros(0)], 1)) == 1
+    )
     for size in (1e-30, 1e30):  # whose squares are no float32
         move = rg.sam_perturbation([torch.full((4,), size)], 1.0)[0]
         assert torch.allclose(move, torch.full((4,), 0.5))
@@ -754,7 +830,10 @@ def test_perturbation_at_the_edges():
         assert rg.sam_perturbation([torch.tensor([bad, 1.0])], 0.1)[0].isnan().any()
     half = rg.sam_perturbation([torch.full((100_000,), 60_000.0).half()], 1.0)[0]
     assert half.float().norm().item() == pytest.approx(1, abs=1e-2)
-    g = torch.randn(4, 3, 2, generator=generator(0)), torch.randn(4, 5, generator=generator(1))
+    g = (
+        torch.randn(4, 3, 2, generator=generator(0)),
+        torch.randn(4, 5, generator=generator(1)),
+    )
     each = torch.vmap(lambda *grads: rg.sam_perturbation(grads, 0.2))(*g)
     for number in range(4):
         alone = rg.sam_perturbation([part[number] for part in g], 0.2)
@@ -785,7 +864,10 @@ def test_sam_on_a_quadratic_is_the_closed_form(seed, rho):
 @pytest.mark.parametrize("seed", range(5))
 def test_sam_equals_a_version_by_hand(seed):
     g = generator(seed)
-    x, y = torch.randn(30, 4, generator=g).double(), torch.randint(0, 3, (30,), generator=g)
+    x, y = (
+        torch.randn(30, 4, generator=g).double(),
+        torch.randint(0, 3, (30,), generator=g),
+    )
     torch.manual_seed(seed)
     model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3)).double()
     weights = {name: w.detach().clone() for name, w in model.named_parameters()}
@@ -794,7 +876,9 @@ def test_sam_equals_a_version_by_hand(seed):
     def slope(at):
         at = {name: w.clone().requires_grad_() for name, w in at.items()}
         loss = F.cross_entropy(functional_call(model, at, (x,)), y)
-        return dict(zip(at, torch.autograd.grad(loss, list(at.values())), strict=True)), loss
+        return dict(
+            zip(at, torch.autograd.grad(loss, list(at.values())), strict=True)
+        ), loss
 
     losses = []
     for _ in range(10):
@@ -805,8 +889,11 @@ def test_sam_equals_a_version_by_hand(seed):
         speeds = {name: 0.9 * speed + up[name] for name, speed in speeds.items()}
         weights = {name: w - 0.1 * speeds[name] for name, w in weights.items()}
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-    history = fit(model, (x, y), optimizer, steps=10, batch_size=30, step=rg.sam_step(0.2))
-    assert history.loss == pytest.approx(losses, abs=1e-12)  # before the move, not after it
+    history = fit(
+        model, (x, y), optimizer, steps=10, batch_size=30, step=rg.sam_step(0.2)
+    )
+    # before the move, not after it
+    assert history.loss == pytest.approx(losses, abs=1e-12)
     for name, w in model.named_parameters():
         assert torch.allclose(w.detach(), weights[name], rtol=0, atol=1e-12)
 
@@ -833,7 +920,9 @@ def test_sam_keeps_the_running_statistics_of_the_first_pass():
     for model, step in ((plain, train_step), (sharp, rg.sam_step(0.5))):
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         fit(model, (X, Y), optimizer, steps=1, batch_size=20, step=step)
-    assert all(torch.equal(a, b) for a, b in zip(plain.buffers(), sharp.buffers(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(plain.buffers(), sharp.buffers(), strict=True)
+    )
     assert sharp[2].num_batches_tracked == 1
 
 
@@ -881,8 +970,12 @@ def test_sam_moves_only_what_the_optimizer_trains():
     trained = list(model[5].parameters())
     fit(model, (X, Y), torch.optim.SGD(trained, lr=0.1), steps=1, batch_size=20,
         loss_fn=loss_fn, step=rg.sam_step(0.5))  # fmt: skip
-    moved = [(a - b).norm() ** 2 for a, b in zip(seen[1], before.parameters(), strict=True)]
-    assert moved[:4] == [0] * 4 and sum(moved).sqrt().item() == pytest.approx(0.5, rel=1e-4)
+    moved = [
+        (a - b).norm() ** 2 for a, b in zip(seen[1], before.parameters(), strict=True)
+    ]
+    assert moved[:4] == [0] * 4 and sum(moved).sqrt().item() == pytest.approx(
+        0.5, rel=1e-4
+    )
 
 
 @pytest.mark.parametrize("pieces", [2, 3, 20])
@@ -923,7 +1016,9 @@ def sam_and_average():
 
     optimizer = torch.optim.SGD(model.parameters(), lr=0.3, momentum=0.9)
     fit(model, (x, y), optimizer, steps=8, batch_size=21, step=step, cpu=True)
-    both = [torch.cat([w.detach().ravel() for w in m.parameters()]) for m in (model, average)]
+    both = [
+        torch.cat([w.detach().ravel() for w in m.parameters()]) for m in (model, average)
+    ]
     return Accelerator(cpu=True).num_processes, [part.tolist() for part in both]
 
 
@@ -932,7 +1027,9 @@ def test_sam_and_the_average_on_two_processes_are_those_on_one():
     for count, both in launch(sam_and_average):
         assert count == 2
         for ours, whole in zip(both, one, strict=True):
-            assert torch.allclose(torch.tensor(ours), torch.tensor(whole), rtol=0, atol=1e-6)
+            assert torch.allclose(
+                torch.tensor(ours), torch.tensor(whole), rtol=0, atol=1e-6
+            )
 
 
 # --- calibration ----------------------------------------------------------------------------------
@@ -951,7 +1048,9 @@ def test_reliability_equals_scikit_learn(seed, bins):
     confidence, accuracy, count = rg.reliability(probabilities, y, bins)
     chosen = probabilities.max(1)
     right = (chosen.indices == y).numpy()
-    expected = calibration_curve(right, chosen.values.numpy(), n_bins=bins, strategy="uniform")
+    expected = calibration_curve(
+        right, chosen.values.numpy(), n_bins=bins, strategy="uniform"
+    )
     filled = count > 0
     assert np.allclose(accuracy[filled], expected[0]) and np.allclose(
         confidence[filled], expected[1]
@@ -961,7 +1060,9 @@ def test_reliability_equals_scikit_learn(seed, bins):
     for low in range(bins):
         inside = (chosen.values > low / bins) & (chosen.values <= (low + 1) / bins)
         if inside.any():
-            gap = chosen.values[inside].mean() - torch.tensor(right)[inside].double().mean()
+            gap = (
+                chosen.values[inside].mean() - torch.tensor(right)[inside].double().mean()
+            )
             error += abs(gap.item()) * inside.double().mean().item()
     got = rg.expected_calibration_error(probabilities, y, bins)
     assert got.item() == pytest.approx(error, abs=1e-12) and 0 <= got <= 1
@@ -973,7 +1074,8 @@ def test_calibration_at_the_edges():
     assert rg.expected_calibration_error(sure, torch.tensor([1, 0])) == 1
     half = torch.full((2, 2), 0.5)
     assert rg.expected_calibration_error(half, torch.tensor([0, 1])) == 0
-    assert rg.reliability(half, torch.tensor([0, 1]), bins=2)[2].tolist() == [2, 0]  # (0, 0.5]
+    # (0, 0.5]
+    assert rg.reliability(half, torch.tensor([0, 1]), bins=2)[2].tolist() == [2, 0]
     nothing = torch.zeros(0, 2), torch.zeros(0, dtype=torch.long)
     assert rg.expected_calibration_error(*nothing).isnan()
     with pytest.raises(ValueError, match="give"):
@@ -1000,16 +1102,20 @@ def test_temperature_equals_scipy(seed):
     )
     temperature = rg.fit_temperature(z, y)
     assert temperature.item() == pytest.approx(math.exp(-found.x), rel=1e-5)
-    assert rg.fit_temperature(3 * z, y).item() == pytest.approx(3 * temperature.item(), rel=1e-6)
+    assert rg.fit_temperature(3 * z, y).item() == pytest.approx(
+        3 * temperature.item(), rel=1e-6
+    )
     stacked = rg.fit_temperature(torch.stack([z, 3 * z]), y.expand(2, -1))
     assert torch.allclose(stacked, temperature * torch.tensor([1.0, 3.0]).double())
 
 
 def test_temperature_stays_in_its_range():
     z, y = torch.tensor([[1.0, 0.0], [2.0, 0.0]]), torch.tensor([0, 0])
-    temperature = rg.fit_temperature(z, y)  # always right: as cold as float64 can tell apart
+    # always right: as cold as float64 can tell apart
+    temperature = rg.fit_temperature(z, y)
     assert 0.01 <= temperature <= 0.05 and F.cross_entropy(z / temperature, y) < 1e-9
-    assert rg.fit_temperature(z, 1 - y).item() == pytest.approx(100, rel=1e-3)  # always wrong
+    # always wrong
+    assert rg.fit_temperature(z, 1 - y).item() == pytest.approx(100, rel=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -1047,7 +1153,9 @@ def weights_after(optimizer, loss_fn=None, **settings):
 
 def test_switched_off_a_run_is_the_plain_one_to_the_bit():
     plain = weights_after(lambda p: torch.optim.SGD(p, lr=0.3, momentum=0.9))
-    assert torch.equal(weights_after(lambda p: rg.ProximalSGD(p, lr=0.3, momentum=0.9)), plain)
+    assert torch.equal(
+        weights_after(lambda p: rg.ProximalSGD(p, lr=0.3, momentum=0.9)), plain
+    )
 
 
 def test_in_plain_sgd_l2_in_the_loss_equals_weight_decay():
@@ -1064,7 +1172,9 @@ def test_accumulation_counts_penalties_and_proximal_steps_once():
         return rg.ProximalSGD(p, lr=0.3, l1=0.02, l2=0.1)
 
     whole = weights_after(sgd, loss_fn=True)
-    assert torch.allclose(weights_after(sgd, loss_fn=True, accumulation_steps=4), whole, atol=1e-5)
+    assert torch.allclose(
+        weights_after(sgd, loss_fn=True, accumulation_steps=4), whole, atol=1e-5
+    )
     whole = weights_after(proximal)
     assert torch.allclose(weights_after(proximal, accumulation_steps=4), whole, atol=1e-5)
     assert (whole == 0).float().mean() > 0.1
@@ -1122,7 +1232,9 @@ def test_other_right_answers_are_accepted():
     assert accepts(3, lambda x, p, training: rg.Dropout(p).train(training)(x))
 
     def by_numpy(x, p, training):  # float64
-        return x * torch.tensor((np.random.rand(*x.shape) >= p) / (1 - p)) if training else x
+        return (
+            x * torch.tensor((np.random.rand(*x.shape) >= p) / (1 - p)) if training else x
+        )
 
     assert accepts(3, by_numpy)
 
@@ -1147,16 +1259,36 @@ def test_lazy_answers_are_not():
         (0, lambda w, grad, lr, strength: torch.where(w.abs() < 0.01, 0, w - lr * grad)),
         (1, lambda model, weight_decay: list(model.parameters())),
         (1, lambda model, weight_decay: []),
-        (1, lambda model, weight_decay: [{"params": model.parameters(), "weight_decay": 0.0}]),
+        (
+            1,
+            lambda model, weight_decay: [
+                {"params": model.parameters(), "weight_decay": 0.0}
+            ],
+        ),
         (2, lambda w, grad, adam, lr, weight_decay: w * (1 - lr * weight_decay)),
-        (2, lambda w, grad, adam, lr, weight_decay: w * (1 - lr * weight_decay) - lr * grad),
-        (2, lambda w, grad, adam, lr, weight_decay: w - adam(grad) - adam(weight_decay * w)),
+        (
+            2,
+            lambda w, grad, adam, lr, weight_decay: (
+                w * (1 - lr * weight_decay) - lr * grad
+            ),
+        ),
+        (
+            2,
+            lambda w, grad, adam, lr, weight_decay: (
+                w - adam(grad) - adam(weight_decay * w)
+            ),
+        ),
         (3, lambda x, p, training: x),
         (3, lambda x, p, training: x * 0 if training else x),
         (3, lambda x, p, training: F.dropout(x, 0.2, training)),
         (3, lambda x, p, training: F.dropout(x, p, True)),
         (3, lambda x, p, training: F.dropout1d(x[None], p, training)[0]),
-        (0, lambda w, grad, lr, strength: rg.soft_threshold(w - lr * grad, 0.1 * strength)),
+        (
+            0,
+            lambda w, grad, lr, strength: rg.soft_threshold(
+                w - lr * grad, 0.1 * strength
+            ),
+        ),
         (0, lambda w, grad, lr, strength: rg.soft_threshold(w - lr * grad, 0.01)),
         (1, lambda model, weight_decay: rg.param_groups(model, 0.1)),
         (1, spare_by_the_names_of_the_example),

@@ -1,7 +1,7 @@
 """What can go wrong while training, really made to go wrong.
 
-The first line of each docstring is a row of docs/reliability.md: what happens | what you see.
-Every message is one line, the exit code is not 0, and no process is left behind.
+The first line of each docstring is a row of docs/reliability.md: what happens | what you
+see. Every message is one line, the exit code is not 0, and no process is left behind.
 """
 
 from __future__ import annotations
@@ -32,12 +32,22 @@ pytestmark = pytest.mark.usefixtures("pictures_are_drawn_once")
 ROOT = Path(__file__).resolve().parent.parent
 FAST = ["--model", "mlp", "--width", "2", "--train-limit", "321", "--norm", "none"]
 COMMAND = [sys.executable, "-m", "dlcourse.train", *FAST]
-LINUX = pytest.mark.skipif(sys.platform != "linux", reason="uses fork, /proc or mount of Linux")
+LINUX = pytest.mark.skipif(
+    sys.platform != "linux", reason="uses fork, /proc or mount of Linux"
+)
 
 
 def environment(**more: str) -> dict[str, str]:
-    env = {key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE")}
-    return env | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "DLCOURSE_PROGRESS": "0"} | more
+    env = {
+        key: value
+        for key, value in os.environ.items()
+        if key not in ("RANK", "WORLD_SIZE")
+    }
+    return (
+        env
+        | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "DLCOURSE_PROGRESS": "0"}
+        | more
+    )
 
 
 def command(*arguments: str, env: dict | None = None, timeout: float = 120):
@@ -155,7 +165,9 @@ print(*steps)
 
 @LINUX
 def test_killed_fifty_times(tmp_path):
-    """`kill -9`, or the power fails | run it again with `--resume`: the same weights to the bit"""
+    """`kill -9`, or the power fails | run it again with `--resume`: the same weights to
+    the bit
+    """
     arguments = [*FAST, "--epochs", "300", "--dropout", "0.1"]
     done = subprocess.run(
         [sys.executable, "-c", KILLS, str(tmp_path), "50", *arguments], env=environment(),
@@ -226,7 +238,9 @@ while True:
 
 @LINUX
 def test_killed_while_writing(tmp_path):
-    """`kill -9` while a file is written | `--resume`, or a new start: every file comes out whole"""
+    """`kill -9` while a file is written | `--resume`, or a new start: every file comes
+    out whole
+    """
     studies = ["--tune", "2", "--compress", "quantize", "--log", "csv"]
     done = subprocess.run(
         [sys.executable, "-c", WRITES, str(tmp_path), *FAST, "--epochs", "1", *studies],
@@ -243,7 +257,10 @@ def test_killed_while_writing(tmp_path):
     for number in range(1, kills + 1):
         for path, content in whole.items():
             if path.name != "resume.pt":  # torch.save's zip
-                assert (tmp_path / str(number) / path).read_bytes() == content, (number, path)
+                assert (tmp_path / str(number) / path).read_bytes() == content, (
+                    number,
+                    path,
+                )
         assert not list((tmp_path / str(number)).rglob("*.part*")), number
 
 
@@ -278,14 +295,18 @@ def test_interrupted(tmp_path):
         capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     assert done.returncode == 130
-    assert one_line(done.stderr).endswith(f"go on with: dlcourse-train --resume --out {cut}")
+    assert one_line(done.stderr).endswith(
+        f"go on with: dlcourse-train --resume --out {cut}"
+    )
     assert 0 < torch.load(cut / "resume.pt", weights_only=True)["step"] < 360
     assert main(["--resume", "--out", str(cut)]) == 0
     assert bytes_of(cut) == bytes_of(whole)
 
 
 def test_studies_stopped(tmp_path, monkeypatch, capsys):
-    """A search or an ablation is stopped | told how to go on; finished trials are not run again"""
+    """A search or an ablation is stopped | told how to go on; finished trials are not run
+    again
+    """
     real, runs = studies.train, []
 
     def stops(*arguments, **more):
@@ -295,7 +316,10 @@ def test_studies_stopped(tmp_path, monkeypatch, capsys):
         return real(*arguments, **more)
 
     monkeypatch.setattr(studies, "train", stops)
-    for study, table in ((["--tune", "4"], "tune"), (["--ablate", "--seeds", "2"], "ablation")):
+    for study, table in (
+        (["--tune", "4"], "tune"),
+        (["--ablate", "--seeds", "2"], "ablation"),
+    ):
         out = str(tmp_path / table)
         line = refused(capsys, "--epochs", "1", *study, "--out", out, code=130)
         said = line.partition("dlcourse-train --resume")[2].split()
@@ -338,7 +362,9 @@ shutil.copy(small + "/run/model.safetensors", small + "/..")
 
 @LINUX
 def test_full_disk(tmp_path):
-    """The disk is full | "no space left"; the last checkpoint is whole: free some, `--resume`"""
+    """The disk is full | "no space left"; the last checkpoint is whole: free some,
+    `--resume`
+    """
     mounted, arguments = tmp_path / "small", [*FAST, "--epochs", "100"]
     mounted.mkdir()
     done = subprocess.run(
@@ -347,9 +373,13 @@ def test_full_disk(tmp_path):
     )  # fmt: skip
     if done.returncode == 77 or "unshare" in done.stderr:
         pytest.skip("this machine does not let a test mount a small disk")
-    assert re.findall(r"^code (\d+)$", done.stdout, re.M) == ["1", "0"], done.stdout + done.stderr
+    assert re.findall(r"^code (\d+)$", done.stdout, re.M) == ["1", "0"], (
+        done.stdout + done.stderr
+    )
     assert "saved True" in done.stdout
-    assert "no space left on the disk: free some, then go on with" in one_line(done.stderr)
+    assert "no space left on the disk: free some, then go on with" in one_line(
+        done.stderr
+    )
     whole = tmp_path / "whole"
     assert main([*arguments, "--out", str(whole)]) == 0
     assert bytes_of(tmp_path) == bytes_of(whole)
@@ -362,7 +392,9 @@ def test_folder_that_may_not_be_written(capsys):
 
 
 def test_checkpoint_cut_short_or_foreign(tmp_path, capsys):
-    """A checkpoint is cut short, foreign or a pickle with code | refused by name; no code runs"""
+    """A checkpoint is cut short, foreign or a pickle with code | refused by name; no code
+    runs
+    """
     folder = tmp_path / "run"
     assert main([*FAST, "--epochs", "1", "--out", str(folder)]) == 0
     whole = (folder / "resume.pt").read_bytes()
@@ -370,7 +402,10 @@ def test_checkpoint_cut_short_or_foreign(tmp_path, capsys):
     for content in (whole[:999], b"", b"cos\nsystem\n(S'touch owned'\ntR."):
         (folder / "resume.pt").write_bytes(content)
         line = refused(capsys, *resume, code=1)
-        assert "resume.pt cannot be read as a checkpoint" in line and "Delete the file" in line
+        assert (
+            "resume.pt cannot be read as a checkpoint" in line
+            and "Delete the file" in line
+        )
     assert not Path("owned").exists()
 
 
@@ -385,14 +420,20 @@ def test_checkpoint_of_another_version(tmp_path, capsys):
 
 
 def test_folder_of_another_run(tmp_path, capsys):
-    """The folder holds a run or other files | nothing is overwritten: `--resume` or `--out`"""
+    """The folder holds a run or other files | nothing is overwritten: `--resume` or
+    `--out`
+    """
     folder = tmp_path / "run"
     assert main([*FAST, "--epochs", "1", "--out", str(folder)]) == 0
     before = bytes_of(folder)
-    assert "continue it with --resume" in refused(capsys, "--epochs", "1", "--out", str(folder))
+    assert "continue it with --resume" in refused(
+        capsys, "--epochs", "1", "--out", str(folder)
+    )
     line = refused(capsys, "--epochs", "2", "--resume", "--out", str(folder))
     assert "epochs was 1" in line and bytes_of(folder) == before
-    assert "holds no run to resume" in refused(capsys, "--resume", "--out", str(tmp_path / "none"))
+    assert "holds no run to resume" in refused(
+        capsys, "--resume", "--out", str(tmp_path / "none")
+    )
     (tmp_path / "mine.txt").write_text("mine")
     assert "holds other files" in refused(capsys, "--out", str(tmp_path))
 
@@ -422,7 +463,15 @@ def pictures(tmp_path):
 
 def in_folder(pictures: Path) -> list[str]:
     own = ["--data", "folder", str(pictures), "--model", "mlp", "--width", "2"]
-    return [*own, "--batch-size", "8", "--epochs", "1", "--out", str(pictures.parent / "run")]
+    return [
+        *own,
+        "--batch-size",
+        "8",
+        "--epochs",
+        "1",
+        "--out",
+        str(pictures.parent / "run"),
+    ]
 
 
 def fails(capsys, arguments: list[str]) -> str:
@@ -453,7 +502,9 @@ def test_one_class(pictures, capsys):
 
 
 def test_labels_out_of_range_and_nan():
-    """Labels are out of range, or pixels NaN (images of your own) | said before the first update"""
+    """Labels are out of range, or pixels NaN (images of your own) | said before the first
+    update
+    """
     for images, labels, words in (
         (torch.full((64, 1, 8, 8), torch.nan), torch.arange(64) % 2, "hold NaN"),
         (torch.rand(64, 1, 8, 8), torch.arange(64) % 3, "labels run from 0 to 2"),
@@ -472,8 +523,19 @@ def test_fewer_rows_than_the_batch(capsys, tmp_path):
 
 
 def test_loss_that_is_not_finite(capsys, tmp_path):
-    """The loss becomes NaN | the run ends at that update: lower the rate, clip, look at the data"""
-    arguments = ["--lr", "1e30", "--optimizer", "sgd", "--max-norm", "inf", "--warmup", "0"]
+    """The loss becomes NaN | the run ends at that update: lower the rate, clip, look at
+    the data
+    """
+    arguments = [
+        "--lr",
+        "1e30",
+        "--optimizer",
+        "sgd",
+        "--max-norm",
+        "inf",
+        "--warmup",
+        "0",
+    ]
     line = refused(capsys, *arguments, "--out", str(tmp_path / "run"), code=1)
     assert "Lower the learning rate" in line
 
@@ -483,7 +545,9 @@ def test_loss_that_is_not_finite(capsys, tmp_path):
 
 @LINUX
 def test_two_processes_with_an_uneven_last_batch(tmp_path):
-    """Two processes, and a last batch of one row | the weights of one process, within rounding"""
+    """Two processes, and a last batch of one row | the weights of one process, within
+    rounding
+    """
     models = []
     for processes in ("1", "2"):
         out = tmp_path / processes
@@ -495,7 +559,9 @@ def test_two_processes_with_an_uneven_last_batch(tmp_path):
 
 
 def job_that_dies(values: dict, out: str, log: list[str]) -> dict:
-    """The job of `dlcourse.train`; its process of rank 1 is killed once there is a checkpoint."""
+    """The job of `dlcourse.train`; its process of rank 1 is killed once there is a
+    checkpoint.
+    """
     (Path(out).parent / f"pid{os.environ['RANK']}").write_text(str(os.getpid()))
 
     def die() -> None:
@@ -541,16 +607,25 @@ def test_parent_that_is_killed(tmp_path):
 
 
 def test_port_in_use(tmp_path):
-    """The port of the processes is in use | said; `--processes` itself looks for a free one"""
+    """The port of the processes is in use | said; `--processes` itself looks for a free
+    one
+    """
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        ranks = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+        ranks = {
+            "RANK": "0",
+            "LOCAL_RANK": "0",
+            "WORLD_SIZE": "2",
+            "LOCAL_WORLD_SIZE": "2",
+        }
         place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(taken.getsockname()[1])}
         env = environment(ACCELERATE_USE_CPU="true", **ranks, **place)
         done = command("--out", str(tmp_path / "run"), env=env)
     assert done.returncode == 1
-    assert "a port is in use: end the other program or set MASTER_PORT" in one_line(done.stderr)
+    assert "a port is in use: end the other program or set MASTER_PORT" in one_line(
+        done.stderr
+    )
 
 
 # --------------------------------------------------------------------------- the page

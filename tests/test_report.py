@@ -1,4 +1,6 @@
-"""Which images are right and wrong: counts against scikit-learn, files as they can be read back."""
+"""Which images are right and wrong: counts against scikit-learn, files as they can be
+read back.
+"""
 
 from __future__ import annotations
 
@@ -26,12 +28,18 @@ def test_the_matrix_recall_and_precision_are_those_of_scikit_learn(seed):
     rows = report.by_class(counts, [f"c{k}" for k in labels]).splitlines()[2:]
     cells = [[cell.strip() for cell in row.split("|")[1:-1]] for row in rows]
     how = {"labels": labels, "average": None, "zero_division": 0}
-    recall, precision = recall_score(true, said, **how), precision_score(true, said, **how)
+    recall, precision = (
+        recall_score(true, said, **how),
+        precision_score(true, said, **how),
+    )
     for name, images, found, right in cells:
         k = int(name[1:])
         assert int(images) == (true == k).sum()
         low, high = (float(v) for v in found.split("[")[1].rstrip("]").split(","))
-        assert found.startswith(f"{recall[k]:.3f}") and low <= recall[k] + 5e-4 <= high + 1e-3
+        assert (
+            found.startswith(f"{recall[k]:.3f}")
+            and low <= recall[k] + 5e-4 <= high + 1e-3
+        )
         assert right == (f"{precision[k]:.3f}" if (said == k).any() else "never named")
 
 
@@ -61,7 +69,10 @@ def test_only_the_hardest_of_many_classes_are_in_the_table():
 
 def test_the_most_frequent_mistakes_come_first():
     counts = torch.tensor([[5, 1, 0], [4, 9, 0], [0, 0, 2]])
-    assert report.most_confused(counts, "abc") == ["b taken for a (4)", "a taken for b (1)"]
+    assert report.most_confused(counts, "abc") == [
+        "b taken for a (4)",
+        "a taken for b (1)",
+    ]
     assert report.most_confused(counts, "abc", longest=1) == ["b taken for a (4)"]
     assert report.most_confused(torch.eye(3).long(), "abc") == []
 
@@ -73,8 +84,12 @@ def test_files_can_be_read_back(tmp_path):
     again, names = report.read_confusion(tmp_path / "c.csv")
     assert torch.equal(again, counts) and names == classes
     shares = torch.tensor([[0.2, 0.7, 0.1], [0.5, 0.25, 0.25]])
-    report.write_predictions(tmp_path / "p.csv", ["x", "y"], shares, classes, torch.tensor([1, 2]))
-    with open(tmp_path / "p.csv", newline="", encoding="utf-8", errors="surrogateescape") as file:
+    report.write_predictions(
+        tmp_path / "p.csv", ["x", "y"], shares, classes, torch.tensor([1, 2])
+    )
+    with open(
+        tmp_path / "p.csv", newline="", encoding="utf-8", errors="surrogateescape"
+    ) as file:
         rows = list(csv.DictReader(file))
     assert [row["predicted"] for row in rows] == [classes[1], classes[0]]
     assert [float(row["probability_of_true"]) for row in rows] == [0.7, 0.25]

@@ -1,4 +1,6 @@
-"""The files that set the course up agree with one another: ranges, lock, targets, versions."""
+"""The files that set the course up agree with one another: ranges, lock, targets,
+versions.
+"""
 
 from __future__ import annotations
 
@@ -41,15 +43,25 @@ def project() -> dict:
 def direct() -> list[Requirement]:
     """Return what the course and its two extras ask for."""
     extras = project()["optional-dependencies"].values()
-    return [Requirement(line) for group in (project()["dependencies"], *extras) for line in group]
+    return [
+        Requirement(line)
+        for group in (project()["dependencies"], *extras)
+        for line in group
+    ]
 
 
 def locked() -> list[Requirement]:
-    return [Requirement(line) for line in read("requirements.lock").splitlines() if line.strip()]
+    return [
+        Requirement(line)
+        for line in read("requirements.lock").splitlines()
+        if line.strip()
+    ]
 
 
 def conda_lines() -> tuple[list[str], list[str]]:
-    """Return the conda packages and pip's lines of environment.yml; it holds simple lists only."""
+    """Return the conda packages and pip's lines of environment.yml; it holds simple lists
+    only.
+    """
     text = re.sub(r"^\s*#.*\n", "", read("environment.yml"), flags=re.MULTILINE)
     body = text.partition("\ndependencies:\n")[2]
     packages = re.findall(r"^  - ([^\s:]+)$", body, re.MULTILINE)
@@ -72,7 +84,10 @@ def test_conda_environment_has_the_ranges_of_pyproject():
     packages, _ = conda_lines()
     found = {r.name: r.specifier for r in map(Requirement, packages)}
     wanted = {IN_CONDA.get(r.name, r.name): r.specifier for r in direct()}
-    wanted |= {"python": SpecifierSet(project()["requires-python"]), "pip": SpecifierSet()}
+    wanted |= {
+        "python": SpecifierSet(project()["requires-python"]),
+        "pip": SpecifierSet(),
+    }
     assert found == wanted
     assert len(found) == len(packages)
 
@@ -90,7 +105,9 @@ def test_conda_environment_installs_the_course_itself():
 
 def test_lock_pins_each_package_exactly():
     for requirement in locked():
-        assert [spec.operator for spec in requirement.specifier] == ["=="], str(requirement)
+        assert [spec.operator for spec in requirement.specifier] == ["=="], str(
+            requirement
+        )
 
 
 @pytest.mark.parametrize(
@@ -105,7 +122,9 @@ def test_lock_holds_every_dependency_once_and_within_its_range(machine):
     assert {name: pinned for name, pinned in pins.items() if len(pinned) > 1} == {}
     for requirement in direct():
         [version] = pins.get(canonicalize_name(requirement.name), ["missing"])
-        assert requirement.specifier.contains(version), f"{requirement} but locked is {version}"
+        assert requirement.specifier.contains(version), (
+            f"{requirement} but locked is {version}"
+        )
 
 
 def test_lock_holds_what_its_packages_need():
@@ -127,7 +146,9 @@ def test_lock_holds_what_its_packages_need():
             if requirement.marker and not requirement.marker.evaluate({"extra": ""}):
                 continue
             pinned = pins.get(canonicalize_name(requirement.name))
-            if pinned is None or not requirement.specifier.contains(pinned, prereleases=True):
+            if pinned is None or not requirement.specifier.contains(
+                pinned, prereleases=True
+            ):
                 lacking.append(f"{name} needs {requirement}, locked is {pinned}")
     assert not lacking, "\n".join(lacking)
 
@@ -167,7 +188,10 @@ def test_makefile_calls_files_that_exist():
 def test_make_understands_each_target():
     for target in sorted(targets() - {"clean"}):
         done = subprocess.run(
-            ["make", "--dry-run", target, "N=04"], cwd=ROOT, capture_output=True, text=True
+            ["make", "--dry-run", target, "N=04"],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
         )
         assert done.returncode == 0 and done.stdout, f"make {target}: {done.stderr}"
 
@@ -188,10 +212,15 @@ def test_workflow_runs_what_make_test_runs():
 def test_workflow_covers_three_systems_and_the_newest_versions():
     workflow = read(".github/workflows/test.yml")
     matrix = re.findall(r'- \{ os: (\w+)-latest, python: "([\d.]+)" \}', workflow)
-    assert {("ubuntu", "3.11"), ("ubuntu", "3.13"), ("macos", "3.11"), ("windows", "3.11")} == set(
-        matrix
+    assert {
+        ("ubuntu", "3.11"),
+        ("ubuntu", "3.13"),
+        ("macos", "3.11"),
+        ("windows", "3.11"),
+    } == set(matrix)
+    assert all(
+        SpecifierSet(project()["requires-python"]).contains(minor) for _, minor in matrix
     )
-    assert all(SpecifierSet(project()["requires-python"]).contains(minor) for _, minor in matrix)
     assert re.search(r"schedule:\n +- cron:", workflow)
     extras = ",".join(project()["optional-dependencies"])
     assert f'--upgrade-strategy eager -e ".[{extras}]"' in workflow

@@ -36,21 +36,31 @@ def in_a_folder_of_its_own(tmp_path, monkeypatch):
 
 def test_help_names_every_setting_in_its_group_on_one_screen():
     text = train.parser().format_help()
-    assert len(text.splitlines()) <= 60 and max(map(len, text.splitlines())) <= train.SCREEN
+    assert (
+        len(text.splitlines()) <= 60 and max(map(len, text.splitlines())) <= train.SCREEN
+    )
     for name, spec in FIELDS().items():
-        assert f"--{name.replace('_', '-')}" in text and f"\n{spec.metadata['group']}:" in text
+        assert (
+            f"--{name.replace('_', '-')}" in text
+            and f"\n{spec.metadata['group']}:" in text
+        )
 
 
 def test_options_come_before_the_config_and_the_config_before_defaults():
     Path("my.toml").write_text("lr = 0.5\nmax_norm = inf\n")
     _, recipe = read(["--config", "my.toml", "--lr", "0.25", "--weight_decay", "0.125"])
-    assert (recipe.lr, recipe.max_norm, recipe.weight_decay) == (0.25, float("inf"), 0.125)
+    assert (recipe.lr, recipe.max_norm, recipe.weight_decay) == (
+        0.25,
+        float("inf"),
+        0.125,
+    )
     assert recipe.changed(lr=0.01, max_norm=1.0, weight_decay=0.05) == Recipe()
 
 
 def test_data_takes_a_path_after_folder_only():
     root = read(["--data", "folder", "some/where", "--lr", "1"])[1].root
-    assert root == str(Path.cwd() / "some" / "where")  # so that it is found from elsewhere too
+    # so that it is found from elsewhere too
+    assert root == str(Path.cwd() / "some" / "where")
     with pytest.raises(Problem, match="only folder takes one path"):
         read(["--data", "mnist", "some/where"])
     with pytest.raises(Problem, match="needs a path"):
@@ -106,7 +116,10 @@ def test_an_error_in_a_process_is_one_line():
         "rank 0 raised:\nTraceback (most recent call last):\n  File ...\n"
         "dlcourse.lab.training.NonFiniteLossError: the loss is nan. Lower the rate.\n"
     )
-    assert train.explain(error) == ("NonFiniteLossError: the loss is nan. Lower the rate.", False)
+    assert train.explain(error) == (
+        "NonFiniteLossError: the loss is nan. Lower the rate.",
+        False,
+    )
     full = LaunchError("rank 0 raised:\nOSError: [Errno 28] No space left on device: 'x'")
     assert train.explain(full) == ("no space left on the disk: free some", True)
     assert train.explain(LaunchError("rank 1 died by signal 9\nmore")) == (
@@ -129,18 +142,25 @@ def test_dry_run_prints_a_line_for_each_technique_and_writes_nothing(capsys):
     assert main([*FAST, "--dry-run", "--accumulation-steps", "2", "--patience", "3"]) == 0
     out = capsys.readouterr().out
     lines = out.splitlines()
-    numbered = [line for line in lines if line[:2].strip().isdigit() and line[2:4] == "  "]
+    numbered = [
+        line for line in lines if line[:2].strip().isdigit() and line[2:4] == "  "
+    ]
     assert [int(line[:2]) for line in numbered] == list(range(1, 17))
     assert "2 x 32 images" in out and "after 3 epochs without gain" in out
     assert "5 updates: 1 epochs of 5" in out and not Path("runs").exists()
     assert main([*FAST, "--dry-run", "--ablate"]) == 0
-    assert "ablation: 8 arms x 3 rates or more x 5 seeds of this" in capsys.readouterr().out
+    assert (
+        "ablation: 8 arms x 3 rates or more x 5 seeds of this" in capsys.readouterr().out
+    )
 
 
 def test_each_run_gets_a_folder_of_its_own(capsys):
     assert main(FAST) == main(FAST) == 0
     assert sorted(path.name for path in Path("runs").iterdir()) == ["digits", "digits-2"]
-    same = [Path("runs", name, "model.safetensors").read_bytes() for name in ("digits", "digits-2")]
+    same = [
+        Path("runs", name, "model.safetensors").read_bytes()
+        for name in ("digits", "digits-2")
+    ]
     assert same[0] == same[1]
     assert "test accuracy" in capsys.readouterr().out
 
@@ -148,13 +168,19 @@ def test_each_run_gets_a_folder_of_its_own(capsys):
 def test_the_stored_recipe_repeats_the_run():
     assert main([*FAST, "--seed", "3", "--out", "one"]) == 0
     assert main(["--config", "one/recipe.toml", "--out", "two"]) == 0
-    assert Path("one/model.safetensors").read_bytes() == Path("two/model.safetensors").read_bytes()
+    assert (
+        Path("one/model.safetensors").read_bytes()
+        == Path("two/model.safetensors").read_bytes()
+    )
 
 
 def test_another_seed_is_another_run():
     for seed in ("0", "1"):
         assert main([*FAST, "--seed", seed, "--out", seed]) == 0
-    assert Path("0/model.safetensors").read_bytes() != Path("1/model.safetensors").read_bytes()
+    assert (
+        Path("0/model.safetensors").read_bytes()
+        != Path("1/model.safetensors").read_bytes()
+    )
 
 
 def test_torchrun_trains_on_two_processes_and_the_run_goes_on_without_it():
@@ -176,7 +202,14 @@ def test_torchrun_trains_on_two_processes_and_the_run_goes_on_without_it():
 def test_mnist_from_published_bytes(capsys):
     if "DLCOURSE_MNIST" not in os.environ:
         pytest.skip("DLCOURSE_MNIST is not set: the folder that holds MNIST/raw")
-    arguments = ["--data", "mnist", "--root", os.environ["DLCOURSE_MNIST"], "--train-limit", "2000"]
+    arguments = [
+        "--data",
+        "mnist",
+        "--root",
+        os.environ["DLCOURSE_MNIST"],
+        "--train-limit",
+        "2000",
+    ]
     assert main([*arguments, "--epochs", "6", "--width", "8", "--out", "run"]) == 0
     assert json.loads(Path("run/result.json").read_text())["accuracy"] > 0.7
 
@@ -191,7 +224,17 @@ def test_colour_images_of_a_folder_train_a_residual_network():
         pixels = torch.randint(0, 128, (32, 32, 3), generator=g, dtype=torch.uint8)
         pixels[..., number % 2] += 60
         Image.fromarray(pixels.numpy()).save(folder / f"{number}.png")
-    arguments = ["--data", "folder", "images", "--batch-size", "8", "--width", "4", "--epochs", "4"]
+    arguments = [
+        "--data",
+        "folder",
+        "images",
+        "--batch-size",
+        "8",
+        "--width",
+        "4",
+        "--epochs",
+        "4",
+    ]
     assert main([*arguments, "--augment", "colour", "--out", "run"]) == 0
     model, facts = load_model("run")
     assert facts["channels"] == 3 and facts["classes"] == ["green", "red"]
@@ -199,7 +242,9 @@ def test_colour_images_of_a_folder_train_a_residual_network():
     assert json.loads(Path("run/result.json").read_text())["accuracy"] > 0.8
 
 
-def test_a_folder_with_odd_names_and_kinds_of_images_goes_on_from_another_directory(monkeypatch):
+def test_a_folder_with_odd_names_and_kinds_of_images_goes_on_from_another_directory(
+    monkeypatch,
+):
     from PIL import Image
 
     for number in range(48):
@@ -214,7 +259,8 @@ def test_a_folder_with_odd_names_and_kinds_of_images_goes_on_from_another_direct
     whole = Path("run/model.safetensors").read_bytes()
     facts = load_model("run")[1]
     assert facts["classes"] == ["groß | klein", "ねこ"]
-    assert facts["recipe"]["root"] == "meine Bilder 😀"  # and not where it lies on this machine
+    # and not where it lies on this machine
+    assert facts["recipe"]["root"] == "meine Bilder 😀"
     Path("elsewhere").mkdir()
     monkeypatch.chdir("elsewhere")
     assert main(["--resume", "--out", "../run"]) == 0
@@ -232,7 +278,9 @@ def test_tune_chooses_by_validation_and_goes_on_where_it_stopped(capsys):
     assert len(rows) == 6
     best = min(rows, key=lambda row: float(row["loss"]))
     recipe = Recipe.from_toml(Path("run/recipe.toml").read_text())
-    assert recipe.lr == float(best["lr"]) and recipe.weight_decay == float(best["weight_decay"])
+    assert recipe.lr == float(best["lr"]) and recipe.weight_decay == float(
+        best["weight_decay"]
+    )
     whole = Path("run/model.safetensors").read_bytes()
     lines = Path("run/tune.csv").read_text().splitlines(keepends=True)
     for name in ("recipe.toml", "resume.pt", "model.safetensors"):
@@ -240,13 +288,15 @@ def test_tune_chooses_by_validation_and_goes_on_where_it_stopped(capsys):
     for path in list(Path("run").iterdir()):
         if path.name not in ("tune.csv", "untuned.toml"):
             path.unlink()
-    Path("run/tune.csv").write_text("".join(lines[:4]) + lines[4][:9])  # the fourth was cut short
+    # the fourth was cut short
+    Path("run/tune.csv").write_text("".join(lines[:4]) + lines[4][:9])
     assert main(["--tune", "6", "--resume", "--out", "run"]) == 0
     assert Path("run/model.safetensors").read_bytes() == whole
     assert Path("run/tune.csv").read_text() == "".join(lines)
     assert main(arguments) == 2  # a new search needs another folder
     assert "continue it with --resume" in capsys.readouterr().err
-    assert main([*arguments, "--resume", "--epochs", "2"]) == 2  # its trials are of other runs
+    # its trials are of other runs
+    assert main([*arguments, "--resume", "--epochs", "2"]) == 2
     assert "epochs was 1" in capsys.readouterr().err
     assert "the best of 6 settings" in Path("run/MODEL_CARD.md").read_text()
 
@@ -272,14 +322,19 @@ def test_runs_that_diverge_end_neither_a_search_nor_an_ablation(monkeypatch):
 
     monkeypatch.setattr(studies, "train", fragile)
     assert main([*FAST, "--tune", "6", "--out", "run"]) == 0
-    scores = [line.split(",")[-1] for line in Path("run/tune.csv").read_text().splitlines()]
+    scores = [
+        line.split(",")[-1] for line in Path("run/tune.csv").read_text().splitlines()
+    ]
     assert "inf" in scores
     assert Recipe.from_toml(Path("run/recipe.toml").read_text()).lr <= 0.02
     assert main([*FAST, "--ablate", "--seeds", "2", "--out", "ablation"]) == 0
     rows = [
-        line for line in Path("ablation/ablation.csv").read_text().splitlines() if "const" in line
+        line
+        for line in Path("ablation/ablation.csv").read_text().splitlines()
+        if "const" in line
     ]
-    assert len(rows) == 2 * (3 + studies.WIDER)  # equal everywhere: looked for further down
+    # equal everywhere: looked for further down
+    assert len(rows) == 2 * (3 + studies.WIDER)
     assert all(float(row.split(",")[4]) == 0.1 for row in rows)
 
 
@@ -305,27 +360,38 @@ def test_compression_does_what_it_says_and_goes_on_where_it_stopped(monkeypatch,
     zeros = torch.cat([(layer.weight == 0).ravel() for layer in layers]).double().mean()
     assert zeros == pytest.approx(0.8, abs=0.01)
     for layer in load_model("run/compressed/quantize")[0]:
-        assert not hasattr(layer, "weight") or all(len(row.unique()) <= 256 for row in layer.weight)
+        assert not hasattr(layer, "weight") or all(
+            len(row.unique()) <= 256 for row in layer.weight
+        )
     pruned = Path("run/compressed/prune/model.safetensors")
     before = pruned.stat().st_mtime_ns
     monkeypatch.setattr(studies, "_prune", lambda *_: pytest.fail("made before"))
     capsys.readouterr()
-    assert main(["--resume", "--out", "run", "--compress", "prune", "quantize", "distil"]) == 0
+    assert (
+        main(["--resume", "--out", "run", "--compress", "prune", "quantize", "distil"])
+        == 0
+    )
     assert pruned.stat().st_mtime_ns == before
     assert load_model("run/compressed/distil")[1]["recipe"]["width"] == 1
     table = capsys.readouterr().out
-    assert all(f"| {name} |" in table for name in ("as trained", "prune", "quantize", "distil"))
+    assert all(
+        f"| {name} |" in table for name in ("as trained", "prune", "quantize", "distil")
+    )
 
 
 def runs_of_an_ablation(arms: set[str], seeds: int) -> int:
-    """Return how many runs ablation.csv holds; each arm has gone as far as it must, no further."""
+    """Return how many runs ablation.csv holds; each arm has gone as far as it must, no
+    further.
+    """
     rows = list(csv.DictReader(Path("run/ablation.csv").read_text().splitlines()))
     assert {row["arm"] for row in rows} == arms
     for arm in arms:
         nll = {}
         for row in rows:
             if row["arm"] == arm:
-                nll.setdefault(float(row["factor"]), {})[row["seed"]] = float(row["validation_nll"])
+                nll.setdefault(float(row["factor"]), {})[row["seed"]] = float(
+                    row["validation_nll"]
+                )
         complete = {f: by_seed for f, by_seed in nll.items() if len(by_seed) == seeds}
         best = min(complete, key=lambda f: sum(complete[f].values()))
         inside = min(complete) < best < max(complete)
@@ -346,13 +412,17 @@ def test_ablation_compares_on_the_same_seeds_and_goes_on_where_it_stopped(monkey
     assert main(arguments) == 0
     arms = {"all techniques", *studies.OFF} - {
         "gradient clipping", "label smoothing", "dropout", "early stopping", "accumulation",
-        "mixed precision", "batch normalization",  # off from the start; an MLP has no norm
+        # off from the start; an MLP has no norm
+        "mixed precision", "batch normalization",
     }  # fmt: skip
     assert len(seen) == len(set(seen)) == runs_of_an_ablation(arms, seeds=2)
     assert {recipe.seed for recipe in seen} == {0, 1}
     table = Path("run/ablation.md").read_text()
     assert "gradient clipping" not in table  # it was off from the start
-    assert len([line for line in table.splitlines() if line.startswith("| ")]) == 2 + len(arms) - 1
+    assert (
+        len([line for line in table.splitlines() if line.startswith("| ")])
+        == 2 + len(arms) - 1
+    )
     assert Path("run/ablation.png").read_bytes().startswith(b"\x89PNG")
     seen.clear()
     known = set(Path("run/ablation.csv").read_text().splitlines())
@@ -406,7 +476,16 @@ def test_slips_get_advice(capsys):
 def test_advice_on_a_folder_names_options_of_the_command(capsys):
     pictures(count=16)
     Path("shots/cat/bad.png").write_bytes(b"no image")
-    folder = ["--data", "folder", "shots", "--batch-size", "4", *FAST[:4], "--epochs", "1"]
+    folder = [
+        "--data",
+        "folder",
+        "shots",
+        "--batch-size",
+        "4",
+        *FAST[:4],
+        "--epochs",
+        "1",
+    ]
     assert main(folder) == 2
     err = capsys.readouterr().err
     assert "leave them out with --skip-corrupt" in err and "skip_corrupt=" not in err

@@ -1,4 +1,6 @@
-"""Warm-up: equal to torch's schedulers, edge cases, invariants, and what counts as an update."""
+"""Warm-up: equal to torch's schedulers, edge cases, invariants, and what counts as an
+update.
+"""
 
 import math
 import random
@@ -31,7 +33,8 @@ def rates(optimizer, scheduler, updates):
         seen.append(optimizer.param_groups[0]["lr"])
         optimizer.step()
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # SequentialLR's own use of a deprecated argument
+            # SequentialLR's own use of a deprecated argument
+            warnings.simplefilter("ignore")
             scheduler.step()
     return seen
 
@@ -50,11 +53,15 @@ def test_linear_and_constant_equal_torch(seed):
     optimizer = sgd()
     torch_linear = lr_scheduler.LinearLR(optimizer, start_factor=start, total_iters=steps)
     expected = rates(optimizer, torch_linear, 60)
-    assert np.allclose(ours(wu.linear_warmup(steps, start), 60), expected, atol=1e-12, rtol=0)
+    assert np.allclose(
+        ours(wu.linear_warmup(steps, start), 60), expected, atol=1e-12, rtol=0
+    )
     optimizer = sgd()
     torch_constant = lr_scheduler.ConstantLR(optimizer, factor=start, total_iters=steps)
     expected = rates(optimizer, torch_constant, 60)
-    assert np.allclose(ours(wu.constant_warmup(steps, start), 60), expected, atol=1e-12, rtol=0)
+    assert np.allclose(
+        ours(wu.constant_warmup(steps, start), 60), expected, atol=1e-12, rtol=0
+    )
 
 
 @pytest.mark.parametrize("seed", range(12))
@@ -67,7 +74,9 @@ def test_cosine_equals_linear_then_cosine_of_torch(seed):
         lr_scheduler.LinearLR(optimizer, start_factor=start, total_iters=steps),
         lr_scheduler.CosineAnnealingLR(optimizer, total - steps, eta_min=0.7 * end),
     ]
-    expected = rates(optimizer, lr_scheduler.SequentialLR(optimizer, parts, [steps]), total + 1)
+    expected = rates(
+        optimizer, lr_scheduler.SequentialLR(optimizer, parts, [steps]), total + 1
+    )
     schedule = wu.WarmupCosine(steps, total, start, end)
     assert np.allclose(ours(schedule, total + 1), expected, atol=1e-12, rtol=0)
 
@@ -243,7 +252,10 @@ def test_stable_range_by_hand():
     assert wu.stable_lr_range(lrs, table, 0.7) == (0.1, 0.3)
     assert wu.stable_lr_range(lrs, table, 0.7, share=0.5) == (0.01, 1.0)
     assert wu.stable_lr_range(lrs, table, 0.95) is None
-    assert wu.stable_lr_range([1, 2, 30, 40, 400], [[1], [1], [0], [1], [1]], 1) == (40, 400)
+    assert wu.stable_lr_range([1, 2, 30, 40, 400], [[1], [1], [0], [1], [1]], 1) == (
+        40,
+        400,
+    )
     assert wu.stable_lr_range([0.5], [[1.0]], 1.0) == (0.5, 0.5)
 
 

@@ -1,7 +1,7 @@
 """Run chapters and store their outputs: ``python tools/chapter.py 04 07``, or ``all``.
 
-Each notebook runs in a fresh kernel of this Python, on one thread. Only when every cell has run is
-the file replaced; the seconds it took go to ``chapters/seconds.json``.
+Each notebook runs in a fresh kernel of this Python, on one thread. Only when every cell
+has run is the file replaced; the seconds it took go to ``chapters/seconds.json``.
 """
 
 from __future__ import annotations
@@ -58,7 +58,9 @@ def kernel_environment() -> dict[str, str]:
 
 
 def write_atomic(path: Path, text: str) -> None:
-    """Replace the file at ``path`` in one step, so that no half-written file is ever seen."""
+    """Replace the file at ``path`` in one step, so that no half-written file is ever
+    seen.
+    """
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
@@ -74,7 +76,9 @@ def strip_volatile(book) -> None:
     """Drop what differs from run to run: times, kernel details, paths in tracebacks."""
     book.metadata = nbformat.from_dict(METADATA)
     for cell in book.cells:
-        cell.metadata = nbformat.from_dict({k: v for k, v in cell.metadata.items() if k == "tags"})
+        cell.metadata = nbformat.from_dict(
+            {k: v for k, v in cell.metadata.items() if k == "tags"}
+        )
         for output in cell.get("outputs", ()):
             if output.output_type == "error":
                 output.traceback = [f"{output.ename}: {output.evalue}"]
@@ -113,7 +117,9 @@ def execute(path: Path):
 
 
 def run_chapter(path: Path) -> int:
-    """Run one chapter, store its outputs and its seconds beside it; return the whole seconds."""
+    """Run one chapter, store its outputs and its seconds beside it; return the whole
+    seconds.
+    """
     book, seconds = execute(path)
     whole = max(1, round(seconds))
     write_atomic(path, nbformat.writes(book).rstrip("\n") + "\n")
@@ -133,7 +139,9 @@ def find(names: list[str], folder: Path = CHAPTERS) -> list[Path]:
         matches = sorted(folder.glob(f"{name.zfill(2)}_*.ipynb"))
         if len(matches) != 1:
             listed = ", ".join(path.name for path in matches) or "none"
-            raise SystemExit(f"chapter {name!r}: want one notebook in {folder}, found {listed}")
+            raise SystemExit(
+                f"chapter {name!r}: want one notebook in {folder}, found {listed}"
+            )
         found += matches
     return found
 
@@ -141,7 +149,9 @@ def find(names: list[str], folder: Path = CHAPTERS) -> list[Path]:
 def main(arguments: list[str] | None = None) -> int:
     """Run the chapters named on the command line; return 1 when one of them failed."""
     parser = argparse.ArgumentParser(description="Run chapters and store their outputs.")
-    parser.add_argument("chapter", nargs="*", help='numbers such as 04, or "all" (the default)')
+    parser.add_argument(
+        "chapter", nargs="*", help='numbers such as 04, or "all" (the default)'
+    )
     failed = 0
     for path in find(parser.parse_args(arguments).chapter):
         try:

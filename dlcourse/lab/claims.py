@@ -1,7 +1,8 @@
-"""A statement, the measured value and the bound: the notebook fails where the claim does not hold.
+"""A statement, the measured value and the bound: the notebook fails where the claim does
+not hold.
 
-Bounds are set for the embedded digits. On other data (`DLCOURSE_DATA`) a claim that fails says so
-and the chapter goes on: the course never claimed it there.
+Bounds are set for the embedded digits. On other data (`DLCOURSE_DATA`) a claim that fails
+says so and the chapter goes on: the course never claimed it there.
 """
 
 from __future__ import annotations
@@ -26,11 +27,12 @@ def claim(
     equals: float | bool | None = None,
     tol: float = 0.0,
 ) -> None:
-    """Print `sentence` with its bound if `value` keeps it, else raise ClaimError with the value.
+    """Print `sentence` with its bound if `value` keeps it, else raise ClaimError with the
+    value.
 
-    Exactly one bound: `at_least`, `at_most`, `between` (both ends included) or `equals` (within
-    `tol`). NaN keeps no bound. The value itself is printed by `measured`, not here, so that the
-    text is the same on every machine.
+    Exactly one bound: `at_least`, `at_most`, `between` (both ends included) or `equals`
+    (within `tol`). NaN keeps no bound. The value itself is printed by `measured`, not
+    here, so that the text is the same on every machine.
 
     Raises ValueError for an empty sentence, or for no bound or several.
 

@@ -1,4 +1,6 @@
-"""Images for every chapter: digits (in the install), MNIST and its kin, or a folder of your own."""
+"""Images for every chapter: digits (in the install), MNIST and its kin, or a folder of
+your own.
+"""
 
 from __future__ import annotations
 
@@ -23,19 +25,39 @@ FILES_IN = {
     "fashion_mnist": "FashionMNIST/raw",
     "cifar10": "cifar-10-batches-py",
 }
-FOLDER_SIZE = 32  # side in pixels to which a folder's images are resized unless told otherwise
-SMALLEST_STD = 1 / 255  # one grey level of an 8-bit image; keeps a constant channel finite
+# side in pixels to which a folder's images are resized unless told otherwise
+FOLDER_SIZE = 32
+# one grey level of an 8-bit image; keeps a constant channel finite
+SMALLEST_STD = 1 / 255
 LITTER = {"thumbs.db", "desktop.ini"}  # files that a desktop leaves among the images
 
-# Where the writing changes hands in scikit-learn's digits, in the order in which they are stored.
-BLOCK_BOUNDS = (0, 130, 256, 386, 516, 646, 776, 915, 1029, 1157, 1287, 1415, 1545, 1667, 1797)
+# Where the writing changes hands in scikit-learn's digits, in the order in which they are
+# stored.
+BLOCK_BOUNDS = (
+    0,
+    130,
+    256,
+    386,
+    516,
+    646,
+    776,
+    915,
+    1029,
+    1157,
+    1287,
+    1415,
+    1545,
+    1667,
+    1797,
+)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Split:
     """Images float32 (n, c, h, w), labels int64 (n,), and groups int64 (n,) where known.
 
-    `files` names the file of each image, as in class/image.png, where they come from a folder.
+    `files` names the file of each image, as in class/image.png, where they come from a
+    folder.
     """
 
     images: Tensor
@@ -45,7 +67,9 @@ class Split:
 
     def __post_init__(self) -> None:
         if self.images.ndim != 4:
-            raise ValueError(f"images must be (n, c, h, w), not {tuple(self.images.shape)}")
+            raise ValueError(
+                f"images must be (n, c, h, w), not {tuple(self.images.shape)}"
+            )
         for name, values in (("labels", self.labels), ("groups", self.groups)):
             if values is not None and values.shape != (len(self.images),):
                 shape = tuple(values.shape)
@@ -53,7 +77,9 @@ class Split:
                     f"give one of {name} per image, ({len(self.images)},), not {shape}"
                 )
         if self.files is not None and len(self.files) != len(self.images):
-            raise ValueError(f"give one file per image, {len(self.images)}, not {len(self.files)}")
+            raise ValueError(
+                f"give one file per image, {len(self.images)}, not {len(self.files)}"
+            )
 
     def __len__(self) -> int:
         return len(self.images)
@@ -68,9 +94,11 @@ class Split:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class ImageData:
-    """Three splits of one set of images, with the training rows' mean (c,) and std (c,) in [0, 1].
+    """Three splits of one set of images, with the training rows' mean (c,) and std (c,)
+    in [0, 1].
 
-    `normalized` says whether the images have had that mean taken off and been divided by that std.
+    `normalized` says whether the images have had that mean taken off and been divided by
+    that std.
     """
 
     name: str
@@ -101,22 +129,31 @@ class ImageData:
         return len(self.classes)
 
     def denormalize(self, images: Tensor) -> Tensor:
-        """Return images (..., c, h, w) in [0, 1], ready to be shown; values outside are clipped."""
+        """Return images (..., c, h, w) in [0, 1], ready to be shown; values outside are
+        clipped.
+        """
         if self.normalized:
-            images = images * _per_channel(self.std, images) + _per_channel(self.mean, images)
+            images = images * _per_channel(self.std, images) + _per_channel(
+                self.mean, images
+            )
         return images.clamp(0, 1)
 
     def with_split(self, train, validation, test) -> ImageData:
         """Return the same images cut elsewhere, normalised anew by the new training rows.
 
-        Each part is row numbers, from 0, of this data's training, validation and test rows laid end
-        to end. Raises ValueError for images that are normalised, or a row in two parts.
+        Each part is row numbers, from 0, of this data's training, validation and test
+        rows laid end to end. Raises ValueError for images that are normalised, or a row
+        in two parts.
         """
         if self.normalized:
-            raise ValueError("normalised by other training rows: load with normalize=False first")
+            raise ValueError(
+                "normalised by other training rows: load with normalize=False first"
+            )
         parts = [torch.as_tensor(part).long() for part in (train, validation, test)]
         if len(torch.cat(parts).unique()) != sum(map(len, parts)):
-            raise ValueError("a row stands in two parts, or twice in one: give each row once")
+            raise ValueError(
+                "a row stands in two parts, or twice in one: give each row once"
+            )
         three = (self.train, self.validation, self.test)
         groups = [part.groups for part in three if part.groups is not None]
         files = [part.files for part in three if part.files is not None]
@@ -126,7 +163,9 @@ class ImageData:
             torch.cat(groups) if len(groups) == 3 else None,
             sum(files, ()) if len(files) == 3 else None,
         )
-        return _image_data(self.name, [_select(rows, part) for part in parts], self.classes)
+        return _image_data(
+            self.name, [_select(rows, part) for part in parts], self.classes
+        )
 
 
 def load(
@@ -142,28 +181,34 @@ def load(
     train_limit: int | None = None,
     skip_corrupt: bool = False,
 ) -> ImageData:
-    """Load images, split them, and normalise them by the training rows' mean and std per channel.
+    """Load images, split them, and normalise them by the training rows' mean and std per
+    channel.
 
-    `name` is "digits", "mnist", "fashion_mnist", "cifar10" or "folder" (root/<class>/<image>);
-    None means the environment's DLCOURSE_DATA, or "digits". `root` None means DLCOURSE_ROOT, or
-    ./data. `size` is the side in pixels to resize to (None: as stored, 32 for a folder).
-    `validation` and `test` are fractions in (0, 1) of each class, drawn by `seed`; the published
-    sets keep their own test images, so there `test` is unused and `validation` is a fraction of
-    their training images. `train_limit` keeps that many first rows of the shuffled training split,
-    and the mean and std are those of the kept rows. `skip_corrupt` leaves unreadable files of a
-    folder out with a warning instead of an error.
-    Nothing is downloaded unless `download` is True.
+    `name` is "digits", "mnist", "fashion_mnist", "cifar10" or "folder"
+    (root/<class>/<image>); None means the environment's DLCOURSE_DATA, or "digits".
+    `root` None means DLCOURSE_ROOT, or ./data. `size` is the side in pixels to resize to
+    (None: as stored, 32 for a folder).
+    `validation` and `test` are fractions in (0, 1) of each class, drawn by `seed`; the
+    published sets keep their own test images, so there `test` is unused and `validation`
+    is a fraction of their training images. `train_limit` keeps that many first rows of
+    the shuffled training split, and the mean and std are those of the kept rows.
+    `skip_corrupt` leaves unreadable files of a folder out with a warning instead of an
+    error. Nothing is downloaded unless `download` is True.
 
-    Raises ValueError for a bad setting or a folder that cannot be used, FileNotFoundError where the
-    images are missing, and ConnectionError where a download fails.
+    Raises ValueError for a bad setting or a folder that cannot be used, FileNotFoundError
+    where the images are missing, and ConnectionError where a download fails.
     """
     name = name or os.environ.get("DLCOURSE_DATA") or "digits"
     if name not in NAMES:
-        raise ValueError(f"no data set is called {name!r}; choose one of {', '.join(NAMES)}")
+        raise ValueError(
+            f"no data set is called {name!r}; choose one of {', '.join(NAMES)}"
+        )
     _check_fractions(validation, test)
     for setting, value in (("size", size), ("train_limit", train_limit)):
         if value is not None and (not isinstance(value, int) or value < 1):
-            raise ValueError(f"{setting} must be a whole number of at least 1, not {value!r}")
+            raise ValueError(
+                f"{setting} must be a whole number of at least 1, not {value!r}"
+            )
     root = Path(root or os.environ.get("DLCOURSE_ROOT") or "data")
 
     generator = torch.Generator().manual_seed(seed)
@@ -186,17 +231,19 @@ def load(
         train = _select(train, torch.arange(train_limit))
     if size is not None:
         train, val, held_out = (
-            replace(part, images=_resize(part.images, size)) for part in (train, val, held_out)
+            replace(part, images=_resize(part.images, size))
+            for part in (train, val, held_out)
         )
     return _image_data(name, (train, val, held_out), classes, normalize)
 
 
 def digits_blocks() -> Tensor:
-    """Return int64 (1797,): the writer block, 0 to 13, of each digit in scikit-learn's order.
+    """Return int64 (1797,): the writer block, 0 to 13, of each digit in scikit-learn's
+    order.
 
-    A block is a proxy for the writer: the set names no writer, but its digits are stored one
-    sheet of handwriting after another, and the blocks are those runs. The set's description counts
-    13 people for these 14 blocks, so two blocks may well share a hand.
+    A block is a proxy for the writer: the set names no writer, but its digits are stored
+    one sheet of handwriting after another, and the blocks are those runs. The set's
+    description counts 13 people for these 14 blocks, so two blocks may well share a hand.
     """
     lengths = torch.tensor(BLOCK_BOUNDS).diff()
     return torch.arange(len(lengths)).repeat_interleave(lengths)
@@ -209,18 +256,22 @@ def _load_digits() -> tuple[Split, tuple[str, ...]]:
     from sklearn.datasets import load_digits  # here, as the import takes a second
 
     digits = load_digits()
-    images = torch.from_numpy(digits.images).float().unsqueeze(1) / 16  # stored as 0 to 16
+    # stored as 0 to 16
+    images = torch.from_numpy(digits.images).float().unsqueeze(1) / 16
     labels = torch.from_numpy(digits.target).long()
     return Split(images, labels, digits_blocks()), tuple("0123456789")
 
 
-def _load_published(name: str, root: Path, download: bool) -> tuple[Split, Split, tuple[str, ...]]:
+def _load_published(
+    name: str, root: Path, download: bool
+) -> tuple[Split, Split, tuple[str, ...]]:
     """Return the published training rows, the published test rows and the classes' names."""
     folder = (root / FILES_IN[name]).resolve()
     where = "" if root == Path("data") else f", root={root.resolve().as_posix()!r}"
     code = f"from dlcourse.lab.datasets import load; load({name!r}{where}, download=True)"
     command = f'python -c "{code}"'
-    from torchvision import datasets as published  # here: two seconds that digits need not wait
+    # here: two seconds that digits need not wait
+    from torchvision import datasets as published
 
     kind = getattr(published, PUBLISHED[name])
     try:
@@ -253,13 +304,18 @@ def _pixels(stored: Tensor) -> Tensor:
     return images.float().div_(255).contiguous()
 
 
-def _load_folder(root: Path, size: int, skip_corrupt: bool) -> tuple[Split, tuple[str, ...]]:
+def _load_folder(
+    root: Path, size: int, skip_corrupt: bool
+) -> tuple[Split, tuple[str, ...]]:
     """Read root/<class>/<image>: one channel where all images are grey, else three."""
     files = _folder_files(root)
     images, labels, names, bad = [], [], [], []
     each = [(label, path) for label, paths in enumerate(files.values()) for path in paths]
-    quiet = True if os.environ.get("DLCOURSE_PROGRESS") == "0" else None  # None: on a terminal only
-    for label, path in tqdm(each, "reading", leave=False, delay=2, unit="image", disable=quiet):
+    # None: on a terminal only
+    quiet = True if os.environ.get("DLCOURSE_PROGRESS") == "0" else None
+    for label, path in tqdm(
+        each, "reading", leave=False, delay=2, unit="image", disable=quiet
+    ):
         try:
             images.append(read_image(path, size))
             labels.append(label)
@@ -267,9 +323,13 @@ def _load_folder(root: Path, size: int, skip_corrupt: bool) -> tuple[Split, tupl
         except Exception as error:  # a decoder may raise anything on a damaged file
             bad.append(f"  {path}: {error}")
     if bad:
-        message = f"{len(bad)} file(s) in {root} cannot be read as images:\n" + "\n".join(bad)
+        message = f"{len(bad)} file(s) in {root} cannot be read as images:\n" + "\n".join(
+            bad
+        )
         if not skip_corrupt:
-            raise ValueError(message + "\nMend or remove them, or pass skip_corrupt=True.")
+            raise ValueError(
+                message + "\nMend or remove them, or pass skip_corrupt=True."
+            )
         warnings.warn(message + "\nThey are left out.", stacklevel=3)
     channels = max((len(image) for image in images), default=1)
     images = [image.expand(channels, -1, -1) for image in images]
@@ -284,35 +344,48 @@ def _load_folder(root: Path, size: int, skip_corrupt: bool) -> tuple[Split, tupl
 
 
 def _folder_files(root: Path) -> dict[str, list[Path]]:
-    """Return each class's files in order of name; hidden ones and loose files are passed over."""
+    """Return each class's files in order of name; hidden ones and loose files are passed
+    over.
+    """
     layout = "lay the images out as root/<class>/<image> and pass root=..., or set DLCOURSE_ROOT"
     if not root.is_dir():
         raise FileNotFoundError(f"there is no folder {root.resolve()}; {layout}")
-    folders = sorted(path for path in root.iterdir() if path.is_dir() and path.name[0] != ".")
+    folders = sorted(
+        path for path in root.iterdir() if path.is_dir() and path.name[0] != "."
+    )
     if len(folders) < 2:
-        raise ValueError(f"{root} holds {len(folders)} class folder(s), two are needed; {layout}")
+        raise ValueError(
+            f"{root} holds {len(folders)} class folder(s), two are needed; {layout}"
+        )
     files = {}
     for folder in folders:
         inside = [path for path in sorted(folder.iterdir()) if path.name[0] != "."]
         nested = [path.name for path in inside if path.is_dir()]
         if nested:
-            raise ValueError(f"{folder} holds folders ({', '.join(nested)}), not images; {layout}")
+            raise ValueError(
+                f"{folder} holds folders ({', '.join(nested)}), not images; {layout}"
+            )
         files[folder.name] = [path for path in inside if path.name.lower() not in LITTER]
     return files
 
 
 def read_image(path: str | os.PathLike[str], size: int) -> Tensor:
-    """Read one file as float32 (1 or 3, size, size) in [0, 1]; transparent pixels become white.
+    """Read one file as float32 (1 or 3, size, size) in [0, 1]; transparent pixels become
+    white.
 
-    It is turned upright as its EXIF data say, and stretched to a square. Raises what Pillow raises
-    for a file that is no image, and ValueError for pixels that are floats.
+    It is turned upright as its EXIF data say, and stretched to a square. Raises what
+    Pillow raises for a file that is no image, and ValueError for pixels that are floats.
     """
     with Image.open(path) as opened:
         image = ImageOps.exif_transpose(opened)
     if image.mode == "F":
-        raise ValueError("its pixels are floats of unknown range; save it with 8 bits a channel")
+        raise ValueError(
+            "its pixels are floats of unknown range; save it with 8 bits a channel"
+        )
     if image.mode.startswith("I"):  # 16 bits a pixel, which convert("L") would clip
-        pixels = torch.from_numpy(np.asarray(image).astype(np.float32) / 65535).unsqueeze(0)
+        pixels = torch.from_numpy(np.asarray(image).astype(np.float32) / 65535).unsqueeze(
+            0
+        )
         return _resize(pixels.unsqueeze(0), size)[0]
     grey = image.mode in ("1", "L", "LA", "La")
     if "transparency" in image.info or image.mode in ("LA", "La", "PA", "RGBA", "RGBa"):
@@ -339,9 +412,14 @@ def _check_fractions(validation: float, test: float) -> None:
 
 
 def _split(
-    rows: Split, fractions: Sequence[float], classes: Sequence[str], generator: torch.Generator
+    rows: Split,
+    fractions: Sequence[float],
+    classes: Sequence[str],
+    generator: torch.Generator,
 ) -> list[Split]:
-    """Return the training split and one shuffled split per fraction, each class in proportion."""
+    """Return the training split and one shuffled split per fraction, each class in
+    proportion.
+    """
     parts: list[list[Tensor]] = [[] for _ in range(len(fractions) + 1)]
     for label, name in enumerate(classes):
         members = (rows.labels == label).nonzero().squeeze(1)
@@ -358,7 +436,9 @@ def _split(
     splits = []
     for part in parts:
         index = torch.cat(part)
-        splits.append(_select(rows, index[torch.randperm(len(index), generator=generator)]))
+        splits.append(
+            _select(rows, index[torch.randperm(len(index), generator=generator)])
+        )
     return splits
 
 
@@ -373,7 +453,9 @@ def _resize(images: Tensor, size: int) -> Tensor:
     if images.shape[-2:] == (size, size):
         return images
     shape = (size, size)
-    return F.interpolate(images, shape, mode="bilinear", antialias=True, align_corners=False)
+    return F.interpolate(
+        images, shape, mode="bilinear", antialias=True, align_corners=False
+    )
 
 
 def _per_channel(values: Tensor, images: Tensor) -> Tensor:
@@ -392,5 +474,7 @@ def _image_data(
 
 
 def _normalize(rows: Split, mean: Tensor, std: Tensor) -> Split:
-    images = (rows.images - _per_channel(mean, rows.images)) / _per_channel(std, rows.images)
+    images = (rows.images - _per_channel(mean, rows.images)) / _per_channel(
+        std, rows.images
+    )
     return replace(rows, images=images)

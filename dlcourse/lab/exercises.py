@@ -25,7 +25,9 @@ def expect(condition: bool, hint: str) -> None:
 
 @dataclass(frozen=True)
 class Wrong:
-    """A usual misconception: an answer that shows it, and words that its hint must contain."""
+    """A usual misconception: an answer that shows it, and words that its hint must
+    contain.
+    """
 
     answer: object
     hint: str
@@ -35,8 +37,10 @@ class Wrong:
 class Exercise:
     """One exercise.
 
-    `check_answer(answer)` returns None or raises `Hint`. `solve` is an answer that passes.
-    `wrong` maps a misconception's name to an answer that the check must reject with its hint.
+    `check_answer(answer)` returns None or raises `Hint`. `solve` is an answer that
+    passes.
+    `wrong` maps a misconception's name to an answer that the check must reject with its
+    hint.
     """
 
     question: str
@@ -76,7 +80,13 @@ def _is_stub(answer: object) -> bool:
     code = getattr(answer, "__code__", None)
     if code is None:
         return False
-    steps = [step for step in dis.get_instructions(code) if step.opname not in ("RESUME", "NOP")]
-    returned = [step.argval for step in steps if step.opname in ("LOAD_CONST", "RETURN_CONST")]
+    steps = [
+        step
+        for step in dis.get_instructions(code)
+        if step.opname not in ("RESUME", "NOP")
+    ]
+    returned = [
+        step.argval for step in steps if step.opname in ("LOAD_CONST", "RETURN_CONST")
+    ]
     plain = {"LOAD_CONST", "RETURN_CONST", "RETURN_VALUE"}
     return {step.opname for step in steps} <= plain and set(returned) <= {None, ...}

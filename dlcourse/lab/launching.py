@@ -1,7 +1,8 @@
 """One function on n fresh processes of this machine, from a notebook, a script or a test.
 
-Nothing is forked: each process is a new Python that imports the function (or runs its source), so
-an earlier Accelerator, CUDA context or thread pool in the parent cannot do harm.
+Nothing is forked: each process is a new Python that imports the function (or runs its
+source), so an earlier Accelerator, CUDA context or thread pool in the parent cannot do
+harm.
 """
 
 from __future__ import annotations
@@ -29,8 +30,10 @@ from pathlib import Path
 from types import FunctionType
 
 ROOT = str(Path(__file__).resolve().parents[2])
-GRACE = 0.3  # seconds after the first failure, or after the timeout, in which the rest is noted
-SAVING = 0.0 if os.name == "nt" else 5.0  # seconds after Ctrl-C for processes to save their work
+# seconds after the first failure, or after the timeout, in which the rest is noted
+GRACE = 0.3
+# seconds after Ctrl-C for processes to save their work
+SAVING = 0.0 if os.name == "nt" else 5.0
 PORT_TAKEN = "EADDRINUSE|address already in use|only one usage of each socket address"
 
 
@@ -48,16 +51,18 @@ def launch(
     echo: bool = True,
     live: bool = False,
 ) -> list:
-    """Run fn(*args, **kwargs) in `processes` >= 1 fresh processes; return the results by rank.
+    """Run fn(*args, **kwargs) in `processes` >= 1 fresh processes; return the results by
+    rank.
 
-    fn is importable, or is defined in the notebook or script: then its source is sent, and it
-    must import what it needs inside. Arguments and results are JSON: numbers, strings, lists, dicts
-    (a tuple arrives as a list). `timeout` is in seconds and includes starting Python. What the
-    processes print appears at the end, by rank, unless echo is False; with live=True rank 0 prints
-    straight to this process's stdout and stderr instead, as a long run with a bar should.
-    Ctrl-C reaches the processes (not on Windows), which have 5 seconds to save their work. Raises
-    TypeError for an fn or an argument that cannot be sent, ValueError for a count or timeout out of
-    range, LaunchError when a rank raises, dies or hangs.
+    fn is importable, or is defined in the notebook or script: then its source is sent,
+    and it must import what it needs inside. Arguments and results are JSON: numbers,
+    strings, lists, dicts (a tuple arrives as a list). `timeout` is in seconds and
+    includes starting Python. What the processes print appears at the end, by rank, unless
+    echo is False; with live=True rank 0 prints straight to this process's stdout and
+    stderr instead, as a long run with a bar should. Ctrl-C reaches the processes (not on
+    Windows), which have 5 seconds to save their work. Raises TypeError for an fn or an
+    argument that cannot be sent, ValueError for a count or timeout out of range,
+    LaunchError when a rank raises, dies or hangs.
     """
     if isinstance(processes, bool) or not isinstance(processes, int):
         raise TypeError(f"processes must be an int of at least 1, not {processes!r}")
@@ -99,23 +104,31 @@ def _describe(fn: Callable) -> dict:
     """Return how a fresh process gets fn: a module and name, or source and name."""
     module, name = getattr(fn, "__module__", None), getattr(fn, "__qualname__", None)
     if not module or not name or name.endswith("<lambda>") or inspect.ismethod(fn):
-        raise TypeError(f"launch needs a function made with def, not {fn!r}: pass data in args")
+        raise TypeError(
+            f"launch needs a function made with def, not {fn!r}: pass data in args"
+        )
     if module != "__main__" and "<locals>" not in name:
         found = sys.modules.get(module)
         for part in name.split("."):
             found = getattr(found, part, None)
         if found is not fn:
-            raise TypeError(f"{module}.{name} is not (or no longer) this function: import it again")
+            raise TypeError(
+                f"{module}.{name} is not (or no longer) this function: import it again"
+            )
         return {"module": module, "name": name}
     if not isinstance(fn, FunctionType):
         raise TypeError(f"launch needs a function made with def, not {fn!r}")
     if fn.__code__.co_freevars:
         names = ", ".join(fn.__code__.co_freevars)
-        raise TypeError(f"{name} uses {names} of the function around it: pass them in args")
+        raise TypeError(
+            f"{name} uses {names} of the function around it: pass them in args"
+        )
     try:
         source = inspect.getsource(fn)
     except (OSError, TypeError):
-        raise TypeError(f"the source of {name} cannot be read: put it into a file") from None
+        raise TypeError(
+            f"the source of {name} cannot be read: put it into a file"
+        ) from None
     if source[0].isspace():
         source = "if True:\n" + source  # keeps text at column 0 of a string as it is
     node = ast.parse(source).body[0]
@@ -126,7 +139,9 @@ def _describe(fn: Callable) -> dict:
 
 
 def _check_plain(value: object, where: str) -> None:
-    """Raise TypeError, saying what to send instead, when JSON would refuse or change a value."""
+    """Raise TypeError, saying what to send instead, when JSON would refuse or change a
+    value.
+    """
     if value is None or isinstance(value, (bool, int, float, str)):
         return
     if isinstance(value, (list, tuple)):
@@ -135,14 +150,20 @@ def _check_plain(value: object, where: str) -> None:
     elif isinstance(value, dict):
         for key, item in value.items():
             if not isinstance(key, str):
-                raise TypeError(f"{where} has the key {key!r}: keys must be strings, use str(key)")
+                raise TypeError(
+                    f"{where} has the key {key!r}: keys must be strings, use str(key)"
+                )
             _check_plain(item, f"{where}[{key!r}]")
     else:
         kind = f"{type(value).__module__}.{type(value).__qualname__}"
-        advice = "numbers, strings, lists and dicts; build anything else inside the function"
+        advice = (
+            "numbers, strings, lists and dicts; build anything else inside the function"
+        )
         if hasattr(value, "tolist"):
             advice = ".tolist(), or .item() for a single number"
-        raise TypeError(f"{where} is a {kind}, which cannot pass between processes: use {advice}")
+        raise TypeError(
+            f"{where} is a {kind}, which cannot pass between processes: use {advice}"
+        )
 
 
 def _free_port() -> int:
@@ -154,7 +175,11 @@ def _free_port() -> int:
 def _environment(processes: int, cpu: bool) -> dict[str, str]:
     """Return the variables that all ranks share."""
     left_by_others = ("TORCHELASTIC_", "GROUP_", "ROLE_", "ACCELERATE_")
-    env = {key: value for key, value in os.environ.items() if not key.startswith(left_by_others)}
+    env = {
+        key: value
+        for key, value in os.environ.items()
+        if not key.startswith(left_by_others)
+    }
     path = [os.path.abspath(entry) for entry in sys.path if isinstance(entry, str)]
     env |= {
         "PYTHONPATH": os.pathsep.join([*path, ROOT]),
@@ -169,7 +194,8 @@ def _environment(processes: int, cpu: bool) -> dict[str, str]:
     }
     if cpu:
         env |= {"ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": ""}
-    # gloo looks the host's name up unless told; that fails or hangs where the name has no address
+    # gloo looks the host's name up unless told; that fails or hangs where the name has no
+    # address
     interfaces = {name for _, name in getattr(socket, "if_nameindex", list)()}
     for loopback in interfaces & {"lo", "lo0"}:
         env.setdefault("GLOO_SOCKET_IFNAME", loopback)
@@ -205,7 +231,8 @@ class _Rank:
 
     def state(self) -> str:
         """Return "running", "returned", "raised" or "died"."""
-        ended = self.process.poll() is not None  # asked first: a process reports, then ends
+        # asked first: a process reports, then ends
+        ended = self.process.poll() is not None
         if self.report is None and (lines := self.lines("result")):
             self.report = json.loads(lines[0])
         if self.report is not None:
@@ -213,17 +240,23 @@ class _Rank:
         return "died" if ended else "running"
 
     def failure(self) -> str:
-        """Return why this rank failed: its traceback, or its end or stacks and last words."""
+        """Return why this rank failed: its traceback, or its end or stacks and last
+        words.
+        """
         state = self.state()
         if state == "raised":
             return f"rank {self.rank} raised:\n{self.report['error'].rstrip()}"
         if state == "running":
             threads = "\n".join(self.lines("stacks")).split("\n\n")
-            stack = "\n".join(part for part in threads if "in _lifeline" not in part).splitlines()
+            stack = "\n".join(
+                part for part in threads if "in _lifeline" not in part
+            ).splitlines()
             frames = [
                 line
                 for line in stack
-                if line.startswith("  File ") and "<frozen" not in line and __file__ not in line
+                if line.startswith("  File ")
+                and "<frozen" not in line
+                and __file__ not in line
             ]
             text = [f"rank {self.rank} stood at (most recent call first):"]
             text += frames or ["  no Python function: it may still have been starting"]
@@ -256,7 +289,8 @@ class _Rank:
 
     def kill(self) -> None:
         """End the process and those that it started."""
-        if os.name == "nt" and self.process.poll() is None:  # without killpg: ask for the tree
+        # without killpg: ask for the tree
+        if os.name == "nt" and self.process.poll() is None:
             command = ["taskkill", "/F", "/T", "/PID", str(self.process.pid)]
             subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
@@ -273,7 +307,9 @@ class _Rank:
 def _run(
     job: dict, processes: int, timeout: float, cpu: bool, live: bool
 ) -> tuple[list, list[str], str]:
-    """Start the ranks, wait, leave none behind; return results, printed lines and the failure."""
+    """Start the ranks, wait, leave none behind; return results, printed lines and the
+    failure.
+    """
     ranks: list[_Rank] = []
     message = ""
     with tempfile.TemporaryDirectory(prefix="launch", ignore_cleanup_errors=True) as name:
@@ -299,20 +335,31 @@ def _run(
             for rank in ranks:
                 rank.interrupt()
             until = time.monotonic() + SAVING
-            while any(rank.state() == "running" for rank in ranks) and time.monotonic() < until:
+            while (
+                any(rank.state() == "running" for rank in ranks)
+                and time.monotonic() < until
+            ):
                 time.sleep(0.01)
             raise
         finally:
             for rank in ranks:
                 rank.kill()
-        printed = [f"[rank {rank.rank}] {line}" for rank in ranks for line in rank.lines("stdout")]
+        printed = [
+            f"[rank {rank.rank}] {line}"
+            for rank in ranks
+            for line in rank.lines("stdout")
+        ]
     return [(rank.report or {}).get("value") for rank in ranks], printed, message
 
 
 def _failure(ranks: list[_Rank], timeout: float) -> str:
-    """Say what went wrong: a death before an error that may be its consequence, then a hang."""
+    """Say what went wrong: a death before an error that may be its consequence, then a
+    hang.
+    """
     states = [rank.state() for rank in ranks]
-    worst = next((state for state in ("died", "raised", "running") if state in states), None)
+    worst = next(
+        (state for state in ("died", "raised", "running") if state in states), None
+    )
     failed = [rank for rank, state in zip(ranks, states, strict=True) if state == worst]
     names = ", ".join(str(rank.rank) for rank in failed)
     if worst is None:  # the last result came in just now
@@ -335,7 +382,9 @@ def _failure(ranks: list[_Rank], timeout: float) -> str:
 
 
 def _lifeline(pipe: int, released: threading.Event) -> None:
-    """Wait for the parent's word; end this process and its children when the parent is gone."""
+    """Wait for the parent's word; end this process and its children when the parent is
+    gone.
+    """
     while os.read(pipe, 1):
         released.set()
     if hasattr(os, "killpg"):

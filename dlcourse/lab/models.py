@@ -1,8 +1,9 @@
-"""The few small networks that chapters train: images (n, c, h, w) in, logits (n, classes) out.
+"""The few small networks that chapters train: images (n, c, h, w) in, logits (n, classes)
+out.
 
-Each draws its parameters from a generator of its own, seeded with `seed`: the same seed gives the
-same network, and the global random state is left alone. Weights that feed a ReLU or its kin are
-kaiming-normal, all others xavier-normal, and biases zero.
+Each draws its parameters from a generator of its own, seeded with `seed`: the same seed
+gives the same network, and the global random state is left alone. Weights that feed a
+ReLU or its kin are kaiming-normal, all others xavier-normal, and biases zero.
 """
 
 from __future__ import annotations
@@ -36,10 +37,11 @@ ORDERS = ("pre", "post")
 
 
 class MLP(nn.Module):
-    """`depth` hidden layers of `width` units on the flattened image of `inputs` = c * h * w values.
+    """`depth` hidden layers of `width` units on the flattened image of `inputs` = c * h *
+    w values.
 
-    `activation` is a name in ACTIVATIONS or any function of one tensor, which is initialised for
-    as ReLU is.
+    `activation` is a name in ACTIVATIONS or any function of one tensor, which is
+    initialised for as ReLU is.
     """
 
     def __init__(
@@ -81,9 +83,13 @@ class MLP(nn.Module):
 
 
 class SmallCNN(nn.Module):
-    """Three 3x3 convolutions (the last two halve the grid), a mean over the grid, a linear head."""
+    """Three 3x3 convolutions (the last two halve the grid), a mean over the grid, a
+    linear head.
+    """
 
-    def __init__(self, channels: int, classes: int, *, width: int = 16, seed: int = 0) -> None:
+    def __init__(
+        self, channels: int, classes: int, *, width: int = 16, seed: int = 0
+    ) -> None:
         super().__init__()
         _check_sizes(channels=channels, classes=classes, width=width)
         generator = torch.Generator().manual_seed(seed)
@@ -100,11 +106,12 @@ class SmallCNN(nn.Module):
 
 
 class ResidualCNN(nn.Module):
-    """`blocks` residual blocks of two 3x3 convolutions, `width` channels wide, on the full grid.
+    """`blocks` residual blocks of two 3x3 convolutions, `width` channels wide, on the
+    full grid.
 
-    `norm` is "group" (four groups where they divide the width), "batch" or "none". The branches'
-    last weights are divided by sqrt(blocks), so that their sum stays of the stem's size also
-    without norm.
+    `norm` is "group" (four groups where they divide the width), "batch" or "none". The
+    branches' last weights are divided by sqrt(blocks), so that their sum stays of the
+    stem's size also without norm.
     """
 
     def __init__(
@@ -123,7 +130,8 @@ class ResidualCNN(nn.Module):
         generator = torch.Generator().manual_seed(seed)
         self.stem = _conv(channels, width, generator)
         self.blocks = nn.ModuleList(
-            _ResidualBlock(width, norm, generator, scale=blocks**-0.5) for _ in range(blocks)
+            _ResidualBlock(width, norm, generator, scale=blocks**-0.5)
+            for _ in range(blocks)
         )
         self.norm = _norm(norm, width)
         self.head = _linear(width, classes, generator)
@@ -138,7 +146,9 @@ class ResidualCNN(nn.Module):
 class _ResidualBlock(nn.Module):
     """x plus twice (norm, ReLU, 3x3 convolution) of x."""
 
-    def __init__(self, width: int, norm: str, generator: torch.Generator, scale: float) -> None:
+    def __init__(
+        self, width: int, norm: str, generator: torch.Generator, scale: float
+    ) -> None:
         super().__init__()
         self.norm1, self.conv1 = _norm(norm, width), _conv(width, width, generator)
         self.norm2, self.conv2 = _norm(norm, width), _conv(width, width, generator)
@@ -153,8 +163,8 @@ class _ResidualBlock(nn.Module):
 class RowTransformer(nn.Module):
     """A transformer over the image's `rows` rows, each of `row_size` = c * w values.
 
-    `norm` is "pre" (normalise each branch's input) or "post" (normalise each sum, as first
-    published). The head reads the mean over the rows.
+    `norm` is "pre" (normalise each branch's input) or "post" (normalise each sum, as
+    first published). The head reads the mean over the rows.
     """
 
     def __init__(
@@ -171,11 +181,18 @@ class RowTransformer(nn.Module):
     ) -> None:
         super().__init__()
         _check_sizes(
-            row_size=row_size, rows=rows, classes=classes, width=width, heads=heads, depth=depth
+            row_size=row_size,
+            rows=rows,
+            classes=classes,
+            width=width,
+            heads=heads,
+            depth=depth,
         )
         _check_choice("norm", norm, ORDERS)
         if width % heads:
-            raise ValueError(f"heads={heads} does not divide width={width}; choose one that does")
+            raise ValueError(
+                f"heads={heads} does not divide width={width}; choose one that does"
+            )
         generator = torch.Generator().manual_seed(seed)
         self.row_size, self.rows = row_size, rows
         self.embed = _linear(row_size, width, generator)
@@ -203,7 +220,9 @@ class RowTransformer(nn.Module):
 class _TransformerBlock(nn.Module):
     """Attention, then a GELU layer of four times the width, each added to its input."""
 
-    def __init__(self, width: int, heads: int, norm: str, generator: torch.Generator) -> None:
+    def __init__(
+        self, width: int, heads: int, norm: str, generator: torch.Generator
+    ) -> None:
         super().__init__()
         self.pre = norm == "pre"
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
@@ -239,15 +258,18 @@ class _Attention(nn.Module):
 
         query, key, value = split(self.query(x)), split(self.key(x)), split(self.value(x))
         scores = query @ key.transpose(2, 3) / math.sqrt(query.shape[3])
-        mixed = scores.softmax(3) @ value  # written out, since this form also works under vmap
+        # written out, since this form also works under vmap
+        mixed = scores.softmax(3) @ value
         return self.out(mixed.transpose(1, 2).flatten(2))
 
 
 class RowRNN(nn.Module):
-    """A recurrent network that reads the image row by row, each of `row_size` = c * w values.
+    """A recurrent network that reads the image row by row, each of `row_size` = c * w
+    values.
 
-    The recurrent weights start as a random rotation times `gain`: above 1 signals and gradients
-    may grow from row to row, below 1 they fade. `nonlinearity` is "tanh" or "relu".
+    The recurrent weights start as a random rotation times `gain`: above 1 signals and
+    gradients may grow from row to row, below 1 they fade. `nonlinearity` is "tanh" or
+    "relu".
     """
 
     def __init__(
@@ -275,7 +297,8 @@ class RowRNN(nn.Module):
         self.head = _linear(width, classes, generator)
 
     def forward(self, images: Tensor) -> Tensor:
-        driven = self.input(_rows(images, self.row_size))  # (n, rows, width), all rows at once
+        # (n, rows, width), all rows at once
+        driven = self.input(_rows(images, self.row_size))
         state = torch.zeros_like(driven[:, 0])
         for row in driven.unbind(1):
             state = self.activation(row + self.recurrent(state))
@@ -291,13 +314,17 @@ def _linear(
     return _initialize(skip_init(nn.Linear, inputs, outputs), generator, rule)
 
 
-def _conv(inputs: int, outputs: int, generator: torch.Generator, stride: int = 1) -> nn.Conv2d:
+def _conv(
+    inputs: int, outputs: int, generator: torch.Generator, stride: int = 1
+) -> nn.Conv2d:
     conv = skip_init(nn.Conv2d, inputs, outputs, 3, stride=stride, padding=1)
     return _initialize(conv, generator, "kaiming")
 
 
 def _initialize(layer, generator: torch.Generator, rule: str):
-    """Fill a layer made by skip_init, which has drawn nothing from the global random state."""
+    """Fill a layer made by skip_init, which has drawn nothing from the global random
+    state.
+    """
     if rule == "kaiming":
         nn.init.kaiming_normal_(layer.weight, nonlinearity="relu", generator=generator)
     else:
@@ -327,7 +354,9 @@ def _rows(images: Tensor, row_size: int) -> Tensor:
 def _check_sizes(**sizes: int) -> None:
     for name, value in sizes.items():
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise ValueError(f"{name} must be a whole number of at least 1, not {value!r}")
+            raise ValueError(
+                f"{name} must be a whole number of at least 1, not {value!r}"
+            )
 
 
 def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:

@@ -1,7 +1,7 @@
 """Values in, Axes out: every figure of the course. Nothing is computed here.
 
-Colours are Okabe and Ito's (2008), which readers with any common colour blindness can tell apart;
-each line also has its own dash, so that the figures survive a grey printer.
+Colours are Okabe and Ito's (2008), which readers with any common colour blindness can
+tell apart; each line also has its own dash, so that the figures survive a grey printer.
 """
 
 from __future__ import annotations
@@ -53,8 +53,11 @@ def show(fig: Figure, alt: str) -> None:
     with matplotlib.rc_context(STYLE):
         fig.savefig(drawn, format="png", dpi=100)
     plt.close(fig)
-    picture = Image.open(drawn).convert("RGB")  # 256 colours do for a plot, in a third of the bytes
-    picture.quantize(256, dither=Image.Dither.NONE).save(buffer, format="png", optimize=True)
+    # 256 colours do for a plot, in a third of the bytes
+    picture = Image.open(drawn).convert("RGB")
+    picture.quantize(256, dither=Image.Dither.NONE).save(
+        buffer, format="png", optimize=True
+    )
     data = {
         "image/png": base64.b64encode(buffer.getvalue()).decode(),
         "text/plain": f"Figure: {alt}",
@@ -101,7 +104,11 @@ def curves(
 
 
 def paired_dots(
-    ax: Axes, arms: Mapping[str, Sequence[float]], *, title: str = "", ylabel: str = "accuracy"
+    ax: Axes,
+    arms: Mapping[str, Sequence[float]],
+    *,
+    title: str = "",
+    ylabel: str = "accuracy",
 ) -> Axes:
     """Draw a column of dots for each arm, and a thin line between the dots of one seed."""
     values = [np.asarray(v) for v in arms.values()]
@@ -149,7 +156,15 @@ def heat_map(
     middle = (np.nanmin(values) + np.nanmax(values)) / 2
     for i, j in np.ndindex(values.shape):
         color = "white" if not values[i, j] > middle else "black"
-        ax.text(j, i, format(values[i, j], fmt), ha="center", va="center", color=color, fontsize=9)
+        ax.text(
+            j,
+            i,
+            format(values[i, j], fmt),
+            ha="center",
+            va="center",
+            color=color,
+            fontsize=9,
+        )
     ax.set_xticks(range(len(columns)), [str(c) for c in columns])
     ax.set_yticks(range(len(rows)), [str(r) for r in rows])
     ax.grid(False)
@@ -163,8 +178,12 @@ def schedules(ax: Axes, lines: Mapping[str, Sequence[float]], *, title: str = ""
     return curves(ax, range(length), lines, title=title, ylabel="learning rate")
 
 
-def layer_histograms(ax: Axes, layers: Mapping[str, Sequence[float]], *, title: str = "") -> Axes:
-    """Draw the values of each layer as a violin, from the first layer at the left to the last."""
+def layer_histograms(
+    ax: Axes, layers: Mapping[str, Sequence[float]], *, title: str = ""
+) -> Axes:
+    """Draw the values of each layer as a violin, from the first layer at the left to the
+    last.
+    """
     parts = ax.violinplot([np.asarray(v) for v in layers.values()], showmedians=True)
     for body in parts["bodies"]:
         body.set_facecolor(COLORS[0])

@@ -8,11 +8,13 @@ import textwrap
 
 
 def source_of(thing: object) -> str:
-    """Return the source of a function, method or class, dedented and without its docstrings.
+    """Return the source of a function, method or class, dedented and without its
+    docstrings.
 
     Raises TypeError for what has no source, such as a function of C.
 
-    Invariants: the result is Python that parses to the same code as the original; comments stay.
+    Invariants: the result is Python that parses to the same code as the original;
+    comments stay.
     """
     lines = textwrap.dedent(inspect.getsource(thing)).splitlines()
     drop: set[int] = set()

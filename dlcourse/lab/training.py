@@ -1,7 +1,8 @@
 """The one training loop of the course, on HuggingFace Accelerate.
 
-`fit` draws batches and counts updates; a *step* turns one batch into one update. Every technique
-that changes training is a step of its own with the signature `step(run, batch) -> loss`.
+`fit` draws batches and counts updates; a *step* turns one batch into one update. Every
+technique that changes training is a step of its own with the signature `step(run, batch)
+-> loss`.
 """
 
 from __future__ import annotations
@@ -36,7 +37,9 @@ FINGERPRINT = ("seed", "batch_size", "rows", "processes")
 
 
 def use_one_thread() -> None:
-    """Set the two switches that make small networks fast on a CPU: one thread, no denormals."""
+    """Set the two switches that make small networks fast on a CPU: one thread, no
+    denormals.
+    """
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
 
@@ -50,7 +53,8 @@ class NonFiniteLossError(RuntimeError):
 
 @dataclass
 class History:
-    """What a run recorded: one entry an update in `loss` and `lr`, more columns in `extra`.
+    """What a run recorded: one entry an update in `loss` and `lr`, more columns in
+    `extra`.
 
     Columns in `extra` are as long as `loss`, with None where a step logged nothing.
     `validation` holds one dictionary (step, loss, accuracy, count) an evaluation.
@@ -107,7 +111,8 @@ class Run:
     accumulation_steps: int = 1  # micro-batches an update
     step: int = 0  # updates done
     logged: dict[str, object] = field(default_factory=dict)
-    _graph: Tensor | None = None  # the last loss: while it lives, the next pass reuses its leaves
+    # the last loss: while it lives, the next pass reuses its leaves
+    _graph: Tensor | None = None
 
     def log(self, name: str, value: float | Tensor) -> None:
         """Record a number for this update under `name`."""
@@ -128,8 +133,9 @@ class Run:
     def gradients(self, batch: Batch) -> Tensor:
         """Add the gradient of the batch's mean loss to `.grad`, and return that loss.
 
-        The mean is over all rows of the batch: each micro-batch counts by its rows, on every
-        process, so that neither the number of micro-batches nor of processes changes the result.
+        The mean is over all rows of the batch: each micro-batch counts by its rows, on
+        every process, so that neither the number of micro-batches nor of processes
+        changes the result.
         """
         if batch.share == 1.0 and self.accumulation_steps == 1:
             loss = self.loss_fn(self.model(batch.inputs), batch.targets)
@@ -140,11 +146,15 @@ class Run:
         rows = len(batch.inputs)
         pieces = min(self.accumulation_steps, rows)
         parts = zip(
-            batch.inputs.tensor_split(pieces), batch.targets.tensor_split(pieces), strict=True
+            batch.inputs.tensor_split(pieces),
+            batch.targets.tensor_split(pieces),
+            strict=True,
         )
         for number, (inputs, targets) in enumerate(parts, start=1):
             last = number == pieces
-            with contextlib.nullcontext() if last else self.accelerator.no_sync(self.model):
+            with (
+                contextlib.nullcontext() if last else self.accelerator.no_sync(self.model)
+            ):
                 loss = self.loss_fn(self.model(inputs), targets)
                 loss = loss * (batch.share * len(inputs) / rows)
                 self.backward(loss)
@@ -176,13 +186,17 @@ def train_step(run: Run, batch: Batch) -> Tensor:
 
 
 def epoch_order(rows: int, seed: int, epoch: int) -> Tensor:
-    """Return the order of the rows in one epoch: a permutation that `seed` and `epoch` fix."""
+    """Return the order of the rows in one epoch: a permutation that `seed` and `epoch`
+    fix.
+    """
     generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
     return torch.randperm(rows, generator=generator)
 
 
 def as_tensors(data) -> tuple[Tensor, Tensor]:
-    """Return (inputs, targets) of an `ImageData` (its training rows), a `Split` or a pair."""
+    """Return (inputs, targets) of an `ImageData` (its training rows), a `Split` or a
+    pair.
+    """
     data = getattr(data, "train", data)
     inputs, targets = data.tensors() if hasattr(data, "tensors") else data
     if len(inputs) != len(targets):
@@ -195,9 +209,13 @@ def as_tensors(data) -> tuple[Tensor, Tensor]:
 
 
 class Batches:
-    """Endless batches from (epoch, position) on; a tensor pair is shuffled anew each epoch."""
+    """Endless batches from (epoch, position) on; a tensor pair is shuffled anew each
+    epoch.
+    """
 
-    def __init__(self, data, batch_size: int, seed: int, accelerator: Accelerator, transform):
+    def __init__(
+        self, data, batch_size: int, seed: int, accelerator: Accelerator, transform
+    ):
         self.seed, self.accelerator, self.transform = seed, accelerator, transform
         self.rank, self.world = accelerator.process_index, accelerator.num_processes
         self.loader = data if isinstance(data, DataLoader) else None
@@ -215,7 +233,9 @@ class Batches:
     def mine(self, inputs: Tensor, targets: Tensor) -> Batch:
         """Keep this process's part of a batch that all processes have drawn alike."""
         rows = len(inputs)
-        inputs, targets = (t.tensor_split(self.world)[self.rank] for t in (inputs, targets))
+        inputs, targets = (
+            t.tensor_split(self.world)[self.rank] for t in (inputs, targets)
+        )
         return Batch(inputs, targets, len(inputs) * self.world / rows)
 
     def __iter__(self) -> Iterator[Batch]:
@@ -233,7 +253,9 @@ class Batches:
                     yield self.whole(self.mine(inputs, targets), inputs, targets)
 
     def whole(self, batch: Batch, inputs: Tensor, targets: Tensor) -> Batch:
-        """Give a process without rows one row that counts nothing: it must still take part."""
+        """Give a process without rows one row that counts nothing: it must still take
+        part.
+        """
         return batch if len(batch.inputs) else Batch(inputs[:1], targets[:1], 0.0)
 
     def tensor_epoch(self):
@@ -243,7 +265,8 @@ class Batches:
 
     def loader_epoch(self):
         skip, now = self.position, None
-        if skip:  # resumed inside an epoch: draw the same order again, then go on as before
+        # resumed inside an epoch: draw the same order again, then go on as before
+        if skip:
             now = rng_state()
             set_rng_state(self.epoch_rng)
         else:
@@ -288,7 +311,8 @@ def set_rng_state(state: dict) -> None:
 
 @contextlib.contextmanager
 def replacing(path: str | Path):
-    """Open a file for bytes that takes the place of `path` once it is whole and on the disk.
+    """Open a file for bytes that takes the place of `path` once it is whole and on the
+    disk.
 
     A reader finds the old file or the new one, never a part, also where the disk is full.
     """
@@ -314,7 +338,8 @@ def save_atomically(state: dict, path: str | Path) -> None:
 def load_checkpoint(path: str | Path) -> dict:
     """Read a checkpoint of `fit` without running code from it.
 
-    Raises ValueError where the file is no checkpoint, is cut short, or has another format.
+    Raises ValueError where the file is no checkpoint, is cut short, or has another
+    format.
     """
     advice = "Delete the file to start anew, or name another one."
     try:
@@ -366,7 +391,9 @@ def show_progress() -> bool:
 
 @functools.cache  # registered once a process
 def _close_group_at_exit() -> None:
-    """Close the group of CPU processes as Python ends: left open, gloo's threads may abort it."""
+    """Close the group of CPU processes as Python ends: left open, gloo's threads may
+    abort it.
+    """
 
     @atexit.register
     def close() -> None:
@@ -376,9 +403,13 @@ def _close_group_at_exit() -> None:
 
 @contextlib.contextmanager
 def _keep_precision() -> Iterator[None]:
-    """Put the process's precision back at the end: Accelerate has one for all Accelerators."""
+    """Put the process's precision back at the end: Accelerate has one for all
+    Accelerators.
+    """
     shared = AcceleratorState._shared_state
-    before = shared.get("_mixed_precision", os.environ.get("ACCELERATE_MIXED_PRECISION", "no"))
+    before = shared.get(
+        "_mixed_precision", os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    )
     try:
         yield
     finally:
@@ -386,16 +417,20 @@ def _keep_precision() -> Iterator[None]:
             shared["_mixed_precision"] = before
 
 
-def make_accelerator(mixed_precision: str | None = None, cpu: bool | None = None) -> Accelerator:
-    """Return an Accelerator of the asked precision, also where one of another precision exists.
+def make_accelerator(
+    mixed_precision: str | None = None, cpu: bool | None = None
+) -> Accelerator:
+    """Return an Accelerator of the asked precision, also where one of another precision
+    exists.
 
     By default the precision is that of the process: of an earlier Accelerator, or what
-    `accelerate launch` was given. The loop divides the loss itself (by rows, not by micro-batches),
-    so Accelerate must not.
+    `accelerate launch` was given. The loop divides the loss itself (by rows, not by
+    micro-batches), so Accelerate must not.
     """
     shared = AcceleratorState._shared_state
     if shared and mixed_precision:
-        shared["_mixed_precision"] = mixed_precision  # else Accelerate refuses another one
+        # else Accelerate refuses another one
+        shared["_mixed_precision"] = mixed_precision
     accelerator = Accelerator(mixed_precision=mixed_precision, cpu=bool(cpu))
     if accelerator.distributed_type is DistributedType.MULTI_CPU:
         _close_group_at_exit()
@@ -439,25 +474,30 @@ def fit(
     `data`: an `ImageData`, a `Split`, a pair (inputs, targets) or a `DataLoader`.
     `batch_size`: rows an update, over all processes and micro-batches together.
     `loss_fn(outputs, targets)`: the mean over the rows.
-    `schedule(t)`: the factor on each learning rate at update t (from 0); a pure function of t.
+    `schedule(t)`: the factor on each learning rate at update t (from 0); a pure function
+    of t.
     `step(run, batch)`: makes one update and returns the loss.
-    `accumulation_steps`, `mixed_precision`: by default what `accelerate launch` was given; an
-    Accelerator made before or after keeps its own precision.
-    `checkpoint`: the file to save to, every `save_every` updates, at the end and at Ctrl-C;
-    with `resume=True` an existing file is continued, to the bit (but see the warning for a
-    `DataLoader` with persistent workers).
+    `accumulation_steps`, `mixed_precision`: by default what `accelerate launch` was
+    given; an Accelerator made before or after keeps its own precision.
+    `checkpoint`: the file to save to, every `save_every` updates, at the end and at
+    Ctrl-C; with `resume=True` an existing file is continued, to the bit (but see the
+    warning for a `DataLoader` with persistent workers).
     `stop_on_nan`: switch it off to watch a run diverge.
-    `watch(run, row)`: called after each validation with its row of the history; the run ends where
-    it returns True. Its `state_dict`, if it has one, is kept in the checkpoint, and a run that it
-    has ended is not continued.
+    `watch(run, row)`: called after each validation with its row of the history; the run
+    ends where it returns True. Its `state_dict`, if it has one, is kept in the
+    checkpoint, and a run that it has ended is not continued.
 
-    Raises ValueError for settings that cannot work, FileExistsError rather than overwrite a
-    checkpoint, and NonFiniteLossError at the first loss that is NaN or infinite.
+    Raises ValueError for settings that cannot work, FileExistsError rather than overwrite
+    a checkpoint, and NonFiniteLossError at the first loss that is NaN or infinite.
     """
-    pieces = accumulation_steps or int(os.environ.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", 1))
+    pieces = accumulation_steps or int(
+        os.environ.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", 1)
+    )
     _check_settings(steps, epochs, batch_size, pieces, checkpoint, save_every, resume)
     if watch is not None and validation is None:
-        raise ValueError("watch= looks at validation results: give validation=, the rows to use")
+        raise ValueError(
+            "watch= looks at validation results: give validation=, the rows to use"
+        )
     accelerator = make_accelerator(mixed_precision, cpu)
     batches = Batches(data, batch_size, seed, accelerator, transform)
     if checkpoint and batches.loader is not None and batches.loader.persistent_workers:
@@ -470,7 +510,9 @@ def fit(
     steps = steps if steps is not None else epochs * batches.length
 
     original, was_training = model, model.training
-    first_rates = [group.setdefault("initial_lr", group["lr"]) for group in optimizer.param_groups]
+    first_rates = [
+        group.setdefault("initial_lr", group["lr"]) for group in optimizer.param_groups
+    ]
     model = accelerator.prepare_model(model.train())
     raw_optimizer = optimizer
     if accelerator.scaler is not None:
@@ -478,7 +520,11 @@ def fit(
     run = Run(model, optimizer, loss_fn, accelerator, pieces)
     history = History()
     facts = dict(
-        zip(FINGERPRINT, (seed, batches.batch_size, batches.rows, batches.world), strict=True)
+        zip(
+            FINGERPRINT,
+            (seed, batches.batch_size, batches.rows, batches.world),
+            strict=True,
+        )
     )
     if resume and Path(checkpoint).exists():
         saved = load_checkpoint(checkpoint)
@@ -511,7 +557,8 @@ def fit(
                 },
                 checkpoint,
             )
-        accelerator.wait_for_everyone()  # else another process may look before the file is there
+        # else another process may look before the file is there
+        accelerator.wait_for_everyone()
 
     try:
         _loop(
@@ -525,7 +572,9 @@ def fit(
     return history
 
 
-def _check_settings(steps, epochs, batch_size, pieces, checkpoint, save_every, resume) -> None:
+def _check_settings(
+    steps, epochs, batch_size, pieces, checkpoint, save_every, resume
+) -> None:
     if (steps is None) == (epochs is None):
         raise ValueError("give either steps= (updates) or epochs=, and not both")
     for name, value in (("steps", steps), ("epochs", epochs), ("batch_size", batch_size)):
@@ -555,7 +604,9 @@ def _restore(saved, facts, model, optimizer, run, batches, history, path) -> Non
         model.load_state_dict(saved["model"])
         optimizer.load_state_dict(saved["optimizer"])
     except (RuntimeError, ValueError) as error:
-        raise ValueError(f"{path} belongs to another model or optimizer: {error}") from error
+        raise ValueError(
+            f"{path} belongs to another model or optimizer: {error}"
+        ) from error
     if run.accelerator.scaler is not None and saved["scaler"]:
         run.accelerator.scaler.load_state_dict(saved["scaler"])
     run.step = saved["step"]
@@ -583,7 +634,9 @@ def _loop(
     check_every = 1 if on_cpu else 20  # reading a loss stalls a GPU
     outer = sys.exc_info()[1]  # what the caller is handling, if anything
     bar, ended = None, False
-    if run.accelerator.is_main_process and (show_progress() if progress is None else progress):
+    if run.accelerator.is_main_process and (
+        show_progress() if progress is None else progress
+    ):
         from tqdm.auto import tqdm
 
         bar = tqdm(total=steps, initial=run.step, unit="update", miniters=1, leave=False)
@@ -594,7 +647,9 @@ def _loop(
         values = torch.tensor([float(value) for value in losses], dtype=torch.float64)
         if batches.world > 1:  # each process holds its share of the mean
             device = run.accelerator.device
-            values = run.accelerator.reduce(values.float().to(device), "mean").double().cpu()
+            values = (
+                run.accelerator.reduce(values.float().to(device), "mean").double().cpu()
+            )
         history.loss += values.tolist()
         history.lr += rates
         for name, column in history.extra.items():
@@ -610,14 +665,19 @@ def _loop(
             for name, value in run.logged.items():
                 column = history.extra.setdefault(name, [])
                 column.extend([None] * (done - 1 - len(column)))
-                column.append(value.item() if isinstance(value, Tensor) and on_cpu else value)
+                column.append(
+                    value.item() if isinstance(value, Tensor) and on_cpu else value
+                )
             run.logged = {}
 
     def check_finite() -> None:
         if on_cpu and batches.world == 1 and math.isfinite(losses[-1]):
             return
-        recent = losses[-check_every:] if on_cpu else [float(x) for x in losses[-check_every:]]
-        if batches.world > 1:  # the mean: so all processes raise, and none waits for another
+        recent = (
+            losses[-check_every:] if on_cpu else [float(x) for x in losses[-check_every:]]
+        )
+        # the mean: so all processes raise, and none waits for another
+        if batches.world > 1:
             recent = torch.tensor(recent, device=run.accelerator.device)
             recent = run.accelerator.reduce(recent, "mean").tolist()
         for back, loss in enumerate(reversed(recent)):
@@ -648,12 +708,17 @@ def _loop(
                     bar.update()
                     if run.step % 20 == 0:
                         bar.set_postfix(loss=f"{float(losses[-1]):.3f}", refresh=False)
-                if validation is not None and (run.step % validate_every == 0 or run.step == steps):
-                    row = evaluate(run.model, validation, run.loss_fn, accelerator=run.accelerator)
+                if validation is not None and (
+                    run.step % validate_every == 0 or run.step == steps
+                ):
+                    row = evaluate(
+                        run.model, validation, run.loss_fn, accelerator=run.accelerator
+                    )
                     history.validation.append({"step": run.step, **row})
                     ended = watch is not None and bool(watch(run, history.validation[-1]))
                 stop = interrupt.seen
-                if batches.world > 1 and (run.step % 10 == 0 or run.step == steps):  # stop together
+                # stop together
+                if batches.world > 1 and (run.step % 10 == 0 or run.step == steps):
                     flag = torch.tensor(float(stop), device=run.accelerator.device)
                     stop = run.accelerator.reduce(flag, "sum").item() > 0
                 elif batches.world > 1:
@@ -695,8 +760,11 @@ def evaluate(
         data = tuple(torch.cat(parts) for parts in zip(*batches, strict=True))
     inputs, targets = as_tensors(data)
     device = next(model.parameters()).device
-    rank, world = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
-    if world > 1:  # DDP would send buffers in a forward pass, which a rank without rows skips
+    rank, world = (
+        (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
+    )
+    # DDP would send buffers in a forward pass, which a rank without rows skips
+    if world > 1:
         model = accelerator.unwrap_model(model)
         for buffer in model.buffers():
             torch.distributed.broadcast(buffer, 0)
@@ -709,7 +777,11 @@ def evaluate(
             continue
         x, y = inputs[rows].to(device), targets[rows].to(device)
         outputs = model(x)
-        right = (outputs.argmax(-1) == y).sum() if outputs.ndim > 1 else torch.tensor(math.nan)
+        right = (
+            (outputs.argmax(-1) == y).sum()
+            if outputs.ndim > 1
+            else torch.tensor(math.nan)
+        )
         sums += torch.tensor([float(loss_fn(outputs, y)) * len(x), float(right), len(x)])
     model.train(was_training)
     if world > 1:

@@ -1,8 +1,9 @@
 """The same training run over many seeds at once, and what may be said of the results.
 
-All replicas (one for each pair of learning rate and seed) are stacked: each parameter gets a
-leading dimension, and one batched forward and backward pass serves them all. A chain of linear
-layers and activations runs as batched matrix products, any other model under `torch.vmap`.
+All replicas (one for each pair of learning rate and seed) are stacked: each parameter
+gets a leading dimension, and one batched forward and backward pass serves them all. A
+chain of linear layers and activations runs as batched matrix products, any other model
+under `torch.vmap`.
 """
 
 from __future__ import annotations
@@ -36,7 +37,8 @@ class Trials:
     """The results of runs over learning rates x seeds.
 
     `train_loss`: (lrs, seeds, steps). `logged[name]`: (lrs, seeds, steps).
-    `validation` and `test`: {"loss", "accuracy"}, each (lrs, seeds); empty where not asked for.
+    `validation` and `test`: {"loss", "accuracy"}, each (lrs, seeds); empty where not
+    asked for.
     `stacked`: whether the replicas ran as one.
     """
 
@@ -49,7 +51,9 @@ class Trials:
     stacked: bool = True
 
     def best_lr(self, metric: str = "accuracy") -> int:
-        """Return the index of the learning rate that is best on the validation rows, on average."""
+        """Return the index of the learning rate that is best on the validation rows, on
+        average.
+        """
         if not self.validation:
             raise ValueError("no validation results: give run_trials validation=")
         values = self.validation[metric].mean(axis=1)
@@ -76,27 +80,34 @@ def run_trials(
     test=None,
     stack: bool = True,
 ) -> Trials:
-    """Train `build(seed)` for every learning rate and seed, all at once, and return the results.
+    """Train `build(seed)` for every learning rate and seed, all at once, and return the
+    results.
 
-    Each replica has the weights of its seed and the batches that `fit(seed=...)` would draw, so
-    that two techniques run on the same seeds are pairs. A replica that diverges goes on with NaN
-    and harms no other. Stacking pays for small networks, where calls cost more than arithmetic;
-    for wide layers and large batches `stack=False` is as fast or faster.
+    Each replica has the weights of its seed and the batches that `fit(seed=...)` would
+    draw, so that two techniques run on the same seeds are pairs. A replica that diverges
+    goes on with NaN and harms no other. Stacking pays for small networks, where calls
+    cost more than arithmetic; for wide layers and large batches `stack=False` is as fast
+    or faster.
 
-    `grad_transform(grads)` gets one replica's gradients (a list of tensors, without the leading
-    dimension) and returns (grads, {"name": number}); it must be free of side effects.
-    `optimizer`: "sgd" (with `momentum`), "adam" (L2 in the gradient) or "adamw" (decoupled).
+    `grad_transform(grads)` gets one replica's gradients (a list of tensors, without the
+    leading dimension) and returns (grads, {"name": number}); it must be free of side
+    effects.
+    `optimizer`: "sgd" (with `momentum`), "adam" (L2 in the gradient) or "adamw"
+    (decoupled).
     `schedule(t)`: the factor on the learning rate at update t, from 0.
 
-    Raises ValueError for unknown optimizers and empty settings. Warns with `CannotStack` where
-    the model, the loss or `grad_transform` does not stack, and then runs the replicas one by one.
+    Raises ValueError for unknown optimizers and empty settings. Warns with `CannotStack`
+    where the model, the loss or `grad_transform` does not stack, and then runs the
+    replicas one by one.
     """
     lrs = [float(lr)] if isinstance(lr, (int, float)) else [float(value) for value in lr]
     seeds = [int(seed) for seed in seeds]
     if not lrs or not seeds or steps < 1:
         raise ValueError("give at least one learning rate, one seed and one step")
     if optimizer not in OPTIMIZERS:
-        raise ValueError(f"optimizer={optimizer!r}: choose one of {', '.join(OPTIMIZERS)}")
+        raise ValueError(
+            f"optimizer={optimizer!r}: choose one of {', '.join(OPTIMIZERS)}"
+        )
     if optimizer != "sgd" and momentum:
         raise ValueError(f"momentum= is for 'sgd'; {optimizer!r} has betas of its own")
     inputs, targets = as_tensors(data)
@@ -181,15 +192,19 @@ def _run_stacked(job: _Job) -> Trials:
         job.lrs,
         job.seeds,
         losses.T.reshape(*shape, job.steps).numpy(),
-        logged={name: v.T.reshape(*shape, job.steps).numpy() for name, v in logged.items()},
+        logged={
+            name: v.T.reshape(*shape, job.steps).numpy() for name, v in logged.items()
+        },
         **results,
     )
 
 
 class _Stack:
-    """The parameters of all replicas: `weights`, each (replicas, ...), are views of `flat`.
+    """The parameters of all replicas: `weights`, each (replicas, ...), are views of
+    `flat`.
 
-    `flat` is (replicas, parameters a replica), so that an optimizer has one tensor to update.
+    `flat` is (replicas, parameters a replica), so that an optimizer has one tensor to
+    update.
     """
 
     def __init__(self, job: _Job):
@@ -213,7 +228,9 @@ class _Stack:
         self.grad = torch.empty_like(self.flat)
 
     def flatten(self, grads) -> Tensor:
-        """Return the gradients in the shape of `flat`, in a buffer that the next call reuses."""
+        """Return the gradients in the shape of `flat`, in a buffer that the next call
+        reuses.
+        """
         parts = [grad.reshape(len(self.flat), -1) for grad in grads]
         return torch.cat(parts, 1, out=self.grad)
 
@@ -232,19 +249,26 @@ def _gather(values: Tensor, rows: Tensor) -> Tensor:
 
 
 def _orders(job: _Job):
-    """Yield (seeds, batch) row numbers: for each seed what `fit` with that seed would draw."""
+    """Yield (seeds, batch) row numbers: for each seed what `fit` with that seed would
+    draw.
+    """
     epoch = 0
     while True:
-        orders = torch.stack([epoch_order(len(job.inputs), seed, epoch) for seed in job.seeds])
+        orders = torch.stack(
+            [epoch_order(len(job.inputs), seed, epoch) for seed in job.seeds]
+        )
         yield from orders.split(job.batch_size, dim=1)
         epoch += 1
 
 
 def _forward(job: _Job, stack: _Stack) -> Callable[[list[Tensor], Tensor], Tensor]:
-    """Return a function of the stacked weights and x (replicas, batch, ...) to all outputs."""
+    """Return a function of the stacked weights and x (replicas, batch, ...) to all
+    outputs.
+    """
     chain = _chain(stack)
     if chain is not None:
-        stack.skeleton(job.inputs[:1])  # for the model's own words on inputs that do not fit
+        # for the model's own words on inputs that do not fit
+        stack.skeleton(job.inputs[:1])
         return chain
 
     def forward_one(values, frozen, buffers, x):
@@ -256,11 +280,12 @@ def _forward(job: _Job, stack: _Stack) -> Callable[[list[Tensor], Tensor], Tenso
 
 
 def _chain(stack: _Stack) -> Callable[[list[Tensor], Tensor], Tensor] | None:
-    """Return the same function as batched matrix products, or None where the model is no chain.
+    """Return the same function as batched matrix products, or None where the model is no
+    chain.
 
-    It holds the values as (replicas, units, batch): so the gradients of the weights come out
-    contiguous, and the softmax runs over a dimension that is not the last, which is many times
-    faster for few classes.
+    It holds the values as (replicas, units, batch): so the gradients of the weights come
+    out contiguous, and the softmax runs over a dimension that is not the last, which is
+    many times faster for few classes.
     """
     pieces = _pieces(stack.skeleton)
     position = {name: number for number, name in enumerate(stack.names)}
@@ -301,7 +326,9 @@ def _one_by_one(activation) -> Callable[[Tensor], Tensor]:
 
 
 def _pieces(model: nn.Module) -> list:
-    """Return the layers and functions that a model applies to flat rows, or [] if it has others."""
+    """Return the layers and functions that a model applies to flat rows, or [] if it has
+    others.
+    """
     own_forward = any("forward" in vars(module) for module in model.modules())
     if own_forward or any(_has_hooks(module) for module in model.modules()):
         return []
@@ -314,7 +341,12 @@ def _pieces(model: nn.Module) -> list:
 
 
 def _has_hooks(module: nn.Module) -> bool:
-    names = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    names = (
+        "_forward_hooks",
+        "_forward_pre_hooks",
+        "_backward_hooks",
+        "_backward_pre_hooks",
+    )
     return any(getattr(module, name) for name in names)
 
 
@@ -323,12 +355,17 @@ def _is_flatten(module: nn.Module) -> bool:
 
 
 def _loss_function(job: _Job, targets: Tensor) -> Callable[[object, Tensor], Tensor]:
-    """Return a function of outputs (replicas, batch, ...) and y (replicas, batch) to (replicas,).
+    """Return a function of outputs (replicas, batch, ...) and y (replicas, batch) to
+    (replicas,).
 
     Cross entropy of class numbers is done for all replicas in one call.
     """
     each = torch.vmap(job.loss_fn, randomness="different")
-    if job.loss_fn is not F.cross_entropy or targets.ndim != 1 or targets.dtype != torch.int64:
+    if (
+        job.loss_fn is not F.cross_entropy
+        or targets.ndim != 1
+        or targets.dtype != torch.int64
+    ):
         return each
     if targets.min() < 0:  # -100 marks rows that do not count
         return each
@@ -342,7 +379,9 @@ def _loss_function(job: _Job, targets: Tensor) -> Callable[[object, Tensor], Ten
 
 
 class _Optimizer:
-    """SGD, Adam and AdamW on the flat weights of all replicas, with learning rates `lr` (n, 1)."""
+    """SGD, Adam and AdamW on the flat weights of all replicas, with learning rates `lr`
+    (n, 1).
+    """
 
     def __init__(self, job: _Job, weight: Tensor, lr: Tensor):
         self.job, self.weight, self.lr, self.count = job, weight, lr, 0
@@ -425,7 +464,10 @@ def _run_loop(job: _Job) -> Trials:
 def _fit_one(job: _Job, model: nn.Module, lr: float, seed: int):
     if job.optimizer == "sgd":
         optimizer = torch.optim.SGD(
-            model.parameters(), lr=lr, momentum=job.momentum, weight_decay=job.weight_decay
+            model.parameters(),
+            lr=lr,
+            momentum=job.momentum,
+            weight_decay=job.weight_decay,
         )
     else:
         kind = torch.optim.Adam if job.optimizer == "adam" else torch.optim.AdamW
@@ -435,7 +477,9 @@ def _fit_one(job: _Job, model: nn.Module, lr: float, seed: int):
         run.optimizer.zero_grad()
         loss = run.gradients(batch)
         if job.grad_transform is not None:
-            weights = [weight for weight in run.model.parameters() if weight.grad is not None]
+            weights = [
+                weight for weight in run.model.parameters() if weight.grad is not None
+            ]
             grads, facts = job.grad_transform([weight.grad for weight in weights])
             for weight, grad in zip(weights, grads, strict=True):
                 weight.grad = grad
@@ -469,7 +513,9 @@ class Interval:
 
 @dataclass(frozen=True)
 class Comparison(Interval):
-    """The mean of paired differences a - b, its interval, and in how many pairs a was larger."""
+    """The mean of paired differences a - b, its interval, and in how many pairs a was
+    larger.
+    """
 
     wins: int = 0
 
@@ -482,10 +528,11 @@ def mean(values) -> float:
 def interval(
     values, level: float = 0.95, method: str = "t", resamples: int = 10_000, seed: int = 0
 ) -> Interval:
-    """Return the mean of `values` (n,) with its confidence interval, by Student's t or bootstrap.
+    """Return the mean of `values` (n,) with its confidence interval, by Student's t or
+    bootstrap.
 
-    Raises ValueError for fewer than two values, values that are not finite, or a `level` outside
-    (0, 1).
+    Raises ValueError for fewer than two values, values that are not finite, or a `level`
+    outside (0, 1).
     """
     values = _finite(values)
     if len(values) < 2:
@@ -502,7 +549,9 @@ def interval(
     if method == "bootstrap":
         rng = np.random.default_rng(seed)
         draws = rng.integers(0, len(values), (resamples, len(values)))
-        low, high = np.quantile(values[draws].mean(axis=1), [0.5 - level / 2, 0.5 + level / 2])
+        low, high = np.quantile(
+            values[draws].mean(axis=1), [0.5 - level / 2, 0.5 + level / 2]
+        )
         return Interval(center, float(low), float(high), len(values))
     raise ValueError(f"method={method!r}: choose 't' or 'bootstrap'")
 
@@ -514,26 +563,36 @@ def paired(a, b, level: float = 0.95, method: str = "t") -> Comparison:
     """
     a, b = _finite(a), _finite(b)
     if len(a) != len(b):
-        raise ValueError(f"{len(a)} and {len(b)} values are no pairs: run both on the same seeds")
+        raise ValueError(
+            f"{len(a)} and {len(b)} values are no pairs: run both on the same seeds"
+        )
     result = interval(a - b, level, method)
     return Comparison(result.mean, result.low, result.high, result.n, int((a > b).sum()))
 
 
-def best_each(a: Trials, b: Trials, metric: str = "accuracy", level: float = 0.95) -> Comparison:
-    """Compare two techniques, each at the learning rate that is best for it, on the test rows.
+def best_each(
+    a: Trials, b: Trials, metric: str = "accuracy", level: float = 0.95
+) -> Comparison:
+    """Compare two techniques, each at the learning rate that is best for it, on the test
+    rows.
 
-    The rates are chosen by the validation mean, so the test rows have no part in the choice.
+    The rates are chosen by the validation mean, so the test rows have no part in the
+    choice.
     """
     if a.seeds != b.seeds:
         raise ValueError("the two were run on different seeds: run both on the same ones")
     if not a.test or not b.test:
         raise ValueError("no test results: give run_trials test=")
-    return paired(a.test[metric][a.best_lr(metric)], b.test[metric][b.best_lr(metric)], level)
+    return paired(
+        a.test[metric][a.best_lr(metric)], b.test[metric][b.best_lr(metric)], level
+    )
 
 
 def _finite(values) -> np.ndarray:
     values = np.asarray(values, dtype=np.float64).ravel()
     if not np.isfinite(values).all():
         bad = int((~np.isfinite(values)).sum())
-        raise ValueError(f"{bad} of {len(values)} values are not finite: count those runs apart")
+        raise ValueError(
+            f"{bad} of {len(values)} values are not finite: count those runs apart"
+        )
     return values
