@@ -381,12 +381,14 @@ class Book:
                 name = alias.asname or alias.name
                 if alias.name == "EXERCISES":
                     self.lists.add(name)
-                inner = node.module.partition(".")[2]
+                inner = (
+                    node.module.partition(".")[2].removeprefix("exercises").lstrip(".")
+                )
                 self.modules[name] = inner or alias.name
         elif isinstance(node, ast.Import):
             for alias in node.names:
                 if alias.name.startswith("dlcourse."):
-                    inner = alias.name.partition(".")[2]
+                    inner = alias.name.partition(".")[2].removeprefix("exercises.")
                     self.modules[alias.asname or alias.name] = inner
         elif isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
             index = self._index(node.value)
@@ -615,7 +617,7 @@ class Runner:
         from dlcourse.lab import exercises
 
         self.book = book
-        module = importlib.import_module(f"dlcourse.{technique}")
+        module = importlib.import_module(f"dlcourse.exercises.{technique}")
         self.exercises = tuple(module.EXERCISES)
         self.hint_for = exercises.Exercise.hint_for
         self.blank_hint = exercises.BLANK
@@ -1051,14 +1053,9 @@ class Task:
 
 @functools.cache
 def techniques() -> set[str]:
-    """Return the names of the package's modules that have exercises, without importing
-    them.
-    """
-    return {
-        path.stem
-        for path in Path(__file__).parent.glob("*.py")
-        if re.search(r"^EXERCISES\b.*=", path.read_text(encoding="utf-8"), re.M)
-    }
+    """Return the names of the techniques that have exercises, without importing them."""
+    folder = Path(__file__).parent / "exercises"
+    return {path.stem for path in folder.glob("*.py")} - {"__init__"}
 
 
 def named(path: Path) -> str:
@@ -1081,10 +1078,10 @@ def chapter_name(technique: str, path: Path) -> str:
 def questions_of(technique: str) -> list[str]:
     """Return the questions of a module's exercises; raise Unreadable where it has none."""
     try:
-        module = importlib.import_module(f"dlcourse.{technique}")
+        module = importlib.import_module(f"dlcourse.exercises.{technique}")
         questions = [exercise.question for exercise in module.EXERCISES]
     except Exception as error:
-        what = f"dlcourse.{technique} has no exercises here ({type(error).__name__}: {error})"
+        what = f"dlcourse.exercises.{technique} has no exercises here ({type(error).__name__}: {error})"
         raise Unreadable(
             f"belongs to a chapter that this install lacks: {what}"
         ) from None

@@ -333,7 +333,9 @@ def claims(path: Path, book) -> list[str]:
 
 def imports(path: Path, book) -> list[str]:
     """From dlcourse only the chapter's own technique and the lab; no star imports."""
-    allowed = {technique(path), "lab"} | ALSO_IMPORTS.get(technique(path), set())
+    allowed = {technique(path), "exercises", "lab"} | ALSO_IMPORTS.get(
+        technique(path), set()
+    )
     problems = []
     for number, tree in trees(book):
         modules = []

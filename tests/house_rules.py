@@ -40,6 +40,7 @@ COMMANDS = (
 )
 # around the chapters, none of them
 GUIDES = {"00_start_here.ipynb", "17_your_own_run.ipynb"}
+ROOMS = {"exercises", "lab"}
 OTHER_MODULES = {"__init__", "__main__", *COMMANDS}
 BUILDS_ON = {
     "warmup": {"dlcourse.learning_rate_decay"},
@@ -56,10 +57,22 @@ def parse(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
 
 
-def techniques(root: Path) -> list[Path]:
-    """Return the technique modules that exist."""
-    paths = [root / "dlcourse" / f"{name}.py" for name in TECHNIQUES]
-    return [path for path in paths if path.exists()]
+def files_of(root: Path, name: str) -> list[Path]:
+    """Return the files of a technique: one module, or a folder with one file an idea."""
+    module = root / "dlcourse" / f"{name}.py"
+    return (
+        [module] if module.exists() else sorted((root / "dlcourse" / name).glob("*.py"))
+    )
+
+
+def techniques(root: Path) -> dict[Path, str]:
+    """Return the files of the techniques that exist, each with its technique's name."""
+    return {path: name for name in TECHNIQUES for path in files_of(root, name)}
+
+
+def exercises(root: Path) -> list[Path]:
+    """Return the modules of the exercises."""
+    return sorted((root / "dlcourse" / "exercises").glob("*.py"))
 
 
 def lab(root: Path) -> list[Path]:
@@ -126,7 +139,7 @@ def mentioned_in_notebook(path: Path) -> set[str]:
 # --- the rules ------------------------------------------------------------------------------------
 
 
-def one_name_three_places(root: Path) -> list[str]:
+def one_name_everywhere(root: Path) -> list[str]:
     """A technique is a module, a chapter with its number, a test file, and a row of the
     README.
     """
@@ -136,8 +149,14 @@ def one_name_three_places(root: Path) -> list[str]:
     readme = root / "README.md"
     text = readme.read_text(encoding="utf-8") if readme.exists() else None
     for name in TECHNIQUES:
+        module = (
+            f"dlcourse/{name}"
+            if (root / "dlcourse" / name).is_dir()
+            else f"dlcourse/{name}.py"
+        )
         places = [
-            f"dlcourse/{name}.py",
+            module,
+            f"dlcourse/exercises/{name}.py",
             f"chapters/{CHAPTER[name]}",
             f"tests/test_{name}.py",
         ]
@@ -155,9 +174,12 @@ def no_strangers(root: Path) -> list[str]:
     """dlcourse/ holds the sixteen techniques, the commands and the lab; chapters/ theirs
     only.
     """
-    modules = {path.stem for path in (root / "dlcourse").glob("*.py")}
-    strangers = sorted(modules - set(TECHNIQUES) - OTHER_MODULES)
-    problems = [f"dlcourse/{name}.py is no technique of the list" for name in strangers]
+    inside = [
+        path for path in (root / "dlcourse").iterdir() if path.name != "__pycache__"
+    ]
+    modules = {path.stem for path in inside if path.is_dir() or path.suffix == ".py"}
+    strangers = sorted(modules - set(TECHNIQUES) - OTHER_MODULES - ROOMS)
+    problems = [f"dlcourse/{name} is no technique of the list" for name in strangers]
     chapters = {path.name for path in (root / "chapters").glob("*.ipynb")}
     extra = sorted(chapters - set(CHAPTER.values()) - GUIDES)
     return problems + [
@@ -166,14 +188,23 @@ def no_strangers(root: Path) -> list[str]:
 
 
 def imports_point_one_way(root: Path) -> list[str]:
-    """A technique imports no other, and of the lab only exercises; the lab only the lab."""
+    """A technique imports nothing of dlcourse; its exercises the technique; the lab the lab."""
     problems = []
-    for path in techniques(root):
-        allowed = {"dlcourse.lab.exercises"} | BUILDS_ON.get(path.stem, set())
+    for path, technique in techniques(root).items():
+        allowed = BUILDS_ON.get(technique, set())
+        if path.stem != technique:  # a technique in a folder: its own other files
+            allowed = allowed | {f"dlcourse.{technique}"}
         for line, name in imported(root, path):
             if inside(name, {"dlcourse"}) and not inside(name, allowed):
                 problems.append(
                     f"{path.name}:{line} imports {name}; allowed: {sorted(allowed)}"
+                )
+    for path in exercises(root):
+        allowed = {"dlcourse.lab.exercises", f"dlcourse.{path.stem}"}
+        for line, name in imported(root, path):
+            if inside(name, {"dlcourse"}) and not inside(name, allowed):
+                problems.append(
+                    f"exercises/{path.name}:{line} imports {name}; allowed: {sorted(allowed)}"
                 )
     for path in lab(root):
         for line, name in imported(root, path):
@@ -211,11 +242,10 @@ def every_public_name_is_used(root: Path) -> list[str]:
         for path in (root / "chapters").glob("*.ipynb")
     }
     problems = []
-    for path in techniques(root) + lab(root):
-        own = path.parent.name == "dlcourse"
-        seen = (
-            books.get(CHAPTER[path.stem], set()) if own else set().union(*books.values())
-        )
+    owners = techniques(root)
+    for path in [*owners, *lab(root)]:
+        own = owners.get(path)
+        seen = books.get(CHAPTER[own], set()) if own else set().union(*books.values())
         problems += [
             f"{path.name}: {node.name} is used in no chapter and no test"
             for node in definitions(path)
@@ -230,7 +260,7 @@ def every_public_name_has_a_docstring(root: Path) -> list[str]:
     commands = [path for path in paths if path.exists()]
     return [
         f"{path.name}:{node.lineno} {node.name} has no docstring"
-        for path in techniques(root) + lab(root) + commands
+        for path in [*techniques(root), *lab(root), *commands]
         for node in definitions(path)
         if not (ast.get_docstring(node) or "").strip()
     ]
@@ -248,7 +278,7 @@ def plotting_computes_nothing(root: Path) -> list[str]:
 
 
 RULES = (
-    one_name_three_places,
+    one_name_everywhere,
     no_strangers,
     imports_point_one_way,
     no_stars_no_utils,

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from dlcourse import activations as act
-from dlcourse.activations import EXERCISES
+from dlcourse.exercises.activations import EXERCISES
 from dlcourse.lab.launching import launch
 from dlcourse.lab.models import MLP
 from dlcourse.lab.training import fit, use_one_thread

@@ -14,6 +14,7 @@ from torch.optim.swa_utils import update_bn
 from torch.utils.data import DataLoader, TensorDataset
 
 from dlcourse import batch_normalization as bn
+from dlcourse.exercises.batch_normalization import EXERCISES
 from dlcourse.lab.launching import launch
 from dlcourse.lab.training import use_one_thread
 from dlcourse.lab.trials import run_trials
@@ -611,7 +612,7 @@ def test_two_processes_give_what_the_whole_batch_gives(sizes):
 # --- exercises ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("exercise", bn.EXERCISES, ids=lambda e: e.question[:16])
+@pytest.mark.parametrize("exercise", EXERCISES, ids=lambda e: e.question[:16])
 def test_exercises(exercise, capsys):
     assert exercise.hint_for(exercise.solve) is None
     assert "Not started" in exercise.hint_for(...)
@@ -625,7 +626,7 @@ def test_exercises(exercise, capsys):
 
 
 def test_other_answers_that_are_right():
-    layer, fold, gradient = bn.EXERCISES
+    layer, fold, gradient = EXERCISES
 
     def by_loops(x, weight, bias, mean, var, training, momentum, eps):
         n, columns = len(x), []
@@ -665,7 +666,7 @@ def test_other_answers_that_are_right():
 
 
 def test_lazy_or_clever_answers_that_are_wrong():
-    layer, fold, gradient = bn.EXERCISES
+    layer, fold, gradient = EXERCISES
 
     def with_torch(x, weight, bias, mean, var, training, momentum, eps):
         return F.batch_norm(x, mean, var, weight, bias, training, momentum, eps)

@@ -108,7 +108,7 @@ TOTAL = (
 )
 WRONG = "def your_rescale(lr, batch_size, new_batch_size, optimizer):\n    return lr"
 ASK = "_ = EXERCISES[{}].check({})"
-USE = "from dlcourse.learning_rate_decay import EXERCISES"
+USE = "from dlcourse.exercises.learning_rate_decay import EXERCISES"
 
 
 def answered(*answers: str) -> dict:
@@ -130,7 +130,7 @@ def answered(*answers: str) -> dict:
 @pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.stem)
 def test_every_chapter_blank_right_and_wrong(path):
     name = path.stem[3:]
-    module = importlib.import_module(f"dlcourse.{name}")
+    module = importlib.import_module(f"dlcourse.exercises.{name}")
     cells = check.cells_of(check.load_book(path))
     book, count = check.Book(cells), len(module.EXERCISES)
     assert book.module() == name and not book.broken
@@ -160,7 +160,7 @@ def test_every_chapter_blank_right_and_wrong(path):
 @pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.stem)
 def test_no_cell_of_a_chapter_trains_for_an_answer(path):
     book = check.Book(check.cells_of(check.load_book(path)))
-    module = importlib.import_module(f"dlcourse.{path.stem[3:]}")
+    module = importlib.import_module(f"dlcourse.exercises.{path.stem[3:]}")
     for number, exercise in enumerate(module.EXERCISES, 1):
         for group in book.programs(number, exercise.question, len(module.EXERCISES)):
             for program in group:
@@ -197,7 +197,7 @@ CHECK2 = ASK.format(1, "your_rescale")
         (USE, "def power():\n    return POWER", "POWER = 0.5")
         + (RESCALE.replace("0.5", "power()"), CHECK2),
         (
-            "import dlcourse.learning_rate_decay as l\n" + RESCALE,
+            "import dlcourse.exercises.learning_rate_decay as l\n" + RESCALE,
             CHECK2.replace("EX", "l.EX"),
         ),
         ("import dlcourse.learning_rate_decay", RESCALE)
@@ -330,15 +330,15 @@ def test_other_verdicts_and_their_words(sources, verdict, words):
         "done = True; _ = True",
         "class Yes:\n    def check(self, answer):\n        print('Right.')\n"
         "EXERCISES = (Yes(), Yes(), Yes())",
-        "import dlcourse.learning_rate_decay as l\nl.EXERCISES = l.EXERCISES[:1] * 3",
-        "import dlcourse.learning_rate_decay as l\nl.expect = lambda *a: None",
+        "import dlcourse.exercises.learning_rate_decay as l\nl.EXERCISES = l.EXERCISES[:1] * 3",
+        "import dlcourse.exercises.learning_rate_decay as l\nl.expect = lambda *a: None",
         "from dlcourse.lab.exercises import Exercise\nExercise.hint_for = lambda s, a: None\n"
         "Exercise.check = lambda s, a: True",
         "import builtins\nbuiltins.print('Right.')",
     ],
 )
 def test_a_pass_cannot_be_faked(trick, monkeypatch):
-    from dlcourse import learning_rate_decay
+    from dlcourse.exercises import learning_rate_decay
     from dlcourse.lab.exercises import Exercise
 
     for owner, name in (
@@ -442,12 +442,14 @@ def test_magics_become_plain_python():
 
 def test_the_chapter_is_found_from_its_code():
     book = check.Book(
-        code("from dlcourse import warmup, learning_rate_decay as d\nd.EXERCISES[0]")
+        code(
+            "from dlcourse.exercises import warmup, learning_rate_decay as d\nd.EXERCISES[0]"
+        )
     )
     assert book.module() == "learning_rate_decay"
     assert check.Book(code("import numpy")).module() is None
     assert check.Book(
-        code("from dlcourse import warmup\nfrom dlcourse.lab import claims")
+        code("from dlcourse.exercises import warmup\nfrom dlcourse.lab import claims")
     ).module() == ("warmup")
     assert check.named(Path("x/anna__13_warmup (1).ipynb")) == "warmup"
     assert check.named(Path("notes.ipynb")) == ""

@@ -28,7 +28,6 @@ from sklearn.model_selection import cross_val_score as their_cross_val_score
 from sklearn.neighbors import KNeighborsClassifier
 
 from dlcourse.data_splitting import (
-    EXERCISES,
     Leak,
     NestedScores,
     check_leakage,
@@ -43,6 +42,7 @@ from dlcourse.data_splitting import (
     train_val_test_split,
     wilson_interval,
 )
+from dlcourse.exercises.data_splitting import EXERCISES
 
 
 def outcome(make):

@@ -474,8 +474,9 @@ def house(good, tmp_path) -> Path:
     """A house of one technique that keeps every rule."""
     files = {
         "dlcourse/__init__.py": "",
-        "dlcourse/gradient_clipping.py": '"""Clip."""\nfrom dlcourse.lab.exercises import Hint\n\n'
-        'def clip():\n    """Clip."""\n    return Hint\n',
+        "dlcourse/gradient_clipping.py": '"""Clip."""\n\ndef clip():\n    """Clip."""\n',
+        "dlcourse/exercises/gradient_clipping.py": "from dlcourse import gradient_clipping\n"
+        "from dlcourse.lab.exercises import Hint\n",
         "dlcourse/lab/__init__.py": "",
         "dlcourse/lab/exercises.py": 'class Hint:\n    """A hint."""\n',
         "dlcourse/lab/plotting.py": "import numpy\n",
@@ -490,13 +491,17 @@ def house(good, tmp_path) -> Path:
     return tmp_path
 
 
+EXERCISES = "dlcourse/exercises/gradient_clipping.py"
 CLIP, LAB = "dlcourse/gradient_clipping.py", "dlcourse/lab/exercises.py"
 HOUSE_PLANTS = [  # rule, file, text appended (None: the file is removed)
-    ("one_name_three_places", CLIP, None),
-    ("one_name_three_places", "tests/test_gradient_clipping.py", None),
-    ("one_name_three_places", "dlcourse/warmup.py", "x = 1\n"),
-    ("one_name_three_places", "tests/test_warmup.py", "x = 1\n"),
+    ("one_name_everywhere", CLIP, None),
+    ("one_name_everywhere", "tests/test_gradient_clipping.py", None),
+    ("one_name_everywhere", EXERCISES, None),
+    ("one_name_everywhere", "dlcourse/warmup.py", "x = 1\n"),
+    ("one_name_everywhere", "dlcourse/warmup/__init__.py", "x = 1\n"),
+    ("one_name_everywhere", "tests/test_warmup.py", "x = 1\n"),
     ("no_strangers", "dlcourse/clipping.py", "x = 1\n"),
+    ("no_strangers", "dlcourse/clipping/__init__.py", "x = 1\n"),
     ("no_strangers", "chapters/05_gradient_clipping.ipynb", "{}"),
     ("imports_point_one_way", CLIP, "from dlcourse.warmup import Warmup\n"),
     ("imports_point_one_way", CLIP, "from dlcourse import warmup\n"),
@@ -504,6 +509,14 @@ HOUSE_PLANTS = [  # rule, file, text appended (None: the file is removed)
     ("imports_point_one_way", CLIP, "def f():\n    import dlcourse.warmup\n"),
     ("imports_point_one_way", CLIP, "from dlcourse.lab import training\n"),
     ("imports_point_one_way", CLIP, "from .lab.training import fit\n"),
+    ("imports_point_one_way", CLIP, "from dlcourse.lab.exercises import Hint\n"),
+    ("imports_point_one_way", EXERCISES, "from dlcourse.lab.training import fit\n"),
+    ("imports_point_one_way", EXERCISES, "from dlcourse import warmup\n"),
+    (
+        "imports_point_one_way",
+        "dlcourse/warmup/a.py",
+        "from dlcourse import regularization\n",
+    ),
     ("imports_point_one_way", LAB, "from dlcourse.gradient_clipping import clip\n"),
     ("imports_point_one_way", LAB, "from ..gradient_clipping import clip\n"),
     ("no_stars_no_utils", LAB, "from math import *\n"),
@@ -536,21 +549,22 @@ def test_planted_fault_of_house_is_caught(house, name, file, text):
         (house / file).unlink()
     else:
         old = (house / file).read_text("utf-8") if (house / file).exists() else ""
+        (house / file).parent.mkdir(exist_ok=True)
         (house / file).write_text(old + text, "utf-8")
     assert getattr(house_rules, name)(house)
 
 
 def test_readme_without_row_is_caught(house):
     (house / "README.md").write_text("gradient_clipping in a sentence\n", "utf-8")
-    assert house_rules.one_name_three_places(house)
+    assert house_rules.one_name_everywhere(house)
 
 
 def test_swapped_import_in_copy_of_real_modules_is_caught(tmp_path):
     shutil.copytree(ROOT / "dlcourse", tmp_path / "dlcourse")
     before = house_rules.imports_point_one_way(tmp_path)
     modules = house_rules.techniques(tmp_path)
-    for path in modules:
-        other = "activations" if path.stem != "activations" else "initialization"
+    for path, technique in modules.items():
+        other = "activations" if technique != "activations" else "initialization"
         source = path.read_text("utf-8") + f"\nfrom dlcourse.{other} import anything\n"
         path.write_text(source, "utf-8")
     assert len(house_rules.imports_point_one_way(tmp_path)) == len(before) + len(modules)

@@ -13,6 +13,7 @@ from torch.nn import init
 from torch.nn.utils import parametrizations
 
 from dlcourse import initialization as di
+from dlcourse.exercises.initialization import EXERCISES
 from dlcourse.lab.models import MLP, ResidualCNN, RowRNN, RowTransformer, SmallCNN
 from dlcourse.lab.training import use_one_thread
 
@@ -670,7 +671,7 @@ def test_stats_refuse():
 
 
 def accepts(number, answer):
-    return di.EXERCISES[number].hint_for(answer) is None
+    return EXERCISES[number].hint_for(answer) is None
 
 
 def test_variance_exercise_takes_other_right_answers():
@@ -685,11 +686,11 @@ def test_variance_exercise_takes_other_right_answers():
             z = size * torch.randn(4000, n, dtype=torch.float64, generator=seeded(number))
         return z.square().mean()
 
-    hint = di.EXERCISES[0].hint_for(narrow)
+    hint = EXERCISES[0].hint_for(narrow)
     assert hint is None or "wide networks show" in hint
     for lazy in (lambda n, s, k: 1.0, lambda n, s, k: 2.0, lambda n, s, k: n * s * s):
         assert not accepts(0, lazy)
-    assert "Return the number" in di.EXERCISES[0].hint_for(lambda n, s, k: print(end=""))
+    assert "Return the number" in EXERCISES[0].hint_for(lambda n, s, k: print(end=""))
 
 
 def test_init_exercise_takes_other_right_answers():
@@ -712,16 +713,16 @@ def test_init_exercise_takes_other_right_answers():
     for answer in (orthogonal, lsuv, backwards):
         for seed in range(4):
             torch.manual_seed(seed)
-            assert di.EXERCISES[1].hint_for(answer) is None
+            assert EXERCISES[1].hint_for(answer) is None
     for seed in range(8):
         torch.manual_seed(seed)
-        assert accepts(1, di.EXERCISES[1].solve)
+        assert accepts(1, EXERCISES[1].solve)
 
     def frozen(model):
-        di.EXERCISES[1].solve(model)
+        EXERCISES[1].solve(model)
         model[:-1].requires_grad_(False)
 
-    assert "trainable" in di.EXERCISES[1].hint_for(frozen)
+    assert "trainable" in EXERCISES[1].hint_for(frozen)
     assert not accepts(1, lambda model: model)
 
     def held_up_by_biases(model):
@@ -735,9 +736,9 @@ def test_init_exercise_takes_other_right_answers():
             nn.init.zeros_(layer.bias)
         zero_head(model)
 
-    assert "from the biases" in di.EXERCISES[1].hint_for(held_up_by_biases)
-    assert "copies" in di.EXERCISES[1].hint_for(half_are_copies)
-    assert "in place" in di.EXERCISES[1].hint_for(copy.deepcopy)
+    assert "from the biases" in EXERCISES[1].hint_for(held_up_by_biases)
+    assert "copies" in EXERCISES[1].hint_for(half_are_copies)
+    assert "in place" in EXERCISES[1].hint_for(copy.deepcopy)
 
 
 def test_gain_exercise_takes_other_right_answers():

@@ -5,16 +5,15 @@ import pkgutil
 
 import pytest
 
-import dlcourse
+from dlcourse import exercises
 from dlcourse.lab.exercises import BLANK, Exercise, Hint, Wrong, expect
 
 
 def all_exercises():
-    for info in pkgutil.iter_modules(dlcourse.__path__):
-        if not info.ispkg:
-            module = importlib.import_module(f"dlcourse.{info.name}")
-            for number, exercise in enumerate(getattr(module, "EXERCISES", ()), start=1):
-                yield pytest.param(exercise, id=f"{info.name}-{number}")
+    for info in pkgutil.iter_modules(exercises.__path__):
+        module = importlib.import_module(f"dlcourse.exercises.{info.name}")
+        for number, exercise in enumerate(module.EXERCISES, start=1):
+            yield pytest.param(exercise, id=f"{info.name}-{number}")
 
 
 def stub(*args, **kwargs): ...

@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from dlcourse import mixed_precision as mp
+from dlcourse.exercises import mixed_precision as exercises
+from dlcourse.exercises.mixed_precision import EXERCISES
 from dlcourse.lab.launching import launch
 from dlcourse.lab.models import MLP
 from dlcourse.lab.training import fit, train_step, use_one_thread
@@ -751,9 +753,9 @@ def test_saved_bytes_counts_each_storage_once():
 # --- exercises ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("number", range(len(mp.EXERCISES)))
+@pytest.mark.parametrize("number", range(len(EXERCISES)))
 def test_exercises(number):
-    exercise = mp.EXERCISES[number]
+    exercise = EXERCISES[number]
     assert exercise.hint_for(...) is not None
     assert exercise.hint_for(exercise.solve) is None
     for name, wrong in exercise.wrong.items():
@@ -786,15 +788,15 @@ def test_other_right_answers_pass():
         return gap / 2 if np.float16(w + gap / 2) != np.float16(w) else gap
 
     answers = (in_place, mp._try_all, clip_at_the_scaled_bound)
-    for exercise, answer in zip(mp.EXERCISES, answers, strict=True):
+    for exercise, answer in zip(EXERCISES, answers, strict=True):
         assert exercise.hint_for(answer) is None
-    assert mp.EXERCISES[1].hint_for(from_neighbours) is None
+    assert EXERCISES[1].hint_for(from_neighbours) is None
 
 
 def test_every_power_is_the_smallest_that_float16_arithmetic_sees():
     every = torch.arange(0x0800, 0x7400, 7, dtype=torch.int16).view(torch.float16)
     for w in (*every.tolist(), 2.0**-13, 2.0**14):
-        h = np.float16(mp._solve_vanish(w))
+        h = np.float16(exercises._solve_vanish(w))
         assert np.float16(w) + h != np.float16(w) == np.float16(w) + h / np.float16(2)
 
 
@@ -809,17 +811,19 @@ def test_lazy_answers_do_not_pass():
         return 2.0**-10 if w == 1 else 2.0**-11
 
     def grow_first(weight, scaled_grad, lr, scale, streak):
-        new, grown, count = mp._solve_scaler(weight, scaled_grad, lr, scale, streak)
+        new, grown, count = exercises._solve_scaler(
+            weight, scaled_grad, lr, scale, streak
+        )
         return weight - (weight - new) * scale / max(scale, grown), grown, count
 
     def fixed_scale(weight, scaled_grad, lr, scale, streak):
-        return mp._solve_scaler(weight, scaled_grad, lr, 1024.0, streak)
+        return exercises._solve_scaler(weight, scaled_grad, lr, 1024.0, streak)
 
     def fixed_rate(weight, scaled_grad, lr, scale, streak):
-        return mp._solve_scaler(weight, scaled_grad, 0.5, scale, streak)
+        return exercises._solve_scaler(weight, scaled_grad, 0.5, scale, streak)
 
     def fixed_norm(losses, parameters, optimizer, scaler, max_norm):
-        mp._solve_order(losses, parameters, optimizer, scaler, 2.0)
+        exercises._solve_order(losses, parameters, optimizer, scaler, 2.0)
 
     def never_step(losses, parameters, optimizer, scaler, max_norm):
         optimizer.zero_grad()
@@ -828,4 +832,4 @@ def test_lazy_answers_do_not_pass():
              (0, nothing_moves), (0, lambda *a: None), (1, by_decimals), (1, only_one),
              (1, lambda w: w * 2.0**-10), (1, lambda w: -1), (2, never_step))  # fmt: skip
     for number, answer in wrong:
-        assert mp.EXERCISES[number].hint_for(answer) is not None
+        assert EXERCISES[number].hint_for(answer) is not None

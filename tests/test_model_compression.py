@@ -16,6 +16,7 @@ from torch import nn
 from torch.nn.utils import prune
 
 from dlcourse import model_compression as mc
+from dlcourse.exercises.model_compression import EXERCISES
 from dlcourse.lab.launching import launch
 from dlcourse.lab.models import MLP, SmallCNN
 from dlcourse.lab.training import evaluate, fit, train_step, use_one_thread
@@ -1468,9 +1469,9 @@ def test_a_file_on_disk(tmp_path):
 # --- exercises ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("number", range(len(mc.EXERCISES)))
+@pytest.mark.parametrize("number", range(len(EXERCISES)))
 def test_exercises_accept_the_solution_and_name_each_mistake(number):
-    exercise = mc.EXERCISES[number]
+    exercise = EXERCISES[number]
     assert exercise.hint_for(exercise.solve) is None
     assert exercise.hint_for(...).startswith("Not started")
     for name, wrong in exercise.wrong.items():
@@ -1479,7 +1480,7 @@ def test_exercises_accept_the_solution_and_name_each_mistake(number):
 
 
 def test_exercises_accept_other_right_answers():
-    first, second, third = mc.EXERCISES
+    first, second, third = EXERCISES
 
     def by_hand(student, teacher, temperature):
         q, p = (z.div(temperature).softmax(1) for z in (student, teacher))
@@ -1522,7 +1523,7 @@ def signed_maximum(weight, bits):
 
 
 def test_exercises_reject_lazy_answers():
-    first, second, third = mc.EXERCISES
+    first, second, third = EXERCISES
     lazy = (
         (first, [
             lambda s, t, T: s.sum() * 0,

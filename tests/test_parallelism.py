@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from dlcourse import parallelism as par
+from dlcourse.exercises.parallelism import EXERCISES
 from dlcourse.lab.launching import launch
 from dlcourse.lab.models import MLP, RowTransformer
 from dlcourse.lab.training import fit, train_step, use_one_thread
@@ -1238,9 +1239,7 @@ def test_interleaving_shrinks_the_bubble_and_holds_more():
 # --- exercises ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "exercise", par.EXERCISES, ids=["mlp", "memory", "ring", "order"]
-)
+@pytest.mark.parametrize("exercise", EXERCISES, ids=["mlp", "memory", "ring", "order"])
 def test_exercise(exercise):
     threads = threading.active_count()
     assert exercise.hint_for(exercise.solve) is None
@@ -1251,7 +1250,7 @@ def test_exercise(exercise):
 
 
 def test_other_right_answers_pass():
-    mlp, memory, ring, order = par.EXERCISES
+    mlp, memory, ring, order = EXERCISES
 
     def first_adds(x, up, up_bias, down, bias, rank, all_reduce):
         y = F.linear(F.relu(F.linear(x, up, up_bias)), down)
@@ -1271,7 +1270,7 @@ def test_other_right_answers_pass():
 
 
 def test_answers_that_only_look_right_are_rejected():
-    mlp, memory, ring, order = par.EXERCISES
+    mlp, memory, ring, order = EXERCISES
 
     def half_of_the_bias(x, up, up_bias, down, bias, rank, all_reduce):
         # right for n = 2 only

@@ -18,6 +18,7 @@ from torch.func import functional_call
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
 
 from dlcourse import regularization as rg
+from dlcourse.exercises.regularization import EXERCISES
 from dlcourse.lab.launching import launch
 from dlcourse.lab.models import MLP
 from dlcourse.lab.training import fit, train_step, use_one_thread
@@ -1183,9 +1184,9 @@ def test_accumulation_counts_penalties_and_proximal_steps_once():
 # --- exercises ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("number", range(len(rg.EXERCISES)))
+@pytest.mark.parametrize("number", range(len(EXERCISES)))
 def test_exercise_accepts_its_solution_and_names_each_mistake(number):
-    exercise = rg.EXERCISES[number]
+    exercise = EXERCISES[number]
     assert exercise.hint_for(exercise.solve) is None
     assert "Not started" in exercise.hint_for(...)
     assert exercise.hint_for(lambda *args: None) is not None
@@ -1195,7 +1196,7 @@ def test_exercise_accepts_its_solution_and_names_each_mistake(number):
 
 
 def accepts(number, answer):
-    return rg.EXERCISES[number].hint_for(answer) is None
+    return EXERCISES[number].hint_for(answer) is None
 
 
 def test_other_right_answers_are_accepted():

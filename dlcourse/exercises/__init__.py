@@ -1,0 +1,1 @@
+"""Questions, checks, solutions and usual mistakes: one file a technique."""
