@@ -617,7 +617,9 @@ def test_order_is_unscale_clip_step_update():
             super().unscale_(optimizer)
 
         def step(self, optimizer):
-            norm = torch.nn.utils.get_total_norm([p.grad for p in mp._weights(optimizer)])
+            norm = torch.nn.utils.get_total_norm(
+                [p.grad for p in mp.loss_scale._weights(optimizer)]
+            )
             calls.append(f"step {norm:.2f}")
             super().step(optimizer)
 
@@ -787,7 +789,7 @@ def test_other_right_answers_pass():
         gap = float(high) - w
         return gap / 2 if np.float16(w + gap / 2) != np.float16(w) else gap
 
-    answers = (in_place, mp._try_all, clip_at_the_scaled_bound)
+    answers = (in_place, exercises._try_all, clip_at_the_scaled_bound)
     for exercise, answer in zip(EXERCISES, answers, strict=True):
         assert exercise.hint_for(answer) is None
     assert EXERCISES[1].hint_for(from_neighbours) is None

@@ -336,7 +336,7 @@ def test_fewer_units_compute_what_masked_units_would(amount):
                 if p.ndim == 1:
                     nn.init.normal_(p, generator=generator(seed))
             small, masked = mc.prune_units(model, amount), copy.deepcopy(model)
-            for _, layer in list(mc._layers(masked))[:-1]:
+            for _, layer in list(mc.layers._layers(masked))[:-1]:
                 gone = ~mc.unit_mask(layer.weight, amount)
                 layer.weight.data[gone] = 0
                 layer.bias.data[gone] = 0

@@ -9,7 +9,6 @@ import torch
 from torch import nn
 
 from dlcourse.initialization import (
-    _normal_mean,
     activation_stats,
     calculate_gain,
     initialize_,
@@ -17,6 +16,7 @@ from dlcourse.initialization import (
     predict_variance,
     xavier_normal_,
 )
+from dlcourse.initialization.weights import _normal_mean
 from dlcourse.lab.exercises import Exercise, Wrong, expect
 
 

@@ -1,0 +1,138 @@
+"""Small data sets that the chapter, the tests and the benchmark show things on.
+
+They stand here, and not in a notebook, because a worker that is spawned (macOS, Windows)
+must be able to import them.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import time
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+import torch.utils.data
+
+from dlcourse.data_loading.datasets import Dataset, IterableDataset
+from dlcourse.data_loading.workers import get_worker_info
+
+
+class Probe(Dataset):
+    """Sample i is (i, the id of the process that read it); `calls` counts the reads made
+    here.
+    """
+
+    def __init__(self, length: int) -> None:
+        self.length, self.calls = length, 0
+
+    def __getitem__(self, index: int) -> tuple[int, int]:
+        self.calls += 1
+        return index, os.getpid()
+
+    def __len__(self) -> int:
+        return self.length
+
+
+class RandomDraws(Dataset):
+    """Sample i is a random int in [0, 2**31) from one `source`, whatever i is.
+
+    source: "numpy", "python" or "torch" (each library's global generator), or "stored" (a
+    NumPy generator made once, here, and kept on the dataset).
+    """
+
+    def __init__(self, length: int, source: str = "stored", seed: int = 0) -> None:
+        self.length, self.source, self.rng = length, source, np.random.default_rng(seed)
+
+    def __getitem__(self, index: int) -> int:
+        if self.source == "stored":
+            return int(self.rng.integers(2**31))
+        if self.source == "numpy":
+            return int(np.random.randint(2**31))
+        if self.source == "python":
+            return random.randrange(2**31)
+        return int(torch.randint(2**31, ()))
+
+    def __len__(self) -> int:
+        return self.length
+
+
+class NumberStream(IterableDataset):
+    """The numbers from 0 to length - 1 as a stream; `shard` divides them among all
+    readers.
+
+    shard: "no", "workers" (of this process only) or "all" (workers and processes). rank
+    and num_replicas say which of the processes this is.
+    """
+
+    def __init__(
+        self, length: int, shard: str = "no", rank: int = 0, num_replicas: int = 1
+    ):
+        self.length, self.shard, self.rank, self.num_replicas = (
+            length,
+            shard,
+            rank,
+            num_replicas,
+        )
+
+    def __iter__(self) -> Iterator[int]:
+        info = get_worker_info()
+        worker, workers = (info.id, info.num_workers) if info else (0, 1)
+        if self.shard == "no":
+            worker, workers = 0, 1
+        if self.shard == "all":
+            worker, workers = self.rank * workers + worker, self.num_replicas * workers
+        yield from range(worker, self.length, workers)
+
+
+class RowStream(IterableDataset):
+    """Endless material: `length` row numbers below `rows` a pass, drawn by a stored
+    generator.
+    """
+
+    def __init__(self, rows: int, length: int, seed: int = 0) -> None:
+        self.rows, self.length, self.rng = rows, length, np.random.default_rng(seed)
+
+    def __iter__(self) -> Iterator[int]:
+        info = get_worker_info()
+        for _ in range(self.length // (info.num_workers if info else 1)):
+            yield int(self.rng.integers(self.rows))
+
+
+class SlowSamples(Dataset):
+    """Sample i is i, after a wait of `wait` seconds (as for a disk) and `spin` turns of a
+    loop.
+    """
+
+    def __init__(self, length: int, wait: float = 0.0, spin: int = 0) -> None:
+        self.length, self.wait, self.spin = length, wait, spin
+
+    def __getitem__(self, index: int) -> int:
+        if self.wait:
+            time.sleep(self.wait)
+        for _ in range(self.spin):
+            pass
+        return index
+
+    def __len__(self) -> int:
+        return self.length
+
+
+class FaultySamples(Dataset):
+    """Sample i is i, but for one: reading it raises ("raise") or ends the process
+    ("die").
+    """
+
+    def __init__(self, length: int, at: int, how: str = "raise") -> None:
+        self.length, self.at, self.how = length, at, how
+
+    def __getitem__(self, index: int) -> int:
+        if index == self.at and self.how == "die":
+            os._exit(3)  # as the system does to a process that takes too much memory
+        if index == self.at:
+            raise OSError(f"sample {index} cannot be read")
+        return index
+
+    def __len__(self) -> int:
+        return self.length

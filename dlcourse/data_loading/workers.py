@@ -1,0 +1,77 @@
+"""Random numbers in worker processes."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.utils.data
+
+
+@dataclass
+class WorkerInfo:
+    """Who a worker is: `id` from 0 to `num_workers` - 1, its `seed`, and its copy of
+    `dataset`.
+    """
+
+    id: int
+    num_workers: int
+    seed: int
+    dataset: object
+
+
+_worker_info: WorkerInfo | None = None
+
+
+def get_worker_info():
+    """Return the `WorkerInfo` of this process, PyTorch's own in a PyTorch worker, else
+    None.
+    """
+    return _worker_info or torch.utils.data.get_worker_info()
+
+
+def seed_worker(worker_id: int) -> None:
+    """Give every random generator that is stored on this worker's dataset a seed of its
+    own.
+
+    For `worker_init_fn=`, here and in PyTorch. A worker has a copy of the dataset, and a
+    generator (NumPy's, Python's or torch's) kept in an attribute is copied with its
+    state: without this, all workers draw the same numbers, and again in each epoch.
+    Datasets that wrap another in an attribute `dataset` are followed.
+
+    Raises RuntimeError outside a worker.
+
+    Invariants: no two workers and no two epochs draw alike; the same generator of the
+    loader gives the same draws again.
+    """
+    info = get_worker_info()
+    if info is None:
+        raise RuntimeError("seed_worker runs in a worker: pass it as worker_init_fn")
+    dataset, number = info.dataset, 0
+    while dataset is not None:
+        for name, value in list(getattr(dataset, "__dict__", {}).items()):
+            source = np.random.SeedSequence([info.seed % 2**64, number])
+            if isinstance(value, np.random.Generator):
+                setattr(dataset, name, np.random.default_rng(source))
+            elif isinstance(value, random.Random):
+                value.seed(int(source.generate_state(1, np.uint64)[0]))
+            elif isinstance(value, torch.Generator):
+                value.manual_seed(int(source.generate_state(1, np.uint64)[0] >> 1))
+            else:
+                continue
+            number += 1
+        dataset = getattr(dataset, "dataset", None)
+
+
+def _seed_everything(base_seed: int, worker: int) -> int:
+    """Seed Python, torch and NumPy as a PyTorch worker does since 1.9 (pull request
+    56488).
+    """
+    seed = base_seed + worker
+    random.seed(seed)
+    torch.manual_seed(seed)
+    words = [worker, base_seed & 0xFFFFFFFF, base_seed >> 32, 0]
+    np.random.seed(np.random.SeedSequence(words).generate_state(4))
+    return seed
