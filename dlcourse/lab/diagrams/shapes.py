@@ -1,18 +1,9 @@
-"""Shapes that draw a mechanism, and drawings made of them: values in, Axes out.
-
-A drawing lies on a sheet whose unit is one inch where the figure is as wide as the sheet
-(7 inches); a narrower figure has no room for the text. `canvas` lays an empty sheet,
-on which `box`, `arrow`, `note`, `grid` and `ring` are placed: x to the right, y upwards.
-`steps`, `timeline`, `bit_fields`, `number_line`, `tree`, `halving`, `layers` and
-`landscape` lay their own, and more shapes may be placed on it afterwards.
-
-A colour is a number: an index of `COLORS` in dlcourse/lab/plotting.py, or None for white.
-"""
+"""Shapes that are placed on a sheet: values in, Axes out."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -30,7 +21,7 @@ PADDING = 0.1  # between a text and the edge of its box, inches
 OUTLINES = {"rectangle": 1.0, "circle": 1.2, "diamond": 1.7}  # room around a text
 
 
-def _extent(text: str) -> tuple[float, float]:
+def extent(text: str) -> tuple[float, float]:
     """Return the width and height of `text` in inches."""
     lines = text.split("\n")
     paths = [TextPath((0, 0), line, size=TEXT) for line in lines if line.strip()]
@@ -102,7 +93,7 @@ def box(
         raise ValueError(f"outline must be one of {', '.join(OUTLINES)}, not {outline!r}")
     if shape is not None:
         text = f"{text}\n{tuple(shape)}"
-    text_width, text_height = _extent(text)
+    text_width, text_height = extent(text)
     if text_width > (width or math.inf) or text_height > (height or math.inf):
         raise ValueError(
             f"{text!r} does not fit its box; break the line or widen the box"
@@ -232,14 +223,14 @@ def ring(
     `chunks` and `colors` have a row for each process, `sent` a text for each arrow.
     """
     count = len(chunks)
-    text_width = max(_extent(str(chunk))[0] for row in chunks for chunk in row)
+    text_width = max(extent(str(chunk))[0] for row in chunks for chunk in row)
     size = max(text_width + PADDING, 0.3)
     first = math.pi if count == 2 else math.pi / 2
     angles = [first - 2 * math.pi * number / count for number in range(count)]
     places = [(x + radius * math.cos(a), y + radius * math.sin(a)) for a in angles]
     for number, (row, (left, middle)) in enumerate(zip(chunks, places, strict=True)):
         title = f"{name} {number}"
-        width = max(len(row) * size, _extent(title)[0]) + 2 * PADDING
+        width = max(len(row) * size, extent(title)[0]) + 2 * PADDING
         box(ax, left, middle, color=None, width=width, height=0.68)
         note(ax, left, middle + 0.19, title)
         cells = [colors[number]] if colors else [[0] * len(row)]
@@ -248,154 +239,4 @@ def ring(
     for number in range(count):
         label = sent[number] if sent else ""
         arrow(ax, places[number], places[(number + 1) % count], label, bend=-0.12)
-    return ax
-
-
-def steps(
-    ax: Axes,
-    names: Sequence[str],
-    *,
-    colors: Sequence[int | None] | None = None,
-    loop: str = "",
-    title: str = "",
-) -> Axes:
-    """Draw the names as boxes in a row with arrows between; `loop` leads back to the first.
-
-    Raises ValueError where the row is wider than the sheet.
-    """
-    widths = [_extent(name)[0] + 2 * PADDING for name in names]
-    height = max(_extent(name)[1] for name in names) + 2 * PADDING
-    gap = (WIDTH - 0.2 - sum(widths)) / max(len(names) - 1, 1)
-    if gap < 0.25:
-        raise ValueError(f"{len(names)} steps are too wide: break their lines with \\n")
-    gap = min(gap, 0.9)
-    room = 0.75 if loop else 0.1
-    canvas(ax, WIDTH, height + 0.1 + room, title=title)
-    left = (WIDTH - sum(widths) - gap * (len(names) - 1)) / 2
-    middles = []
-    for number, (name, width) in enumerate(zip(names, widths, strict=True)):
-        middles.append((left + width / 2, room + height / 2))
-        color = colors[number] if colors else 0
-        box(ax, *middles[-1], name, color=color, width=width, height=height)
-        left += width + gap
-    for start, end in zip(middles, middles[1:], strict=False):
-        arrow(ax, start, end)
-    if loop:
-        right, first = middles[-1][0], middles[0][0]
-        arrow(ax, (right, room), (right, 0.35), style="-")
-        arrow(ax, (right, 0.35), (first, 0.35), loop, style="-", below=True)
-        arrow(ax, (first, 0.35), (first, room))
-    return ax
-
-
-def _legend(ax: Axes, key: Mapping[str, int | None], left: float, y: float) -> None:
-    """Write a row of coloured squares with their names, from `left` on."""
-    for name, color in key.items():
-        grid(ax, left, y + 0.08, [[color]], size=0.16)
-        note(ax, left + 0.24, y, name, align="left")
-        left += 0.24 + _extent(name)[0] + 0.3
-
-
-def timeline(
-    ax: Axes,
-    rows: Mapping[str, Sequence[tuple[float, float, str, int | None]]],
-    *,
-    key: Mapping[str, int | None] | None = None,
-    time: str = "time",
-    title: str = "",
-) -> Axes:
-    """Draw a row of slots for each name; a slot is (start, length, text, colour).
-
-    `key` says what the colours mean. Raises ValueError where a text is wider than its slot.
-    """
-    left = max(_extent(name)[0] for name in rows) + 0.2
-    slots = [slot for row in rows.values() for slot in row]
-    scale = (WIDTH - left - 0.1) / max(start + length for start, length, *_ in slots)
-    bottom = 0.85 if key else 0.5
-    canvas(ax, WIDTH, bottom + 0.4 * len(rows), title=title)
-    for number, (name, row) in enumerate(rows.items()):
-        y = bottom + 0.4 * (len(rows) - number) - 0.2
-        note(ax, left - 0.1, y, name, align="right")
-        for start, length, text, color in row:
-            x = left + scale * (start + length / 2)
-            box(ax, x, y, text, color=color, width=scale * length, height=0.32)
-    arrow(ax, (left, bottom - 0.1), (WIDTH - 0.05, bottom - 0.1), time, below=True)
-    if key:
-        _legend(ax, key, left, 0.15)
-    return ax
-
-
-def bit_fields(
-    ax: Axes,
-    formats: Mapping[str, tuple[int, int, int]],
-    *,
-    title: str = "",
-) -> Axes:
-    """Draw the bits (sign, exponent, mantissa) of each format, all to one scale."""
-    left = max(_extent(name)[0] for name in formats) + 0.2
-    size = (WIDTH - left - 0.1) / max(sum(bits) for bits in formats.values())
-    canvas(ax, WIDTH, 0.4 + 0.6 * len(formats), title=title)
-    for number, (name, bits) in enumerate(formats.items()):
-        top = 0.4 + 0.6 * (len(formats) - number) - 0.05
-        note(ax, left - 0.1, top - 0.1, name, align="right")
-        start = left
-        for color, count in zip((1, 2, 0), bits, strict=True):
-            if count:
-                grid(ax, start, top, [[color] * count], size=size, height=0.22)
-                note(ax, start + count * size / 2, top - 0.33, str(count))
-            start += count * size
-    _legend(ax, {"sign": 1, "exponent": 2, "mantissa": 0}, left, 0.15)
-    return ax
-
-
-def number_line(
-    ax: Axes,
-    values: Sequence[float],
-    snapped: Sequence[float],
-    ticks: Sequence[float],
-    *,
-    names: tuple[str, str] = ("values", "grid"),
-    fmt: str = "g",
-    title: str = "",
-) -> Axes:
-    """Draw values on a line, the ticks of a grid on another, and arrows from each value to
-    the one that it is snapped to. Ticks whose numbers would touch go without.
-    """
-    left = max(_extent(name)[0] for name in names) + 0.5
-    low, high = min(*values, *ticks), max(*values, *ticks)
-    scale = (WIDTH - left - 0.4) / (high - low)
-    canvas(ax, WIDTH, 1.7, title=title)
-    for name, y in zip(names, (1.4, 0.55), strict=True):
-        note(ax, left - 0.35, y, name, align="right")
-        arrow(ax, (left - 0.2, y), (WIDTH - 0.1, y), style="-")
-    end = -math.inf
-    for tick in sorted(ticks):
-        x, text = left + scale * (tick - low), format(tick, fmt)
-        arrow(ax, (x, 0.45), (x, 0.65), style="-")
-        if x - _extent(text)[0] / 2 > end + PADDING:
-            note(ax, x, 0.25, text)
-            end = x + _extent(text)[0] / 2
-    for value, place in zip(values, snapped, strict=True):
-        x, target = left + scale * (value - low), left + scale * (place - low)
-        ax.plot(x, 1.4, "o", color=COLORS[0], markersize=6, zorder=4)
-        arrow(ax, (x, 1.4), (target, 0.6), color=1)
-    return ax
-
-
-def landscape(
-    ax: Axes,
-    x: Sequence[float],
-    y: Sequence[float],
-    heights,
-    arrows: Sequence[tuple],
-    *,
-    levels: int = 12,
-    title: str = "",
-) -> Axes:
-    """Draw contours of `heights` (y, x) and arrows (start, end, text, colour) upon them."""
-    width, height = max(x) - min(x), max(y) - min(y)
-    canvas(ax, width, height, origin=(min(x), min(y)), title=title)
-    ax.contour(x, y, heights, levels, colors="0.7", linewidths=0.9)
-    for start, end, text, color in arrows:
-        arrow(ax, start, end, text, color=color)
     return ax
