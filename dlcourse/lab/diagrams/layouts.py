@@ -80,7 +80,7 @@ def timeline(
     left = max(extent(name)[0] for name in rows) + 0.2
     slots = [slot for row in rows.values() for slot in row]
     scale = (WIDTH - left - 0.1) / max(start + length for start, length, *_ in slots)
-    bottom = 0.85 if key else 0.5
+    bottom = 0.72 if key else 0.42
     canvas(ax, WIDTH, bottom + 0.4 * len(rows), title=title)
     for number, (name, row) in enumerate(rows.items()):
         y = bottom + 0.4 * (len(rows) - number) - 0.2
@@ -90,7 +90,7 @@ def timeline(
             box(ax, x, y, text, color=color, width=scale * length, height=0.32)
     arrow(ax, (left, bottom - 0.1), (WIDTH - 0.05, bottom - 0.1), time, below=True)
     if key:
-        _legend(ax, key, left, 0.15)
+        _legend(ax, key, left, 0.13)
     return ax
 
 
@@ -103,9 +103,9 @@ def bit_fields(
     """Draw the bits (sign, exponent, mantissa) of each format, all to one scale."""
     left = max(extent(name)[0] for name in formats) + 0.2
     size = (WIDTH - left - 0.1) / max(sum(bits) for bits in formats.values())
-    canvas(ax, WIDTH, 0.4 + 0.6 * len(formats), title=title)
+    canvas(ax, WIDTH, 0.3 + 0.55 * len(formats), title=title)
     for number, (name, bits) in enumerate(formats.items()):
-        top = 0.4 + 0.6 * (len(formats) - number) - 0.05
+        top = 0.3 + 0.55 * (len(formats) - number) - 0.02
         note(ax, left - 0.1, top - 0.1, name, align="right")
         start = left
         for color, count in zip((1, 2, 0), bits, strict=True):
@@ -113,7 +113,7 @@ def bit_fields(
                 grid(ax, start, top, [[color] * count], size=size, height=0.22)
                 note(ax, start + count * size / 2, top - 0.33, str(count))
             start += count * size
-    _legend(ax, {"sign": 1, "exponent": 2, "mantissa": 0}, left, 0.15)
+    _legend(ax, {"sign": 1, "exponent": 2, "mantissa": 0}, left, 0.13)
     return ax
 
 
@@ -201,8 +201,10 @@ def tree(ax: Axes, root, *, title: str = "") -> Axes:
     longest = max(extent(answer)[0] for *_, row in placed for answer, _ in row)
     if gap < longest + 0.3:
         raise ValueError("the tree is too wide: break the lines of its texts with \\n")
-    gap = min(gap, longest + 0.6)
-    lefts = [0.05 + sum(widths[d] + gap for d in range(depth)) for depth in widths]
+    gap = min(gap, longest + 0.8)
+    lefts = {0: (WIDTH - sum(widths.values()) - gap * (len(widths) - 1)) / 2}
+    for depth in range(1, len(widths)):
+        lefts[depth] = lefts[depth - 1] + widths[depth - 1] + gap
     canvas(ax, WIDTH, -leaves[-1], origin=(0.0, leaves[-1]), title=title)
     for depth, y, text, is_leaf, _ in placed:
         x = lefts[depth] + widths[depth] / 2
@@ -210,8 +212,7 @@ def tree(ax: Axes, root, *, title: str = "") -> Axes:
     for depth, y, _, _, branches in placed:
         right = lefts[depth] + widths[depth]
         for answer, (_, target, *_) in branches:
-            arrow(ax, (right, y), (right + gap, target))
-            note(ax, right + gap / 2, (y + target) / 2, answer)
+            arrow(ax, (right, y), (right + gap, target), answer, below=target < y)
     return ax
 
 

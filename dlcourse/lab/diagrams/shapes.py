@@ -119,10 +119,13 @@ def _box_around(ax: Axes, point: tuple[float, float]) -> tuple[Patch | None, Pat
     """Return the smallest box that holds `point` and its outline, or None and no path."""
     found, outline, least = None, Path(np.empty((0, 2))), math.inf
     for patch in ax.patches:
+        if patch.get_gid() != "box":
+            continue
         path = patch.get_patch_transform().transform_path(patch.get_path())
-        size = path.get_extents().width * path.get_extents().height
-        if patch.get_gid() == "box" and size < least and path.contains_point(point):
-            found, outline, least = patch, path, size
+        if path.contains_point(point):
+            size = path.get_extents().width * path.get_extents().height
+            if size < least:
+                found, outline, least = patch, path, size
     return found, outline
 
 
@@ -164,21 +167,16 @@ def arrow(
     hidden = first_path.contains_points(curve) | last_path.contains_points(curve)
     middle = np.median(curve[~hidden], axis=0)
 
+    # beside it, as far away as half the text reaches in that direction
     normal = right / np.linalg.norm(right) * (math.copysign(1, bend) if bend else 1)
-    if not bend and (normal[1] < -0.01 or (abs(normal[1]) <= 0.01 and normal[0] < 0)):
+    level = abs(normal[1]) > 0.01
+    if not bend and (normal[1] < 0 if level else normal[0] < 0):
         normal = -normal
     if below:
         normal = -normal
-    ax.annotate(
-        text,
-        middle,
-        xytext=4 * normal,
-        textcoords="offset points",
-        ha="left" if normal[0] > 0.4 else "right" if normal[0] < -0.4 else "center",
-        va="bottom" if normal[1] > 0.4 else "top" if normal[1] < -0.4 else "center",
-        fontsize=TEXT,
-        zorder=4,
-    )
+    reach = abs(normal) @ extent(text) / 2 * 72 + 2
+    label = ax.annotate(text, middle, xytext=reach * normal, textcoords="offset points")
+    label.set(ha="center", va="center", fontsize=TEXT, zorder=4)
     return ax
 
 
