@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 
@@ -21,6 +22,7 @@ PADDING = 0.1  # between a text and the edge of its box, inches
 OUTLINES = {"rectangle": 1.0, "circle": 1.2, "diamond": 1.7}  # room around a text
 
 
+@functools.cache
 def extent(text: str) -> tuple[float, float]:
     """Return the width and height of `text` in inches."""
     lines = text.split("\n")
@@ -111,7 +113,7 @@ def box(
         patch = Polygon(corners, closed=True)
     patch.set(facecolor=_fill(color), edgecolor=_edge(color), linewidth=1.5, zorder=2)
     patch.set(linestyle="--" if dashed else "-", gid="box")
-    ax.add_patch(patch)
+    ax.add_artist(patch)
     return note(ax, x, y, text) if text else ax
 
 
@@ -154,7 +156,7 @@ def arrow(
     arc = {"connectionstyle": f"arc3,rad={2 * bend}", "arrowstyle": style}
     ends = {"patchA": first, "patchB": last, "shrinkA": 0, "shrinkB": 0}
     line = FancyArrowPatch(start, end, mutation_scale=11, zorder=3, **look, **arc, **ends)
-    ax.add_patch(line)
+    ax.add_artist(line)
     if not text:
         return ax
 
@@ -174,9 +176,10 @@ def arrow(
         normal = -normal
     if below:
         normal = -normal
-    reach = abs(normal) @ extent(text) / 2 * 72 + 2
+    reach = abs(normal) @ extent(text) / 2 * 72 + 4
     label = ax.annotate(text, middle, xytext=reach * normal, textcoords="offset points")
     label.set(ha="center", va="center", fontsize=TEXT, zorder=4)
+    label.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 0.5, "alpha": 0.8})
     return ax
 
 
@@ -199,7 +202,7 @@ def grid(
         for j, color in enumerate(row):
             left, bottom = x + j * size, y - (i + 1) * height
             look = {"facecolor": _fill(color), "edgecolor": _edge(color), "linewidth": 1}
-            ax.add_patch(Rectangle((left, bottom), size, height, zorder=2.5, **look))
+            ax.add_artist(Rectangle((left, bottom), size, height, zorder=2.5, **look))
             if texts is not None:
                 note(ax, left + size / 2, bottom + height / 2, str(texts[i][j]))
     return ax
