@@ -381,6 +381,9 @@ def test_what_does_not_fit_is_refused():
     fig, ax = figure()
     with pytest.raises(ValueError, match="does not fit its box"):
         diagrams.box(ax, 1, 1, "a long text", width=0.4)
+    diagrams.box(diagrams.canvas(ax), 1, 1, "both ends are in here")
+    with pytest.raises(ValueError, match="move them apart"):
+        diagrams.arrow(ax, (0.9, 1), (1.1, 1), "text")
     with pytest.raises(ValueError, match="outline must be one of"):
         diagrams.box(ax, 1, 1, "a", outline="star")
     with pytest.raises(ValueError, match="too wide"):

@@ -148,7 +148,8 @@ def arrow(
     `bend` is the height of the arc over its length: positive bends to the right of the
     way from start to end. `style` is Matplotlib's: "<|-|>" points both ways, "-" is a line,
     "|-|" measures a length. The text stands above the line (of a vertical one: to the
-    right; of a bent one: outside) or, with `below`, on the other side.
+    right; of a bent one: outside) or, with `below`, on the other side. Raises ValueError
+    where the boxes at its ends leave no room for a text.
     """
     first, first_path = _box_around(ax, start)
     last, last_path = _box_around(ax, end)
@@ -160,19 +161,25 @@ def arrow(
     if not text:
         return ax
 
-    # the arc is a quadratic curve: find the middle of the part outside the boxes
-    start, end = np.asarray(start, float), np.asarray(end, float)
-    along = end - start
+    # the arc is a quadratic curve: the text stands at the middle of what boxes leave of it
+    along = np.subtract(end, start)
     right = np.array([along[1], -along[0]])
     time = np.linspace(0, 1, 101)[:, None]
-    curve = start + time * along + 4 * time * (1 - time) * bend * right
+    curve = np.asarray(start) + time * along + 4 * time * (1 - time) * bend * right
     hidden = first_path.contains_points(curve) | last_path.contains_points(curve)
-    middle = np.median(curve[~hidden], axis=0)
+    seen = curve[~hidden]
+    if len(seen) == 0:
+        raise ValueError(f"no room for {text!r} between the boxes; move them apart")
+    return _write_beside(ax, seen[len(seen) // 2], right, text, bend, below)
 
-    # beside it, as far away as half the text reaches in that direction
-    normal = right / np.linalg.norm(right) * (math.copysign(1, bend) if bend else 1)
+
+def _write_beside(
+    ax: Axes, middle: np.ndarray, right: np.ndarray, text: str, bend: float, below: bool
+) -> Axes:
+    """Write a text next to the middle of an arrow, as near as half the text reaches."""
+    normal = right / np.linalg.norm(right)
     level = abs(normal[1]) > 0.01
-    if not bend and (normal[1] < 0 if level else normal[0] < 0):
+    if bend < 0 or (not bend and (normal[1] if level else normal[0]) < 0):
         normal = -normal
     if below:
         normal = -normal
