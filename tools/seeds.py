@@ -105,7 +105,9 @@ def measure(path: Path, offset: int, split: int) -> tuple[list[dict], list[str]]
 
 def looseness(claim: dict) -> float:
     """Return how far the nearer bound is from the value, as a share of the value's size."""
-    distances = [abs(claim["value"] - claim[end]) for end in ("low", "high") if end in claim]
+    distances = [
+        abs(claim["value"] - claim[end]) for end in ("low", "high") if end in claim
+    ]
     size = abs(claim["value"])
     return min(distances) / size if size else 0.0
 
@@ -118,7 +120,9 @@ def report(runs: dict[str, list[dict]]) -> tuple[list[str], list[str]]:
             by_sentence.setdefault(claim["sentence"], {})[name] = claim
     failing, loose = [], []
     for sentence, found in by_sentence.items():
-        values = ", ".join(f"{name} {claim['value']:.4g}" for name, claim in found.items())
+        values = ", ".join(
+            f"{name} {claim['value']:.4g}" for name, claim in found.items()
+        )
         bounds = next(iter(found.values()))
         bound = f"[{bounds.get('low', '')}, {bounds.get('high', '')}]"
         line = f"{sentence} {bound}: {values}"
