@@ -48,16 +48,17 @@ class FiniteCheck(Part):
 
     def __init__(self, recorder: Recorder) -> None:
         self.recorder = recorder
+        self.losses = recorder.losses
         self.every = 1 if recorder.on_cpu else READ_EVERY
         self.alone = recorder.accelerator.num_processes == 1
+        self.at_hand = self.alone and recorder.on_cpu
 
     def after_update(self, run: Run) -> None:
+        if self.at_hand and math.isfinite(self.losses[-1]):
+            return
         if run.step % self.every and run.step != run.steps:
             return
-        losses = self.recorder.losses
-        if self.alone and self.every == 1 and math.isfinite(losses[-1]):
-            return
-        recent = [float(loss) for loss in losses[-self.every :]]
+        recent = [float(loss) for loss in self.losses[-self.every :]]
         if not self.alone:  # the mean: so all processes raise, and none waits for another
             mean = all_reduce(torch.tensor(recent), self.recorder.accelerator, "mean")
             recent = mean.tolist()
