@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import os
+from typing import cast
 
 _measured: list[tuple[str, float, str]] = []
 
@@ -55,7 +56,7 @@ def claim(
         low, high = between
         holds, bound = low <= number <= high, f"from {low:g} to {high:g}"
     else:
-        holds = abs(number - float(equals)) <= tol
+        holds = abs(number - float(cast(float, equals))) <= tol
         bound = f"equal to {equals:g}" + (f" within {tol:g}" if tol else "")
     holds = holds and not math.isnan(number)
     _measured.append((sentence, number, bound))
