@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 from urllib.error import URLError
 
 import numpy as np
@@ -255,7 +256,7 @@ def digits_blocks() -> Tensor:
 def _load_digits() -> tuple[Split, tuple[str, ...]]:
     from sklearn.datasets import load_digits  # here, as the import takes a second
 
-    digits = load_digits()
+    digits: Any = load_digits()
     # stored as 0 to 16
     images = torch.from_numpy(digits.images).float().unsqueeze(1) / 16
     labels = torch.from_numpy(digits.target).long()
@@ -470,7 +471,8 @@ def _image_data(
     std = std.clamp(min=SMALLEST_STD)
     if normalize:
         parts = [_normalize(part, mean, std) for part in parts]
-    return ImageData(name, *parts, classes, mean, std, normalize)
+    train, validation, test = parts
+    return ImageData(name, train, validation, test, tuple(classes), mean, std, normalize)
 
 
 def _normalize(rows: Split, mean: Tensor, std: Tensor) -> Split:

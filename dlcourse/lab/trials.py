@@ -12,6 +12,7 @@ import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -290,7 +291,7 @@ def _chain(stack: _Stack) -> Callable[[list[Tensor], Tensor], Tensor] | None:
     pieces = _pieces(stack.skeleton)
     position = {name: number for number, name in enumerate(stack.names)}
     names = {id(p): name for name, p in stack.skeleton.named_parameters()}
-    steps = []
+    steps: list[Any] = []
     for piece in pieces:
         if type(piece) is nn.Linear:
             pair = [names[id(p)] for p in (piece.weight, piece.bias) if p is not None]
@@ -309,7 +310,7 @@ def _chain(stack: _Stack) -> Callable[[list[Tensor], Tensor], Tensor] | None:
     def forward(weights, x):
         x = x.flatten(2).mT
         for step in steps:
-            if callable(step):
+            if not isinstance(step, list):
                 x = step(x)
             elif len(step) == 2:
                 x = torch.baddbmm(weights[step[1]].unsqueeze(2), weights[step[0]], x)

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from dlcourse.lab.accelerator import all_reduce
 from dlcourse.lab.launching import launch
 from dlcourse.lab.models import MLP
 from dlcourse.lab.training import (
@@ -24,11 +25,12 @@ from dlcourse.lab.training import (
     evaluate,
     fit,
     load_checkpoint,
+    make_accelerator,
     train_step,
     use_one_thread,
 )
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 posix = pytest.mark.skipif(os.name == "nt", reason="needs POSIX signals")
 ROWS = 45
 
@@ -256,6 +258,13 @@ def rows_drawn_from_a_loader() -> list:
     return drawn
 
 
+def sum_and_mean_of_ranks() -> list:
+    """Return the sum and the mean of 1 on the first process and 2 on the second."""
+    accelerator = make_accelerator()
+    mine = torch.tensor(float(rank() + 1))
+    return [all_reduce(mine, accelerator, how).item() for how in ("sum", "mean")]
+
+
 ASKED = [(1, 1024), (45, 1024), (45, 2), (7, 2), (5, 2), (2, 1)]  # rows and batch sizes
 
 
@@ -271,6 +280,7 @@ def all_in_turn(folder) -> dict:
         "resume": resume_in_many_places(folder),
         "nan": stop_for_nan(),
         "loader": rows_drawn_from_a_loader(),
+        "reduced": sum_and_mean_of_ranks(),
     }
     if os.name != "nt":
         results["ctrl-c"] = stop_for_ctrl_c(folder, [[11, 30], [11, 15]])
@@ -366,6 +376,10 @@ def test_evaluate_counts_every_row_once_with_buffers_and_uneven_batches(pair):
         assert row == pytest.approx(expected, rel=0, abs=1e-6)
 
 
+def test_values_are_added_or_averaged_over_the_processes(pair):
+    assert pair["reduced"] == [[3.0, 1.5], [3.0, 1.5]]
+
+
 # --- going on and stopping ------------------------------------------------------------------------
 
 
@@ -412,7 +426,9 @@ def test_ctrl_c_in_the_notebook_saves_a_launched_run(tmp_path):
         "    train_until_stopped(folder)\n"
         f"launch(train, args=[{str(tmp_path)!r}], timeout=200)\n"
     )
-    env = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
+    env = os.environ | {
+        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests" / "lab")])
+    }
     parent = subprocess.Popen(
         [sys.executable, str(script)], env=env, stderr=subprocess.PIPE
     )
@@ -466,7 +482,7 @@ if Accelerator().is_main_process:
 @posix
 def test_torchrun_runs_a_script_that_calls_fit_unedited(tmp_path, alone):
     script = tmp_path / "script.py"
-    script.write_text(SCRIPT.replace("TESTS", repr(str(ROOT / "tests"))))
+    script.write_text(SCRIPT.replace("TESTS", repr(str(ROOT / "tests" / "lab"))))
     start = [
         sys.executable,
         "-m",

@@ -20,7 +20,7 @@ from processes import alive
 from dlcourse.lab import launching
 from dlcourse.lab.launching import LaunchError, launch
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 posix = pytest.mark.skipif(os.name == "nt", reason="needs POSIX signals")
 
 
@@ -624,8 +624,9 @@ def test_skipped_collective_shows_where_the_rank_waits(tmp_path):
 
 def parent_that_launches(fn, tmp_path, stderr):
     """Start a Python that launches `fn`, a function of this file, on two processes."""
+    places = [str(ROOT / "tests" / "lab"), str(ROOT / "tests")]
     script = (
-        f"import sys; sys.path.insert(0, {str(ROOT / 'tests')!r})\n"
+        f"import sys; sys.path[:0] = {places!r}\n"
         f"from test_lab_launching import launch, {fn.__name__}\n"
         f"launch({fn.__name__}, args=[{str(tmp_path)!r}])\n"
     )
