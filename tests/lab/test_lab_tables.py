@@ -12,7 +12,7 @@ from nbval.plugin import get_sanitize_patterns
 from dlcourse.lab.tables import MARK, measured, show_table, table
 from dlcourse.lab.trials import interval
 
-CONFIG = Path(__file__).resolve().parent.parent / "chapters" / "nbval.cfg"
+CONFIG = Path(__file__).resolve().parents[2] / "chapters" / "nbval.cfg"
 
 
 def masked(text: str) -> str:
