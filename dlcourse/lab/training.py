@@ -32,6 +32,8 @@ from accelerate.utils import DistributedType, synchronize_rng_states
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from dlcourse.lab.progress import bar as progress_bar
+
 CHECKPOINT_FORMAT = 1
 FINGERPRINT = ("seed", "batch_size", "rows", "processes")
 
@@ -379,13 +381,6 @@ class _Interrupt:
             signal.signal(signal.SIGINT, self.previous)
 
 
-def show_progress() -> bool:
-    """Tell whether a progress bar has a reader: a terminal or a notebook, and not a test."""
-    if os.environ.get("DLCOURSE_PROGRESS") == "0" or "PYTEST_CURRENT_TEST" in os.environ:
-        return False
-    return "ipykernel" in sys.modules or sys.stderr.isatty()
-
-
 # --------------------------------------------------------------------------- the loop
 
 
@@ -633,13 +628,9 @@ def _loop(
     on_cpu = run.accelerator.device.type == "cpu"
     check_every = 1 if on_cpu else 20  # reading a loss stalls a GPU
     outer = sys.exc_info()[1]  # what the caller is handling, if anything
-    bar, ended = None, False
-    if run.accelerator.is_main_process and (
-        show_progress() if progress is None else progress
-    ):
-        from tqdm.auto import tqdm
-
-        bar = tqdm(total=steps, initial=run.step, unit="update", miniters=1, leave=False)
+    shown = progress if run.accelerator.is_main_process else False
+    bar = progress_bar(show=shown, total=steps, initial=run.step, unit="update")
+    ended = False
 
     def flush() -> None:
         if not losses:
@@ -704,10 +695,9 @@ def _loop(
                 record(loss)
                 if stop_on_nan and (run.step % check_every == 0 or run.step == steps):
                     check_finite()
-                if bar is not None:
-                    bar.update()
-                    if run.step % 20 == 0:
-                        bar.set_postfix(loss=f"{float(losses[-1]):.3f}", refresh=False)
+                bar.update()
+                if run.step % 20 == 0 and not bar.disable:
+                    bar.set_postfix(loss=f"{float(losses[-1]):.3f}", refresh=False)
                 if validation is not None and (
                     run.step % validate_every == 0 or run.step == steps
                 ):
@@ -732,8 +722,7 @@ def _loop(
                 if last:
                     break
     finally:
-        if bar is not None:
-            bar.close()
+        bar.close()
         if batches.world == 1 or sys.exc_info()[1] is outer:
             flush()
 
