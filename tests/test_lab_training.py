@@ -374,6 +374,7 @@ def test_saving_replaces_the_file_and_leaves_no_part(tmp_path):
 
 def test_progress_bar_shows_loss_and_rate(capsys, monkeypatch):
     monkeypatch.setattr(progress, "DELAY", 0.0)
+
     def slow(run, batch):
         time.sleep(0.005)
         return train_step(run, batch)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import platform
 import re
 import sys
 import tempfile
@@ -23,10 +24,25 @@ from nbclient.exceptions import CellExecutionError, DeadKernelError
 
 ROOT = Path(__file__).resolve().parent.parent
 CHAPTERS = ROOT / "chapters"
+# What JupyterLab writes, so that it does not take an opened chapter for a changed one. The
+# version is that of the Python that ran the chapter.
 METADATA = {
-    "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
-    "language_info": {"name": "python"},
+    "kernelspec": {
+        "display_name": "Python 3 (ipykernel)",
+        "language": "python",
+        "name": "python3",
+    },
+    "language_info": {
+        "codemirror_mode": {"name": "ipython", "version": 3},
+        "file_extension": ".py",
+        "mimetype": "text/x-python",
+        "name": "python",
+        "nbconvert_exporter": "python",
+        "pygments_lexer": "ipython3",
+        "version": platform.python_version(),
+    },
 }
+CELL_METADATA = ("jupyter", "tags")  # "jupyter" says whether the source is folded
 CELL_TIMEOUT = 300  # seconds; a whole chapter should need less than LIMIT
 LIMIT = 30
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
@@ -42,7 +58,9 @@ class ThisPython(KernelSpecManager):
     def get_kernel_spec(self, kernel_name):
         """Return the specification of an ipykernel in ``sys.executable``."""
         argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
-        return KernelSpec(argv=argv, display_name="Python 3", language="python")
+        return KernelSpec(
+            argv=argv, display_name="Python 3 (ipykernel)", language="python"
+        )
 
 
 def kernel_environment() -> dict[str, str]:
@@ -77,7 +95,7 @@ def strip_volatile(book) -> None:
     book.metadata = nbformat.from_dict(METADATA)
     for cell in book.cells:
         cell.metadata = nbformat.from_dict(
-            {k: v for k, v in cell.metadata.items() if k == "tags"}
+            {k: v for k, v in cell.metadata.items() if k in CELL_METADATA}
         )
         for output in cell.get("outputs", ()):
             if output.output_type == "error":
