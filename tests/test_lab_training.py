@@ -7,7 +7,6 @@ import math
 import os
 import random
 import signal
-import sys
 import threading
 import time
 
