@@ -97,9 +97,26 @@ def strip_volatile(book) -> None:
         cell.metadata = nbformat.from_dict(
             {k: v for k, v in cell.metadata.items() if k in CELL_METADATA}
         )
+        if cell.cell_type == "code":
+            cell.outputs = merge_streams(cell.outputs)
         for output in cell.get("outputs", ()):
             if output.output_type == "error":
                 output.traceback = [f"{output.ename}: {output.evalue}"]
+
+
+def merge_streams(outputs: list) -> list:
+    """Return the outputs with neighbouring pieces of one stream as one, as JupyterLab
+    stores them; nbclient would also join pieces with other outputs between them.
+    """
+    merged = []
+    for output in outputs:
+        last = merged[-1] if merged else None
+        stream = output.output_type == "stream"
+        if stream and last and last.get("name") == output.name:
+            last.text += output.text
+        else:
+            merged.append(output)
+    return merged
 
 
 def execute(path: Path):
@@ -115,7 +132,6 @@ def execute(path: Path):
         kernel_name="python3",
         timeout=CELL_TIMEOUT,
         record_timing=False,
-        coalesce_streams=True,
         resources={"metadata": {"path": str(path.parent)}},
         on_cell_start=lambda cell, cell_index: at.update(index=cell_index),
     )
