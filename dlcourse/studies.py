@@ -19,12 +19,12 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from dlcourse.data_splitting import wilson_interval
 from dlcourse.hyperparameter_tuning import bayesian_search, loguniform, uniform
 from dlcourse.lab.datasets import ImageData
-from dlcourse.lab.training import NonFiniteLossError, evaluate, fit, show_progress
+from dlcourse.lab.progress import bar
+from dlcourse.lab.training import NonFiniteLossError, evaluate, fit
 from dlcourse.lab.trials import interval, paired
 from dlcourse.model_compression import (
     choose_qparams,
@@ -156,7 +156,6 @@ def tune(
         "weight_decay": loguniform(1e-3, 1.0),
         "label_smoothing": uniform(0.0, 0.2),
     }
-    bar = tqdm(total=trials, unit="trial", disable=not show_progress(), leave=False)
 
     def objective(config: dict) -> float:
         settings = {name: float(f"{config[name]:.4g}") for name in space}
@@ -169,10 +168,10 @@ def tune(
             return {"loss": evaluate(result.model, data.validation)["loss"]}
 
         loss = table.get(tuple(settings.values()), compute)["loss"]
-        bar.update()
+        progress.update()
         return loss
 
-    with bar:
+    with bar(total=trials, unit="trial") as progress:
         search = bayesian_search(objective, space, trials, seed=recipe.seed)
     best = {name: float(f"{search.best_config[name]:.4g}") for name in space}
     print(
@@ -244,7 +243,7 @@ def ablate(recipe: Recipe, folder: Path, seeds: int, resume: bool) -> str:
     wanted = [(arm, factor) for arm in changes for factor in FACTORS]
     while wanted:
         jobs = [(arm, factor, seed) for seed in range(seeds) for arm, factor in wanted]
-        for job in tqdm(jobs, unit="run", disable=not show_progress(), leave=False):
+        for job in bar(jobs, unit="run"):
             run(*job)
         wanted = [(arm, f) for arm in changes for f in _further(results[arm])]
     return _report(results, recipe, folder)

@@ -17,7 +17,8 @@ import torch
 import torch.nn.functional as F
 from PIL import Image, ImageOps
 from torch import Tensor
-from tqdm import tqdm
+
+from dlcourse.lab.progress import bar
 
 NAMES = ("digits", "mnist", "fashion_mnist", "cifar10", "folder")
 PUBLISHED = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST", "cifar10": "CIFAR10"}
@@ -312,11 +313,7 @@ def _load_folder(
     files = _folder_files(root)
     images, labels, names, bad = [], [], [], []
     each = [(label, path) for label, paths in enumerate(files.values()) for path in paths]
-    # None: on a terminal only
-    quiet = True if os.environ.get("DLCOURSE_PROGRESS") == "0" else None
-    for label, path in tqdm(
-        each, "reading", leave=False, delay=2, unit="image", disable=quiet
-    ):
+    for label, path in bar(each, desc="reading", unit="image"):
         try:
             images.append(read_image(path, size))
             labels.append(label)

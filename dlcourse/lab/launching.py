@@ -30,6 +30,8 @@ from pathlib import Path
 from types import FunctionType
 from typing import IO, Any, cast
 
+from dlcourse.lab.progress import bar
+
 ROOT = str(Path(__file__).resolve().parents[2])
 # seconds after the first failure, or after the timeout, in which the rest is noted
 GRACE = 0.3
@@ -327,12 +329,16 @@ def _run(
         try:
             for rank in range(processes):
                 ranks.append(_Rank(rank, folder, env, live and rank == 0))
-            while True:
-                states = {rank.state() for rank in ranks}
-                late = time.monotonic() - start > timeout
-                if late or states & {"raised", "died"} or states == {"returned"}:
-                    break
-                time.sleep(0.01)
+            waiting = f"{processes} processes: {{elapsed}}"
+            # a rank that prints by itself has a bar of its own
+            with bar(show=False if live else None, bar_format=waiting) as progress:
+                while True:
+                    states = {rank.state() for rank in ranks}
+                    late = time.monotonic() - start > timeout
+                    if late or states & {"raised", "died"} or states == {"returned"}:
+                        break
+                    progress.update()
+                    time.sleep(0.01)
             if states != {"returned"}:
                 time.sleep(GRACE)
                 message = _failure(ranks, timeout)

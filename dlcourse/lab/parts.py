@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-import os
 import signal
-import sys
 import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -15,6 +13,7 @@ import torch
 from dlcourse.lab.accelerator import all_reduce
 from dlcourse.lab.evaluation import evaluate
 from dlcourse.lab.history import Recorder
+from dlcourse.lab.progress import bar as progress_bar
 
 if TYPE_CHECKING:
     from dlcourse.lab.training import Run
@@ -87,10 +86,8 @@ class Progress(Part):
         self.bar: Any = None
 
     def start(self, run: Run) -> None:
-        from tqdm.auto import tqdm  # here: most runs draw none
-
-        self.bar = tqdm(
-            total=run.steps, initial=run.step, unit="update", miniters=1, leave=False
+        self.bar = progress_bar(
+            show=True, total=run.steps, initial=run.step, unit="update"
         )
 
     def after_update(self, run: Run) -> None:
@@ -102,13 +99,6 @@ class Progress(Part):
     def end(self, run: Run) -> None:
         if self.bar is not None:
             self.bar.close()
-
-
-def show_progress() -> bool:
-    """Tell whether a progress bar has a reader: a terminal or a notebook, and not a test."""
-    if os.environ.get("DLCOURSE_PROGRESS") == "0" or "PYTEST_CURRENT_TEST" in os.environ:
-        return False
-    return "ipykernel" in sys.modules or sys.stderr.isatty()
 
 
 class Validation(Part):

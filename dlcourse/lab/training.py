@@ -37,8 +37,8 @@ from dlcourse.lab.parts import (
     Part,
     Progress,
     Validation,
-    show_progress,
 )
+from dlcourse.lab.progress import show_progress
 from dlcourse.lab.randomness import rng_state, set_rng_state
 
 __all__ = [

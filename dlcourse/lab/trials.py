@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state
 
 from dlcourse.lab.models import ACTIVATIONS, MLP
+from dlcourse.lab.progress import bar
 from dlcourse.lab.training import as_tensors, epoch_order, evaluate, fit
 
 OPTIMIZERS = ("sgd", "adam", "adamw")
@@ -164,7 +165,7 @@ def _run_stacked(job: _Job) -> Trials:
     losses, ones = torch.empty(job.steps, replicas), torch.ones_like(lr)
     logged: dict[str, Tensor] = {}
     order = _orders(job)
-    for step in range(job.steps):
+    for step in bar(range(job.steps), unit="update"):
         rows = next(order)  # (seeds, batch)
         if len(job.lrs) > 1:
             rows = rows.repeat(len(job.lrs), 1)
@@ -447,6 +448,7 @@ def _run_loop(job: _Job) -> Trials:
         for part in ("validation", "test")
         if getattr(job, part) is not None
     }
+    runs = bar(total=len(job.lrs) * len(job.seeds), unit="run")
     for i, lr in enumerate(job.lrs):
         for j, seed in enumerate(job.seeds):
             model = job.build(seed)
@@ -459,6 +461,8 @@ def _run_loop(job: _Job) -> Trials:
                 row = evaluate(model, getattr(job, part), job.loss_fn)
                 for name in ("loss", "accuracy"):
                     results[part][name][i, j] = row[name]
+            runs.update()
+    runs.close()
     return Trials(job.lrs, job.seeds, losses, logged=logged, stacked=False, **results)
 
 
