@@ -1,7 +1,6 @@
 """What a classifier gets right and wrong: class by class, and image by image.
 
-`dlcourse.recipe` writes these beside the weights, for the test images; `dlcourse.predict`
-prints them for new images that stand in one folder for each class.
+`running` writes these beside the weights, for the test images; `predict` prints them for new images that stand in one folder for each class.
 """
 
 from __future__ import annotations
