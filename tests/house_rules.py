@@ -33,14 +33,11 @@ COMMANDS = (
     "doctor",
     "handout",
     "predict",
-    "recipe",
-    "report",
-    "studies",
     "train",
 )
 # around the chapters, none of them
 GUIDES = {"00_start_here.ipynb", "17_your_own_run.ipynb"}
-ROOMS = {"exercises", "lab"}
+ROOMS = {"capstone", "exercises", "lab"}
 OTHER_MODULES = {"__init__", "__main__", *COMMANDS}
 BUILDS_ON = {
     "warmup": {"dlcourse.learning_rate_decay"},

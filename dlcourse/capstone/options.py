@@ -55,7 +55,7 @@ class OneScreen(argparse.HelpFormatter):
         text = str(action.help)
         if str(action.metavar).startswith("{"):
             text += ": " + action.metavar.strip("{}").replace(",", ", ")
-        shown = action.default not in (None, argparse.SUPPRESS) and action.nargs != 0
+        shown = action.default not in (None, [], argparse.SUPPRESS) and action.nargs != 0
         return f"{text} (%(default)s)" if shown else text
 
 
@@ -96,7 +96,13 @@ def parser(stored: Mapping[str, Any] | None = None) -> OneLine:
     add("--out", metavar="DIR", help="the run's folder (runs/DATA, then runs/DATA-2 ...)")
     add("--resume", action="store_true", help="go on with the run in --out")
     add("--dry_run", action="store_true", help="print the plan and stop")
-    add("--log", nargs="+", metavar="TRACKER", help="write to csv, tensorboard, ...")
+    add(
+        "--log",
+        nargs="+",
+        metavar="TRACKER",
+        default=[],
+        help="write to csv, tensorboard, ...",
+    )
     add("--tune", type=int, metavar="N", help="search N settings first, by validation")
     add("--compress", nargs="+", metavar="HOW", help="smaller: prune, quantize, distil")
     add("--ablate", action="store_true", help="what each technique contributes")
