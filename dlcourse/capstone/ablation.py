@@ -39,9 +39,7 @@ WIDER = 2  # more factors, at most, where an arm is best at its lowest or highes
 
 
 def arms(recipe: Recipe) -> dict[str, dict]:
-    """Return what to change to take each technique away that the recipe uses; first:
-    nothing.
-    """
+    """Return the change that takes each technique of a recipe away; first: nothing."""
     used = {
         name: change
         for name, change in OFF.items()
@@ -55,8 +53,7 @@ def arms(recipe: Recipe) -> dict[str, dict]:
 
 
 def ablate(recipe: Recipe, folder: Path, seeds: int, resume: bool) -> str:
-    """Take each technique away in turn, and return a table of what that cost, with
-    intervals.
+    """Take each technique away in turn, and return a table of what that cost.
 
     Each arm is trained on the same seeds (of split, weights and batches) at three
     learning rates, and at a rate three times further out, twice at most, while its lowest
@@ -112,9 +109,7 @@ def _best(by_factor: Mapping[float, list[dict]]) -> float:
 
 
 def _edge(by_factor: Mapping[float, list[dict]]) -> str:
-    """Return "lowest" or "highest" where the best factor is that of those tried, else
-    nothing.
-    """
+    """Return "lowest" or "highest" where the best factor is that one, else nothing."""
     return {min(by_factor): "lowest", max(by_factor): "highest"}.get(_best(by_factor), "")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -48,8 +49,7 @@ def _norm(name: str, width: int) -> nn.Module:
 
 
 def build_model(recipe: Recipe, channels: int, size: int, classes: int) -> nn.Module:
-    """Return the network of a recipe, for square images, with the weights that torch
-    gives it.
+    """Return the network of a recipe, for square images, with torch's own weights.
 
     The CNN has a stem, which halves the grid of images of 24 pixels or more, `blocks`
     residual blocks, a convolution that halves the grid and doubles the width, and
@@ -92,15 +92,16 @@ def initialize(model: nn.Module, recipe: Recipe, images: Tensor) -> nn.Module:
         with torch.no_grad():
             for module in model.modules():
                 if isinstance(module, Block):
-                    module.branch[-1].weight.mul_((2 * recipe.blocks) ** -0.5)
+                    module.get_parameter("branch.5.weight").mul_(
+                        (2 * recipe.blocks) ** -0.5
+                    )
     return model
 
 
 def build_optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
     """Return the optimizer; biases, norms and the like do not decay.
 
-    SGD has momentum .9, and decays in the gradient, where the decay is times the learning
-    rate.
+    SGD has momentum .9; its decay is in the gradient, so it is times the learning rate.
     """
     groups = param_groups(model, recipe.weight_decay)
     if recipe.optimizer == "adamw":
@@ -109,9 +110,7 @@ def build_optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
 
 
 def build_schedule(recipe: Recipe, steps: int) -> Callable[[int], float]:
-    """Return the factor on the learning rate for each of `steps` updates: warm-up, then
-    decay.
-    """
+    """Return the factor on the rate for each of `steps` updates: warm-up, then decay."""
     warm = round(recipe.warmup * steps)
     left = max(1, steps - warm)
     shapes = {
@@ -128,8 +127,7 @@ def build_schedule(recipe: Recipe, steps: int) -> Callable[[int], float]:
 
 
 def build_transform(recipe: Recipe, data: ImageData, generator: torch.Generator):
-    """Return what `fit` does to each batch, or None: every image gets a decision of its
-    own.
+    """Return what `fit` does to a batch, or None; each image has a decision of its own.
 
     All processes draw whole batches, so `generator` must be seeded alike on all of them.
     """
@@ -143,7 +141,7 @@ def build_transform(recipe: Recipe, data: ImageData, generator: torch.Generator)
             )
 
         return da.on_batches(mix=mix, generator=generator)
-    black = ((0 - data.mean) / data.std).tolist()
+    black: Any = ((0 - data.mean) / data.std).tolist()
     side = max(1, data.size // 8)
     share = side / data.size
     shift = da.RandomCrop(padding=side, fill=black)
@@ -165,17 +163,13 @@ def build_transform(recipe: Recipe, data: ImageData, generator: torch.Generator)
 
 
 def updates(recipe: Recipe, rows: int) -> tuple[int, int]:
-    """Return (updates an epoch, epochs): by default 3 epochs, or as many as 40,000 images
-    take.
-    """
+    """Return (updates an epoch, epochs): those of the recipe, or for 40,000 images."""
     epochs = recipe.epochs or max(3, round(40_000 / rows))
     return math.ceil(rows / recipe.batch_size), epochs
 
 
 def loss_function(recipe: Recipe) -> Callable[[Tensor, Tensor], Tensor]:
-    """Return cross entropy, smoothed as the recipe says; mixup's targets are
-    probabilities.
-    """
+    """Return cross entropy, smoothed as the recipe says; targets may be probabilities."""
 
     def loss(outputs: Tensor, targets: Tensor) -> Tensor:
         return F.cross_entropy(outputs, targets, label_smoothing=recipe.label_smoothing)

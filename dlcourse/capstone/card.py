@@ -69,7 +69,7 @@ def model_card(
     elif data.name in PUBLISHED:
         held = "the published ones"
     elif data.name == "folder":
-        source = f"the folder {Path(recipe.root).name}"
+        source = f"the folder {Path(recipe.root or '').name}"
     kept = (
         f"epoch {result.best_epoch}, the best on validation"
         if result.best_epoch

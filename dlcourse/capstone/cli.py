@@ -7,6 +7,7 @@ one line that says what to do; set DLCOURSE_DEBUG=1 to see where it arose.
 from __future__ import annotations
 
 import errno
+import io
 import os
 import re
 import shlex
@@ -23,7 +24,7 @@ def free_folder(recipe: Recipe) -> Path:
 
     DATA is the name of the images, and for a folder the name of that folder.
     """
-    name = Path(recipe.root).name if recipe.data == "folder" else ""
+    name = Path(recipe.root or "").name if recipe.data == "folder" else ""
     base, number = Path("runs") / (name or recipe.data), 1
     folder = base
     while folder.exists():
@@ -33,11 +34,11 @@ def free_folder(recipe: Recipe) -> Path:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command; return 0, 1 (the run failed), 2 (it could not start) or 130
-    (Ctrl-C).
-    """
+    """Run the command; return 0, 1 (it failed), 2 (it could not start), 130 (Ctrl-C)."""
     options, folder = None, Path(os.devnull)
-    if hasattr(sys.stdout, "reconfigure"):  # a terminal that lacks a letter of a path
+    if isinstance(
+        sys.stdout, io.TextIOWrapper
+    ):  # a terminal that lacks a letter of a path
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         options, recipe = read(sys.argv[1:] if arguments is None else arguments)
@@ -141,9 +142,7 @@ def again(options, folder: Path) -> str:
 
 
 def explain(error: BaseException) -> tuple[str, bool]:
-    """Return one line, what went wrong and what to do, and whether to go on with the run
-    then.
-    """
+    """Return one line on what went wrong, and whether the run can go on after it."""
     text = str(error)
     last = text.strip().splitlines() or [type(error).__name__]
     if getattr(error, "errno", None) == errno.ENOSPC or f"[Errno {errno.ENOSPC}]" in text:

@@ -44,8 +44,7 @@ hold every number as float32, so that `load_model` reads them like any other.
 def compress(
     folder: Path, how: Sequence[str], data: ImageData, progress: bool | None = None
 ) -> str:
-    """Make smaller models of the one in `folder`, and return a table of bytes and
-    accuracy.
+    """Make smaller models of the one in `folder`; return a table of bytes and accuracy.
 
     prune: 80 % of the weights go while training continues for a third of the run, at a
     third of the peak rate. quantize: weights become 8-bit numbers, one scale an output
@@ -115,9 +114,7 @@ def _quantize(
 
 
 def _quantized_size(model: nn.Module) -> int:
-    """Return the bytes of a model whose linear and convolution weights take one byte
-    each.
-    """
+    """Return the bytes of a model whose linear and convolution weights take one each."""
     layers = [m for m in model.modules() if isinstance(m, (nn.Linear, nn.Conv2d))]
     return model_size(model) - sum(
         3 * m.weight.numel() - 4 * len(m.weight) for m in layers
@@ -125,9 +122,7 @@ def _quantized_size(model: nn.Module) -> int:
 
 
 def _distil(teacher: nn.Module, recipe: Recipe, data: ImageData, progress):
-    """Return a student of half the width, taught by soft outputs (three quarters) and
-    labels.
-    """
+    """Return a student of half the width, taught by soft outputs (.75) and labels."""
     own = recipe.changed(width=max(1, recipe.width // 2))
     teacher = copy.deepcopy(teacher)
     student = build_model(own, data.channels, data.size, data.num_classes)

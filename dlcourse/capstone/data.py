@@ -18,9 +18,7 @@ AS_OPTIONS = {  # what the loader advises, and the same as options of the comman
 
 
 def load_data(recipe: Recipe) -> ImageData:
-    """Return the images of a recipe, split and normalised; Problem where they cannot
-    serve.
-    """
+    """Return the images of a recipe, split and normalised; else raise Problem."""
     elsewhere = recipe.split != "stratified"
     try:
         data = load(
@@ -42,7 +40,9 @@ def load_data(recipe: Recipe) -> ImageData:
 def _cut_elsewhere(data: ImageData, recipe: Recipe) -> ImageData:
     parts = (data.train, data.validation, data.test)
     groups = (
-        torch.cat([part.groups for part in parts]) if recipe.split == "group" else None
+        torch.cat([part.groups for part in parts if part.groups is not None])
+        if recipe.split == "group"
+        else None
     )
     train, *held = train_val_test_split(
         sum(map(len, parts)),
@@ -60,9 +60,7 @@ def _cut_elsewhere(data: ImageData, recipe: Recipe) -> ImageData:
 
 
 def check_data(data: ImageData, recipe: Recipe) -> None:
-    """Raise Problem for images that would waste a run: NaN, labels out of range, too few
-    rows.
-    """
+    """Raise Problem for images that would waste a run: NaN, wrong labels, too few."""
     for name in ("train", "validation", "test"):
         part = getattr(data, name)
         if len(part) == 0:

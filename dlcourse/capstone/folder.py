@@ -56,8 +56,9 @@ def refuse_used(folder: Path, resume: bool, name: str = "recipe.toml") -> None:
 def open_folder(
     folder: Path, recipe: Recipe, resume: bool, name: str = "recipe.toml"
 ) -> None:
-    """Store the recipe in a new folder, or see that it is the one stored; else raise
-    Problem.
+    """Store the recipe in a new folder, or see that it is the one stored there.
+
+    Raises Problem where it is another one, or where the folder may not be written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -90,9 +91,7 @@ def open_folder(
 
 
 def save_model(model: nn.Module, path: Path, facts: Mapping) -> None:
-    """Write weights and buffers to a safetensors file in one step, with `facts` in its
-    header.
-    """
+    """Write weights and buffers to a safetensors file, with `facts` in its header."""
     state = {
         name: tensor.detach().cpu().contiguous()
         for name, tensor in model.state_dict().items()
@@ -102,9 +101,8 @@ def save_model(model: nn.Module, path: Path, facts: Mapping) -> None:
         file.write(save(state, {"dlcourse": json.dumps(facts)}))
 
 
-def load_model(folder: str | Path) -> tuple[nn.Module, dict]:
-    """Return (model in evaluation mode, facts) from the folder of a run, without running
-    code.
+def load_model(folder: str | os.PathLike[str]) -> tuple[nn.Module, dict]:
+    """Return (model in evaluation mode, facts) of a run; no code of the file is run.
 
     Raises Problem where the file is missing, cut short, foreign, or of another version.
     """
@@ -167,8 +165,7 @@ def leave(folder: Path, recipe: Recipe, data: ImageData, result: Result) -> None
 
 
 def leave_report(folder: Path, data: ImageData, result: Result) -> Tensor:
-    """Write which test images are wrong; return the confusion matrix, int64 (classes,
-    classes).
+    """Write which test images are wrong; return the confusion matrix of the classes.
 
     predictions.csv has the images, the hardest first; the others are confusion and
     hardest.

@@ -52,9 +52,9 @@ class OneScreen(argparse.HelpFormatter):
         return dashes(super()._format_action_invocation(action))
 
     def _get_help_string(self, action) -> str:
-        text = str(action.help)
-        if str(action.metavar).startswith("{"):
-            text += ": " + action.metavar.strip("{}").replace(",", ", ")
+        text, metavar = str(action.help), str(action.metavar)
+        if metavar.startswith("{"):
+            text += ": " + metavar.strip("{}").replace(",", ", ")
         shown = action.default not in (None, [], argparse.SUPPRESS) and action.nargs != 0
         return f"{text} (%(default)s)" if shown else text
 
@@ -109,7 +109,7 @@ def parser(stored: Mapping[str, Any] | None = None) -> OneLine:
     add("--seeds", type=int, metavar="N", help="seeds of each arm of --ablate (5)")
     for group in GROUPS:
         command.add_class_arguments(group, skip={"data", "skip_corrupt"})
-    add = command.groups["Data"].add_argument
+    add = (command.groups or {})["Data"].add_argument
     add("--skip_corrupt", action="store_true", help="leave unreadable images out")
     if stored:
         command.set_defaults(dict(stored))

@@ -10,6 +10,7 @@ Exit codes: 0, or 1 where an image could not be read, or 2 where nothing could b
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -37,9 +38,7 @@ BATCH = 256  # images in memory at a time
 
 @dataclass(frozen=True)
 class Answer:
-    """What a model says of one image: the class, its probability, and those of all
-    classes.
-    """
+    """What a model says of one image: its class, and the probabilities of all classes."""
 
     file: str
     label: str
@@ -48,8 +47,7 @@ class Answer:
 
 
 class Classifier:
-    """A trained model with all that it needs to look at new images: sizes, scale,
-    classes.
+    """A trained model with what it needs to look at new images: sizes, scale, classes.
 
     `folder`: what `dlcourse-train` left. Raises Problem where there is no model that can
     be read; no code from the file is run. Invariant: for the test images of a folder the
@@ -83,9 +81,7 @@ class Classifier:
         return [self.answer(file, row) for file, row in zip(files, shares, strict=True)]
 
     def read(self, file: str | os.PathLike[str]) -> Tensor:
-        """Return one file as float32 (channels, size, size) in [0, 1], as training saw
-        its own.
-        """
+        """Return one file as float32 (channels, size, size) in [0, 1], as in training."""
         pixels = read_image(file, self.size)
         # the weights of ITU-R 601, as Pillow's "L"
         if self.channels == 1 and len(pixels) == 3:
@@ -114,9 +110,7 @@ class Classifier:
         return predict(self.model, (pixels.float() - self.mean) / self.std).softmax(1)
 
     def answer(self, file: str | os.PathLike[str], shares: Tensor) -> Answer:
-        """Return the probabilities (classes,) of one file as an Answer, most probable
-        first.
-        """
+        """Return the probabilities (classes,) of a file as an Answer, the highest first."""
         order = shares.argsort(descending=True, stable=True).tolist()
         each = {self.classes[k]: float(shares[k]) for k in order}
         return Answer(str(file), self.classes[order[0]], float(shares[order[0]]), each)
@@ -153,9 +147,7 @@ def find_images(paths: Sequence[str | os.PathLike[str]]) -> list[Path]:
 def look(
     classify: Classifier, files: Sequence[Path]
 ) -> Iterator[tuple[Path, Tensor | str]]:
-    """Yield each file with its probabilities (classes,), or with why it could not be
-    read.
-    """
+    """Yield each file with its probabilities (classes,), or why it cannot be read."""
     for start in range(0, len(files), BATCH):
         read: dict[Path, Tensor | str] = {}
         for file in files[start : start + BATCH]:
@@ -172,9 +164,7 @@ def look(
 def line(
     name: str, shares: Tensor, classes: Sequence[str], true: str | None, top: int
 ) -> str:
-    """Return one line of output: the file, its most probable classes, and "wrong" where
-    known.
-    """
+    """Return one line: the file, its most probable classes, and "wrong" where known."""
     best = shares.argsort(descending=True, stable=True)[:top].tolist()
     said = ", ".join(f"{classes[k]} {shares[k]:.3f}" for k in best)
     wrong = f"   wrong: {true}" if true not in (None, classes[best[0]]) else ""
@@ -182,9 +172,7 @@ def line(
 
 
 def verdict(true: Tensor, shares: Tensor, classes: Sequence[str]) -> str:
-    """Return accuracy with interval, the table of classes and the mistakes, for known
-    classes.
-    """
+    """Return accuracy with interval, the mistakes and the table of known classes."""
     said = shares.argmax(1)
     right, count = int((said == true).sum()), len(true)
     low, high = wilson_interval(right, count)
@@ -221,12 +209,12 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command; return 0, 1 (an image could not be read) or 2 (nothing could be
-    done).
-    """
+    """Run the command; return 0, 1 (an image cannot be read) or 2 (nothing can be done)."""
     options = parse(arguments)
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # a terminal that lacks a letter of a path
+        if isinstance(
+            stream, io.TextIOWrapper
+        ):  # a terminal that lacks a letter of a path
             stream.reconfigure(errors="backslashreplace")
     try:
         if options.top < 1:
@@ -241,9 +229,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def answer(options: argparse.Namespace) -> int:
-    """Print what the model says of each image, and what follows from it; return the exit
-    code.
-    """
+    """Print what the model says of each image, and a verdict; return the exit code."""
     classify = Classifier(options.run)
     number = {name: k for k, name in enumerate(classify.classes)}
     files = find_images(options.image)
@@ -261,7 +247,7 @@ def answer(options: argparse.Namespace) -> int:
     if not names:
         return bad
     true = torch.tensor([number[class_of[name]] for name in names]) if known else None
-    if known:
+    if true is not None:
         print(f"\n{verdict(true, torch.stack(shares), classify.classes)}")
     if options.csv:
         shown = [str(name) for name in names]

@@ -11,6 +11,7 @@ import csv
 import os
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -165,9 +166,7 @@ def on_gpus(recipe: Recipe) -> bool:
 
 
 def check_machine(recipe: Recipe, log: Iterable[str] = ()) -> None:
-    """Raise Problem for what cannot be done here: float16 on a CPU, trackers not
-    installed.
-    """
+    """Raise Problem for float16 on a CPU, and for trackers that are not installed."""
     if recipe.precision == "fp16" and not on_gpus(recipe):
         raise Problem("precision fp16 does nothing on a CPU: use --precision bf16, or no")
     ready = (
@@ -196,8 +195,7 @@ def _source(recipe: Recipe, data: ImageData):
 
 
 class CSVTracker(GeneralTracker):
-    """A tracker of Accelerate that keeps log.csv, with a line (step, name, value) a
-    value.
+    """A tracker of Accelerate that keeps log.csv: step, name, value.
 
     What a resumed run says again replaces what it said before.
     """
@@ -226,7 +224,7 @@ class CSVTracker(GeneralTracker):
 
 def _trackers(recipe: Recipe, folder: Path, log: tuple[str, ...]) -> Accelerator:
     """Return an Accelerator that writes to the named trackers."""
-    known = [CSVTracker(folder) if name == "csv" else name for name in log]
+    known: list[Any] = [CSVTracker(folder) if name == "csv" else name for name in log]
     try:
         trackers = Accelerator(
             log_with=known, project_dir=folder, mixed_precision=recipe.precision,

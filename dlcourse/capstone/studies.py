@@ -85,8 +85,7 @@ class Table:
 def tune(
     recipe: Recipe, folder: Path, trials: int, resume: bool, data: ImageData
 ) -> Recipe:
-    """Return the recipe with the learning rate, weight decay and smoothing of the best of
-    `trials`.
+    """Return the recipe with the rate, decay and smoothing of the best of `trials`.
 
     Bayesian search after five random trials; the score is the loss on the validation
     rows, without smoothing; a trial that diverges scores infinity. The trials stand in
