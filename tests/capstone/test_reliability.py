@@ -1,6 +1,6 @@
 """What can go wrong while training, really made to go wrong.
 
-The first line of each docstring is a row of docs/reliability.md: what happens | what you
+Each docstring of a test is a row of docs/reliability.md: what happens | what you
 see. Every message is one line, the exit code is not 0, and no process is left behind.
 """
 
@@ -637,7 +637,7 @@ def test_the_page_says_what_these_tests_show():
     """docs/reliability.md holds one row for each test above, word for word."""
     page = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")
     rows = [
-        "| " + test.__doc__.splitlines()[0] + " |"
+        "| " + " ".join(test.__doc__.split()) + " |"
         for name, test in globals().items()
         if name.startswith("test_") and " | " in (test.__doc__ or "")
     ]
