@@ -34,6 +34,9 @@ NEEDED = {
     "scipy": "1.13",
     "safetensors": "0.4.5",
     "tqdm": "4.66",
+    "pydantic": "2.11",
+    "jsonargparse": "4.40",
+    "tomlkit": "0.13",
 }
 NOTEBOOKS = {"jupyterlab": "4.2", "ipywidgets": "8.1", "nbval": "0.11", "optuna": "4.5"}
 OLDEST = {**NEEDED, **NOTEBOOKS}
