@@ -100,9 +100,7 @@ async def rows_of(task: Task, limits) -> list[Row]:
     rows = []
     for number, question in enumerate(task.questions, 1):
         result = results[number]
-        rows.append(
-            Row(task.participant, task.chapter, number, short(question), *result)
-        )
+        rows.append(Row(task.participant, task.chapter, number, short(question), *result))
     return rows
 
 

@@ -221,7 +221,9 @@ def find_answers(task: Task, theirs: list[str]) -> bool:
                 names = task.names[index % count + 1]
                 names += [name] if name not in names else []
     for cell in task.cells:
-        indices = [int(found) for found in re.findall(r"EXERCISES\[(-?\d+)\]", cell.source)]
+        indices = [
+            int(found) for found in re.findall(r"EXERCISES\[(-?\d+)\]", cell.source)
+        ]
         beyond |= any(index >= count for index in indices)
         task.asked |= {index % count + 1 for index in indices if index < count}
     return beyond

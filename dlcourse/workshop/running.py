@@ -116,19 +116,21 @@ class Kernel:
             **dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(work)),
         }
 
-    async def start(self, task: Task, memory: float) -> None:
-        """Start the process and put the judge into it; raise NotReady where that fails."""
-        if not self.manager.has_kernel:
-            work = Path(self.folder.name) / "work"
-            work.mkdir()
-            mute = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-            try:
-                await self.client.async_start_new_kernel(
-                    cwd=str(work), env=self.environment(work), **mute
-                )
-                await self.client.async_start_new_kernel_client()
-            except RuntimeError:
-                raise NotReady(f"Python was not ready in {START_LIMIT} s.") from None
+    async def start(self) -> None:
+        """Start the process; raise NotReady where it does not."""
+        work = Path(self.folder.name) / "work"
+        work.mkdir()
+        mute = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        try:
+            await self.client.async_start_new_kernel(
+                cwd=str(work), env=self.environment(work), **mute
+            )
+            await self.client.async_start_new_kernel_client()
+        except RuntimeError:
+            raise NotReady(f"Python was not ready in {START_LIMIT} s.") from None
+
+    async def begin(self, task: Task, memory: float) -> None:
+        """Put the judge of a notebook in; raise NotReady where that fails."""
         self.name = f"_{secrets.token_hex(8)}"  # no name that a notebook can know
         given = (self.name, task.technique, str(task.path.resolve().parent), memory)
         judging = "__import__('dlcourse.workshop.judging', fromlist=['begin'])"
@@ -236,7 +238,8 @@ class Sitting:
         """Run and judge; return False where the kernel ended before that was done."""
         kernel = self.new_kernel()
         try:
-            await kernel.start(self.task, self.limits.memory)
+            await kernel.start()
+            await kernel.begin(self.task, self.limits.memory)
             for cell in self.task.cells:
                 await self.run_cell(kernel, cell)
             for number, names in self.task.names.items():
