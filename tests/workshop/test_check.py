@@ -23,7 +23,7 @@ import pytest
 from processes import alive
 
 from dlcourse.workshop import check, reading, running, table
-from dlcourse.workshop.judging import BLANK, ERROR, HINT, PASS, TIME_OUT
+from dlcourse.workshop.judging import BLANK, ERROR, HINT, PASS
 from dlcourse.workshop.reading import Cell, Task
 from dlcourse.workshop.running import GONE, Limits
 
@@ -40,19 +40,26 @@ class Warm(running.Kernel):
     """A kernel that several notebooks use one after the other, each in empty names."""
 
     ready: Warm | None = None
+    broken = False
 
     async def start(self) -> None:
-        """Start it, or empty the one that runs."""
-        if self.manager.has_kernel:
-            await self.run("%reset -f", running.START_LIMIT, ours=True)
-        else:
+        """Start it, unless it runs."""
+        if not self.manager.has_kernel:
             await super().start()
 
-    async def end(self) -> None:
-        """Leave it running, but not where it has died or hangs."""
+    async def run(self, source: str, seconds: float, ours: bool = False) -> tuple:
+        """Run a cell; note where that ends the kernel."""
         try:
-            await self.run("1", 5, ours=True)
-        except running.Ended:
+            return await super().run(source, seconds, ours)
+        except BaseException:
+            self.broken = True
+            raise
+
+    async def end(self) -> None:
+        """Empty its names and leave it running, but not where it has died or hangs."""
+        if not self.broken:
+            await self.run("%reset -f", running.START_LIMIT, ours=True)
+        if self.broken:
             await self.close()
 
     async def close(self) -> None:
@@ -382,7 +389,6 @@ def test_other_verdicts_and_their_words(sources, verdict, words, judged):
         "import builtins\nbuiltins.print('Right.')",
         "from IPython.display import display\n"
         "display({'application/x-dlcourse+json': ['pass', '']}, raw=True)",
-        "object.__setattr__(EXERCISES[1], 'check_answer', lambda answer: None)",
     ],
 )
 def test_a_pass_cannot_be_faked(trick, judged):
@@ -390,6 +396,13 @@ def test_a_pass_cannot_be_faked(trick, judged):
     for full in (False, True):
         got = judged(*sources, full=full)
         assert got[0] == HINT and "you kept the rate" in got[1]
+
+
+def test_a_changed_exercise_is_not_asked(judged, loop):
+    trick = "object.__setattr__(EXERCISES[1], 'check_answer', lambda answer: None)"
+    got = judged(USE, f"{trick}\n{WRONG}\n{CHECK2}")
+    loop.run_until_complete(Warm.ready.close())  # the next notebook needs a clean one
+    assert got[0] == HINT and "you kept the rate" in got[1]
 
 
 @pytest.fixture
@@ -400,9 +413,7 @@ def chapter(tmp_path, monkeypatch):
 
     def make(*sources: str) -> tuple[list[str], Path]:
         mark, folder = tmp_path / "ran", tmp_path / "own"
-        trains = (
-            f"for step in range(3):\n    open({str(mark)!r}, 'a').write('x')\nFOUND = 0.5"
-        )
+        trains = f"for step in range(3):\n    open({str(mark)!r}, 'a').write('x')\nFOUND = sum([0.5])"
         more = (
             f"EPS = 0.5\nloud = open({str(mark)!r}, 'a')\n\n\ndef half():\n    return EPS"
         )
