@@ -18,13 +18,13 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
 import importlib
+import io
 import os
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from dlcourse.workshop.reading import Misuse, Task, collect, prepare
@@ -134,7 +134,7 @@ async def check_all(
                 take(job.result())
 
 
-def progress(jobs: list) -> list:
+def progress(jobs: list) -> Iterable:
     """Show a bar over notebooks where standard error is a terminal."""
     if not sys.stderr.isatty():
         return jobs
@@ -187,8 +187,8 @@ def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, interrupt)
-    with contextlib.suppress(AttributeError):
-        sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
     try:
         return run(options)
     except Misuse as error:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import io
 import re
 import sys
 import tempfile
@@ -342,7 +343,7 @@ def main(arguments: list[str] | None = None) -> int:
         told = f"cannot write {error.filename or options.out} ({error.strerror})"
         print(f"dlcourse-handout: {told}; name another folder", file=sys.stderr)
         return 1
-    if hasattr(sys.stdout, "reconfigure"):
+    if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")
     print(files["PLAN.md"], end="")
     print(f"\n{len(files) - 2} chapters, README.md and PLAN.md are in {options.out}.")

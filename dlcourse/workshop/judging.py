@@ -12,6 +12,7 @@ import contextlib
 import dataclasses
 import importlib
 import sys
+from typing import Any
 
 from IPython.core.getipython import get_ipython
 
@@ -29,7 +30,7 @@ def begin(name: str, technique: str, folder: str, memory: float) -> None:
 
     `folder` is searched for modules of the participant's own.
     """
-    shell = get_ipython()
+    shell: Any = get_ipython()
     setattr(builtins, name, Judge(shell, technique))
     sys.path.append(folder)
     # A check installs nothing and deletes nothing: lines for the system's shell are mute.
@@ -76,15 +77,15 @@ class Judge:
             now.clear()
             now.update(before)
 
-        def check(exercise, answer):
+        def check(exercise, answer) -> bool:
             self.take(exercise, answer)
             return True
 
-        def hint_for(exercise, answer):
+        def hint_for(exercise, answer) -> None:
             self.take(exercise, answer)
 
-        lab.Exercise.check = check
-        lab.Exercise.hint_for = hint_for
+        for name, method in (("check", check), ("hint_for", hint_for)):
+            setattr(lab.Exercise, name, method)
 
     def take(self, exercise: object, answer: object) -> None:
         """Note an answer that the notebook has given to check or hint_for."""

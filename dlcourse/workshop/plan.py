@@ -123,16 +123,17 @@ def read_chapters(folder: Path) -> list[Chapter]:
         minutes = [int(n) for n in re.findall(r"\d+", card_line(text, "Minutes"))]
         known = len(minutes) >= 2
         used = modules_in(code) - {path.stem[3:]}
-        chapters.append(
-            Chapter(
-                path,
-                title[1] if title else path.stem[3:].replace("_", " "),
-                *(minutes[:2] if known else ASSUMED),
-                frozenset(number[name] for name in used if name in number),
-                frozenset(helpers_on(card_line(text, "Know first"))),
-                not known,
-            )
+        reading_time, exercise_time = minutes[:2] if known else ASSUMED
+        chapter = Chapter(
+            path,
+            title[1] if title else path.stem[3:].replace("_", " "),
+            reading_time,
+            exercise_time,
+            needs=frozenset(number[name] for name in used if name in number),
+            helped_by=frozenset(helpers_on(card_line(text, "Know first"))),
+            assumed=not known,
         )
+        chapters.append(chapter)
     return chapters
 
 
@@ -276,7 +277,8 @@ def fit(
     Without a choice of the teacher's, chapters are taken by priority and put in the order
     of reading; with one, they are taken and put in the order given.
     """
-    taken, left, best = [], [], lay_out([], start, days, length)
+    taken, left = [], []
+    best = lay_out([], start, days, length) or []
     for chapter in chapters if chosen else sorted(chapters, key=priority):
         trial = [*taken, chapter] if chosen else in_order([*taken, chapter])
         laid = lay_out(trial, start, days, length)

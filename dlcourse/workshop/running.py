@@ -290,8 +290,10 @@ class Sitting:
             self.judged[key] = Result(*ended.args)
             self.final.add(key[0])
             raise
-        seconds = time.monotonic() - start
-        self.judged[key] = Result(*said, seconds) if said else None
+        if said:
+            verdict, hint = said
+            said = Result(verdict, hint, time.monotonic() - start)
+        self.judged[key] = said
 
     def tries(self, number: int, by_name: bool) -> list[Result]:
         """Return what the answers to an exercise got, those without an answer left out."""
