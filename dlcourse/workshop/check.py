@@ -121,9 +121,9 @@ async def check_all(
     given = 0
     try:
         for job in progress(waiting):
-            batch = await job
+            await asyncio.wait([job])  # which a Ctrl-C leaves alone, unlike `await job`
             given += 1
-            take(batch)
+            take(job.result())
     finally:
         done = [job for job in waiting[given:] if job.done()]
         for job in waiting:

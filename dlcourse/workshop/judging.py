@@ -11,6 +11,7 @@ import builtins
 import contextlib
 import dataclasses
 import importlib
+import os
 import sys
 from typing import Any
 
@@ -110,7 +111,12 @@ class Judge:
 
     def say(self, number: int, answer: object) -> None:
         """Publish verdict and hint; last, so that nothing of the answer's comes after."""
-        verdict, hint = self.verdict(number, answer)
+        with (
+            open(os.devnull, "w") as nowhere,
+            contextlib.redirect_stdout(nowhere),
+            contextlib.redirect_stderr(nowhere),
+        ):
+            verdict, hint = self.verdict(number, answer)
         self.publish({MIME: [verdict, hint[:5000]]})
 
     def verdict(self, number: int, answer: object) -> tuple[str, str]:

@@ -98,6 +98,8 @@ class Kernel:
         )
         book = new_notebook(cells=[new_code_cell()])
         self.client = Client(book, km=self.manager, allow_errors=True)
+        # What is written past Python's own streams goes nowhere.
+        self.client.extra_arguments = ["--IPKernelApp.capture_fd_output=False"]
         self.client.startup_timeout = START_LIMIT
 
     def environment(self, work: Path) -> dict[str, str]:

@@ -860,7 +860,7 @@ def workshop(tmp_path_factory):
         "fork": answered(
             THRESHOLD, "FIRST = [1]\n" + first + fork + "\n" + "\n".join(last[1:])
         ),
-        "leave": answered(THRESHOLD, first + "import os; os._exit(0)", TOTAL),
+        "leave": answered(THRESHOLD, RESCALE + "\nimport os; os._exit(0)", TOTAL),
         "crash": answered(THRESHOLD, first + "import ctypes; ctypes.string_at(0)", TOTAL),
         "syntax": answered(
             "def your_threshold(c):\n    raise ValueError('of my own')",
