@@ -12,7 +12,6 @@ import torch.nn.functional as F
 from scipy import stats
 from torch import nn
 
-from dlcourse.lab import trials as module
 from dlcourse.lab.models import MLP, ResidualCNN, RowRNN
 from dlcourse.lab.trials import (
     ELEMENTWISE,
@@ -27,6 +26,7 @@ from dlcourse.lab.trials import (
     paired,
     run_trials,
 )
+from dlcourse.lab.trials import stack as stack_module
 
 G = torch.Generator().manual_seed(0)
 X = torch.randn(70, 1, 4, 4, generator=G)
@@ -155,9 +155,11 @@ def test_stacked_equals_the_loop(settings, model):
 @pytest.mark.parametrize("model", MODELS)
 def test_every_kind_of_model_equals_the_loop(model, monkeypatch):
     used_vmap = []
-    whole = module.functional_call
+    whole = stack_module.functional_call
     monkeypatch.setattr(
-        module, "functional_call", lambda *args: used_vmap.append(True) or whole(*args)
+        stack_module,
+        "functional_call",
+        lambda *args: used_vmap.append(True) or whole(*args),
     )
     stacked, loop = both_ways(MODELS[model], lr=[0.1, 0.03], test=(X[:33], Y[:33]))
     assert_same(stacked, loop, rows=33)
