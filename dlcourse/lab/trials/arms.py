@@ -112,7 +112,9 @@ def run_arms(
     for name, arm in arms.items():
         several = [arm] if isinstance(arm, Mapping) else list(arm)
         if not several:
-            raise ValueError(f"arm {name!r} has no settings: {{}} stands for the common ones")
+            raise ValueError(
+                f"arm {name!r} has no settings: {{}} stands for the common ones"
+            )
         settings[name] = [dict(one) for one in several]
         done[name] = []
         for one in settings[name]:

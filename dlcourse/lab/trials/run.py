@@ -7,6 +7,7 @@ import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -17,9 +18,9 @@ from dlcourse.lab.trials.settings import Job
 from dlcourse.lab.trials.stack import StackError
 from dlcourse.lab.trials.stacked import run_stacked
 
-# values that an update of one replica reads: below this a call costs more than its work
-SURELY_SMALL = 1_000_000
-PROBED = 3  # updates of each way, of which the last ones are timed
+# weights x rows of an update: below this a call costs more than its arithmetic
+SURELY_SMALL = 2_000_000
+PROBED = 5  # updates of each way, of which all but the first are timed
 
 
 class CannotStack(UserWarning):
@@ -139,14 +140,20 @@ def _faster(job: Job) -> Trials:
     Small models are stacked. For others the first updates are timed: the stack's, which
     goes on if it is the faster way, and those of one replica alone.
     """
-    keep_on = None
+    state = torch.get_rng_state()  # some models take their weights from it
+    watch = None
     if job.replicas > 1 and job.steps > 2 * PROBED and not _is_small(job):
-        keep_on = _Race(job)
-    trials = run_stacked(job, keep_on)
-    return run_looped(job) if trials is None else trials
+        watch = _Race(job)
+    torch.set_rng_state(state)
+    trials = run_stacked(job, watch)
+    if trials is not None:
+        return trials
+    torch.set_rng_state(state)
+    return run_looped(job)
 
 
 def _is_small(job: Job) -> bool:
+    """Tell whether each weight is used once a row, and there are few of them."""
     model = job.build(job.seeds[0])
     shared = any(isinstance(layer, nn.Conv2d) for layer in model.modules())
     values = sum(weight.numel() for weight in model.parameters())
@@ -154,44 +161,42 @@ def _is_small(job: Job) -> bool:
 
 
 class _Race:
-    """Asked after each update of the stack: is it faster than the loop?"""
+    """Asked after each update of the stack, with its seconds: is it the faster way?"""
 
     def __init__(self, job: Job):
         self.job = job
-        self.state = torch.get_rng_state()
-        self.ticks = [time.perf_counter()]
+        self.seconds: list[float] = []
 
-    def __call__(self, updates: int) -> bool:
-        if updates > PROBED:
+    def __call__(self, step: int, seconds: float) -> bool:
+        if step >= PROBED:
             return True
-        self.ticks.append(time.perf_counter())
-        if updates < PROBED:
+        if step == 0:  # the first update warms up
+            self.state = torch.get_rng_state()
+            return True
+        self.seconds.append(seconds)
+        if step < PROBED - 1:
             return True
         if not torch.equal(self.state, torch.get_rng_state()):
             return True  # it draws numbers of its own: the choice would change them
-        together = min(b - a for a, b in zip(self.ticks[1:], self.ticks[2:]))
-        return together <= self.job.replicas * seconds_alone(self.job)
+        return min(self.seconds) <= self.job.replicas * seconds_alone(self.job)
 
 
 def seconds_alone(job: Job) -> float:
     """Return the seconds that an update of one replica takes in a run of its own."""
-    ticks = []
-
-    def timed(seed: int) -> nn.Module:
-        return copy.deepcopy(job.build(seed))
-
     short = copy.copy(job)
-    short.build, short.steps = timed, PROBED + 1
+    short.steps = PROBED + 1
     short.held_out, short.validate_every = {}, None
+    short.build = lambda seed: copy.deepcopy(job.build(seed))
+    starts: list[float] = []
+    state = torch.get_rng_state()
     one = OneRun(short, job.lrs[0], 0)
     step = one.step
 
-    def ticking(run, batch):
-        ticks.append(time.perf_counter())
+    def timed(run, batch):
+        starts.append(time.perf_counter())
         return step(run, batch)
 
-    one.step = ticking
-    state = torch.get_rng_state()
+    one.step = timed
     one.train()
     torch.set_rng_state(state)
-    return min(b - a for a, b in zip(ticks[1:], ticks[2:]))
+    return float(np.diff(starts)[1:].min())

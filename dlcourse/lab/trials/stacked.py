@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import time
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -23,10 +24,11 @@ from dlcourse.lab.trials.updates import StackedOptimizer
 EVALUATED_ROWS = 16_384  # of all replicas in one pass
 
 
-def run_stacked(job: Job, keep_on: Callable[[int], bool] | None = None) -> Trials | None:
+def run_stacked(job: Job, watch: Callable | None = None) -> Trials | None:
     """Train all replicas as one, and return the results.
 
-    `keep_on(updates)` is asked after each update; where it says no the result is None.
+    `watch(step, seconds)` is asked after each update; where it says no the result is
+    None.
     Raises StackError where model, loss or transform do not stack.
     """
     replicas = _Replicas(job)
@@ -39,11 +41,15 @@ def run_stacked(job: Job, keep_on: Callable[[int], bool] | None = None) -> Trial
             disable=not show_progress(),
         )  # fmt: skip
         block.enter_context(bar)
-        for step, (x, y) in enumerate(_batches(job)):
+        batches = _batches(job)
+        for step in range(job.steps):
+            start = time.perf_counter()
+            x, y = next(batches)
             replicas.update(step, x, y)
-            bar.update()
-            if keep_on is not None and not keep_on(step + 1):
+            if watch is not None and not watch(step, time.perf_counter() - start):
                 return None
+            replicas.look(step + 1)
+            bar.update()
         return replicas.results()
 
 
@@ -92,7 +98,6 @@ class _Replicas:
             if self.average is None:
                 self.average = stack.flat.clone()
             self.average.lerp_(stack.flat, 1 - job.ema)
-        self.look(step + 1)
 
     def gradients(self, x: Tensor, y: Tensor, step: int):
         """Return the gradients of the batch; with SAM, those at the perturbed weights."""
@@ -212,15 +217,12 @@ def _batches(job: Job) -> Iterator[tuple[Tensor, Tensor]]:
     if job.own_rows:  # the rows of all seeds below each other
         inputs, targets = inputs.flatten(0, 1), targets.flatten(0, 1)
         first_rows = torch.arange(len(job.seeds)).unsqueeze(1) * job.rows
-    epoch, done = 0, 0
+    epoch = 0
     while True:
         orders = [epoch_order(job.rows, seed, epoch) for seed in job.seeds]
         for rows in torch.stack(orders).split(job.batch_size, dim=1):  # (seeds, batch)
-            if done == job.steps:
-                return
             rows = (rows + first_rows).repeat(len(job.lrs), 1)
             yield _gather(inputs, rows), _gather(targets, rows)
-            done += 1
         epoch += 1
 
 
@@ -229,7 +231,9 @@ def _gather(values: Tensor, rows: Tensor) -> Tensor:
     return values.index_select(0, rows.ravel()).view(*rows.shape, *values.shape[1:])
 
 
-def stacked_loss(loss_fn: Callable, targets: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+def stacked_loss(
+    loss_fn: Callable, targets: Tensor
+) -> Callable[[Tensor, Tensor], Tensor]:
     """Return a function of outputs (replicas, batch, ...) and y (replicas, batch) to
     (replicas,).
 
