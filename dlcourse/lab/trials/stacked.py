@@ -43,10 +43,10 @@ def run_stacked(job: Job, watch: Callable | None = None) -> Trials | None:
         block.enter_context(bar)
         batches = _batches(job)
         for step in range(job.steps):
-            start = time.perf_counter()
+            start = time.thread_time()
             x, y = next(batches)
             replicas.update(step, x, y)
-            if watch is not None and not watch(step, time.perf_counter() - start):
+            if watch is not None and not watch(step, time.thread_time() - start):
                 return None
             replicas.look(step + 1)
             bar.update()
