@@ -53,7 +53,8 @@ def run_looped(job: Job) -> Trials:
         curves=join_curves(looks) if job.times() else {},
         weights=_joined_weights(job, replicas),
         forward=_prediction(job, replicas),
-        **results,
+        validation=results.get("validation", {}),
+        test=results.get("test", {}),
     )
 
 

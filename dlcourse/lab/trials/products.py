@@ -43,8 +43,9 @@ def _is_small(layer: nn.Conv2d) -> bool:
 def convolve(layer: nn.Conv2d, x: Tensor) -> Tensor:
     """Return what `layer` makes of images x (n, c, h, w): each patch times the weights."""
     count, width = len(x), x.shape[3]
+    padding = [int(size) for size in layer.padding]
     patches = F.unfold(
-        x, layer.kernel_size, layer.dilation, layer.padding, layer.stride
+        x, layer.kernel_size, layer.dilation, padding, layer.stride
     )  # (n, patch, positions)
     across = _positions(layer, width, 1)
     patches = patches.transpose(0, 1).flatten(1)  # (patch, n * positions)
@@ -57,4 +58,5 @@ def convolve(layer: nn.Conv2d, x: Tensor) -> Tensor:
 def _positions(layer: nn.Conv2d, length: int, axis: int) -> int:
     """Return how many places the kernel takes along an axis of so many pixels."""
     reach = layer.dilation[axis] * (layer.kernel_size[axis] - 1)
-    return (length + 2 * layer.padding[axis] - reach - 1) // layer.stride[axis] + 1
+    around = 2 * int(layer.padding[axis])
+    return (length + around - reach - 1) // layer.stride[axis] + 1

@@ -116,9 +116,7 @@ def run_trials(
     if stack is not None and not stack:
         return run_looped(job)
     try:
-        if stack:
-            return run_stacked(job)
-        return _faster(job)
+        return _faster(job, always_stack=bool(stack))
     except StackError as error:
         warnings.warn(
             f"this does not stack, so the {job.replicas} runs go one by one: {error}",
@@ -134,7 +132,7 @@ def _rates(lr: float | Sequence[float]) -> list[float]:
     return [float(value) for value in lr]
 
 
-def _faster(job: Job) -> Trials:
+def _faster(job: Job, always_stack: bool) -> Trials:
     """Run the job the faster way.
 
     Small models are stacked. For others the first updates are timed: the stack's, which
@@ -142,7 +140,8 @@ def _faster(job: Job) -> Trials:
     """
     state = torch.get_rng_state()  # some models take their weights from it
     watch = None
-    if job.replicas > 1 and job.steps > 2 * PROBED and not _is_small(job):
+    no_choice = always_stack or job.replicas == 1 or job.steps <= 2 * PROBED
+    if not no_choice and not _is_small(job):
         watch = _Race(job)
     torch.set_rng_state(state)
     trials = run_stacked(job, watch)

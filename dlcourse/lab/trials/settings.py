@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatch
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -29,7 +30,7 @@ class Job:
     """
 
     build: Callable
-    data: object
+    data: Any
     seeds: list[int]
     lrs: list[float]
     steps: int

@@ -25,7 +25,7 @@ class StackError(RuntimeError):
     """Raised where the replicas cannot be stacked."""
 
 
-def chain_forward(steps: list, noise: DropoutNoise) -> Callable:
+def chain_forward(steps: list[Callable | list[int]]) -> Callable:
     """Return a function of the stacked weights and x (replicas, batch, ...) to outputs.
 
     It holds the values as (replicas, units, batch): so the gradients of the weights come
@@ -36,7 +36,7 @@ def chain_forward(steps: list, noise: DropoutNoise) -> Callable:
     def forward(weights: list[Tensor], x: Tensor) -> Tensor:
         x = x.flatten(2).mT
         for step in steps:
-            if callable(step):
+            if not isinstance(step, list):
                 x = step(x)
             elif len(step) == 2:
                 weight, bias = weights[step[0]], weights[step[1]]
@@ -101,7 +101,7 @@ def stacked_forward(
     if steps:
         # for the model's own words on inputs that do not fit
         noise.measure(stack.skeleton, job.rows_for(0)[0][:1])
-        return chain_forward(steps, noise)
+        return chain_forward(steps)
 
     def forward_one(values, frozen, buffers, masks, x):
         weights = dict(zip(stack.names, values, strict=True))

@@ -183,12 +183,13 @@ class _Replicas:
             job.lrs,
             job.seeds,
             over_steps(self.losses),
+            validation=held_out.get("validation", {}),
+            test=held_out.get("test", {}),
             logged={name: over_steps(values) for name, values in self.logged.items()},
             times=self.times,
             curves=join_curves(self.curves) if self.times else {},
             weights=weights,
             forward=self.predict,
-            **held_out,
         )
 
 
