@@ -9,8 +9,8 @@ import textwrap
 import pytest
 
 from dlcourse.lab import claims, exercises, models, plotting, training
-from dlcourse.lab.trials import arms, run, stack, stacked, statistics
 from dlcourse.lab.source import show_source, source_of
+from dlcourse.lab.trials import arms, run, stack, stacked, statistics
 
 
 class Example:
