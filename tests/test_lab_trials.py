@@ -35,7 +35,6 @@ from dlcourse.lab.trials import (
 from dlcourse.lab.trials import run as run_module
 from dlcourse.lab.trials import stack as stack_module
 from dlcourse.lab.trials.noise import DropoutNoise
-from dlcourse.lab.trials.products import convolve
 
 G = torch.Generator().manual_seed(0)
 X = torch.randn(70, 1, 4, 4, generator=G)
@@ -611,17 +610,6 @@ def test_a_looped_run_puts_the_callers_models_back():
     ]
     np.testing.assert_allclose(runs[0].train_loss, runs[1].train_loss, atol=2e-5)
     assert torch.equal(models[0].head.weight, build(0).head.weight)
-
-
-@pytest.mark.parametrize("stride, padding, dilation", [(1, 1, 1), (2, 0, 1), (2, 2, 2)])
-@pytest.mark.parametrize("bias", [True, False])
-def test_a_convolution_as_a_product_is_the_convolution(stride, padding, dilation, bias):
-    layer = nn.Conv2d(3, 5, (3, 2), stride, padding, dilation, bias=bias)
-    x = torch.randn(4, 3, 9, 7, generator=G, requires_grad=True)
-    ours, theirs = convolve(layer, x), layer(x)
-    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
-    grads = [torch.autograd.grad(y.square().sum(), x)[0] for y in (ours, theirs)]
-    torch.testing.assert_close(*grads, atol=1e-3, rtol=1e-4)
 
 
 # ---------------------------------------------------------------------- arms and rates

@@ -114,11 +114,11 @@ class OneRun:
         if job.sam:
             self._perturbed_gradients(run, batch)
         if job.grad_transform is not None:
-            self._transform(run)
+            self._transform(run, job.grad_transform)
         run.optimizer.step()
         self._penalise(run.optimizer.param_groups)
         if job.ema is not None:
-            self._average()
+            self._average(job.ema)
         self._look(run.step + 1)
         return loss
 
@@ -138,9 +138,9 @@ class OneRun:
         for buffer, before in buffers:
             buffer.copy_(before)
 
-    def _transform(self, run) -> None:
+    def _transform(self, run, transform) -> None:
         weights = [weight for weight in self.weights if weight.grad is not None]
-        grads, facts = self.job.grad_transform([weight.grad for weight in weights])
+        grads, facts = transform([weight.grad for weight in weights])
         for weight, grad in zip(weights, grads, strict=True):
             weight.grad = grad
         for name, value in facts.items():
@@ -156,11 +156,11 @@ class OneRun:
                     weight.div_(1 + group["lr"] * group["l2"])
 
     @torch.no_grad()
-    def _average(self) -> None:
+    def _average(self, share: float) -> None:
         if self.average is None:
             self.average = [weight.detach().clone() for weight in self.weights]
         for average, weight in zip(self.average, self.weights, strict=True):
-            average.lerp_(weight, 1 - self.job.ema)
+            average.lerp_(weight, 1 - share)
 
     @contextlib.contextmanager
     def _averaged(self) -> Iterator[None]:

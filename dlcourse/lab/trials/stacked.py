@@ -15,7 +15,6 @@ from tqdm.auto import tqdm
 
 from dlcourse.lab.training import as_tensors, epoch_order, show_progress
 from dlcourse.lab.trials.noise import DropoutNoise
-from dlcourse.lab.trials.products import convolutions_as_products
 from dlcourse.lab.trials.results import Trials
 from dlcourse.lab.trials.settings import Job
 from dlcourse.lab.trials.stack import Stack, StackError, stacked_forward
@@ -35,7 +34,6 @@ def run_stacked(job: Job, watch: Callable | None = None) -> Trials | None:
     with contextlib.ExitStack() as block:
         block.enter_context(replicas.noise.installed(replicas.skeleton))
         replicas.prepare()
-        block.enter_context(convolutions_as_products(replicas.skeleton))
         bar = tqdm(
             total=job.steps, unit="update", delay=2, leave=False,
             disable=not show_progress(),
