@@ -119,8 +119,10 @@ def test_train_limit_keeps_the_first_rows_and_leaves_the_other_splits():
     assert torch.equal(few.test.images, full.test.images)
     assert few.mean == pytest.approx(few.train.images.mean().item(), rel=1e-5)
     assert len(few.train.labels.unique()) == 10
-    with pytest.raises(ValueError, match=f"at most {len(full.train)}"):
-        load(train_limit=len(full.train) + 1)
+    for limit in (len(full.train), len(full.train) + 1, 10**9):
+        assert torch.equal(
+            load(normalize=False, train_limit=limit).train.images, full.train.images
+        )
 
 
 def test_size_resizes():
@@ -138,6 +140,7 @@ def test_size_resizes():
         ({"validation": 0.6, "test": 0.4}, "sum to less than 1"),
         ({"size": 0}, "size must be"),
         ({"train_limit": 0}, "train_limit must be"),
+        ({"train_limit": -1}, "train_limit must be"),
         ({"train_limit": 10.5}, "train_limit must be"),
     ],
 )
