@@ -7,6 +7,7 @@ import functools
 import io
 import itertools
 import json
+import math
 import re
 import tokenize
 from collections.abc import Iterator
@@ -14,13 +15,28 @@ from pathlib import Path
 
 from house_rules import GUIDES, TECHNIQUES
 
-LINES = 25  # most lines of a code cell
-CELLS = (25, 45)
+from dlcourse.lab.claims import LINE
+
 OUTPUT_KB = 400
 ALT_LENGTH = 20
-TAGS = {"nbval-ignore-output", "raises-exception"}
+TAGS = {"hide-input", "nbval-ignore-output", "raises-exception"}
 IGNORE_SHARE = 4  # at most one code cell in four may be tagged nbval-ignore-output
 SECTIONS = [
+    "The problem",
+    "The idea",
+    "In plain code",
+    "Your turn",
+    "The tested version",
+    "Does it work?",
+    "What the article says",
+    "At scale",
+    "In your own project",
+    "Exercises",
+    "In one minute",
+]
+DEEPER = "Deeper"  # may follow At scale
+# Chapters that have not been rewritten yet keep their old sections.
+OLD_SECTIONS = [
     "The problem",
     "The idea",
     "From scratch",
@@ -32,6 +48,7 @@ SECTIONS = [
     "Exercises",
     "In one minute",
 ]
+TO_BE_REWRITTEN = set(TECHNIQUES)
 CARD = ["You will be able to", "Know first", "Minutes", "Seconds to run", "Hardware"]
 RUN = {"predict", "recipe", "studies", "train"}
 ALSO_IMPORTS = {
@@ -67,6 +84,24 @@ def for_chapters(rule):
         return [] if guide(path) else rule(path, book)
 
     return for_chapters_only
+
+
+def lesson(path: Path, book) -> bool:
+    """Tell whether a notebook has the anatomy of a lesson, or must have it."""
+    if guide(path):
+        return False
+    titles = [title for _, title in headings(book, 2)]
+    return "In plain code" in titles or technique(path) not in TO_BE_REWRITTEN
+
+
+def for_lessons(rule):
+    """Make a rule pass over guides, and over chapters that are still to be rewritten."""
+
+    @functools.wraps(rule)
+    def for_lessons_only(path: Path, book) -> list[str]:
+        return rule(path, book) if lesson(path, book) else []
+
+    return for_lessons_only
 
 
 def code_cells(book) -> Iterator[tuple[int, dict]]:
@@ -144,26 +179,6 @@ def executed(path: Path, book) -> list[str]:
     return never + stale
 
 
-def short_cells(path: Path, book) -> list[str]:
-    """No code cell has more than LINES lines."""
-    lengths = [
-        (number, len(cell.source.splitlines())) for number, cell in code_cells(book)
-    ]
-    return [
-        f"cell {number} has {n} lines, most is {LINES}"
-        for number, n in lengths
-        if n > LINES
-    ]
-
-
-@for_chapters
-def cell_count(path: Path, book) -> list[str]:
-    """The number of cells lies in CELLS."""
-    low, high = CELLS
-    found = len(book.cells)
-    return [] if low <= found <= high else [f"{found} cells, expected {low} to {high}"]
-
-
 def output_size(path: Path, book) -> list[str]:
     """All outputs together take at most OUTPUT_KB kilobytes."""
     size = sum(len(json.dumps(cell.outputs)) for _, cell in code_cells(book)) / 1000
@@ -185,21 +200,63 @@ def show_calls(tree: ast.AST) -> int:
 
 
 def figures(path: Path, book) -> list[str]:
-    """Each cell that shows a figure holds a PNG, and each PNG has alternative text."""
+    """Each cell that shows a figure holds a PNG, and below each PNG stands its caption."""
     problems = []
     wanted = {number: show_calls(tree) for number, tree in trees(book)}
     for number, cell in code_cells(book):
-        pictures = [o for o in cell.outputs if "image/png" in o.get("data", {})]
+        data = [output.get("data", {}) for output in cell.outputs]
+        pictures = [place for place, found in enumerate(data) if "image/png" in found]
         if len(pictures) < wanted.get(number, 0):
             problems.append(
                 f"cell {number} calls show() but holds no PNG for it; run it again"
             )
-        for picture in pictures:
-            alt = picture.metadata.get("image/png", {}).get("alt", "")
+        for place in pictures:
+            alt = cell.outputs[place].metadata.get("image/png", {}).get("alt", "")
+            below = (
+                data[place + 1].get("text/markdown", "") if place + 1 < len(data) else ""
+            )
             if not isinstance(alt, str) or len(alt.strip()) < ALT_LENGTH:
                 problems.append(
-                    f"cell {number} holds a PNG without alternative text of {ALT_LENGTH} "
-                    'characters; show it with plotting.show(fig, alt="...")'
+                    f"cell {number} holds a PNG without a caption of {ALT_LENGTH} "
+                    'characters; show it with plotting.show(fig, caption="...")'
+                )
+            elif below != f"*{alt}*":
+                problems.append(f"cell {number} holds a PNG without its caption below it")
+    return problems
+
+
+# What a cell that only draws does not call: it computes nothing and says nothing else.
+NO_DRAWING = {
+    "claim", "print", "show_table", "show_source", "fit", "evaluate", "run_trials", "launch",
+}  # fmt: skip
+
+
+def only_draws(tree: ast.Module) -> bool:
+    """Tell whether a cell shows a figure and neither trains, prints, claims nor imports."""
+    kinds = (ast.FunctionDef, ast.ClassDef, ast.Import, ast.ImportFrom)
+    if not show_calls(tree) or any(isinstance(node, kinds) for node in tree.body):
+        return False
+    return not NO_DRAWING & {called(node) for node in ast.walk(tree)}
+
+
+def drawing_is_folded(path: Path, book) -> list[str]:
+    """A cell that only draws is folded, and no other; in a lesson every figure has such a cell."""
+    problems = []
+    parsed = dict(trees(book))
+    for number, cell in code_cells(book):
+        tagged = "hide-input" in cell.metadata.get("tags", ())
+        hidden = bool(cell.metadata.get("jupyter", {}).get("source_hidden"))
+        drawing = number in parsed and only_draws(parsed[number])
+        if drawing and not (tagged and hidden):
+            problems.append(
+                f"cell {number} only draws; tag it hide-input, with jupyter.source_hidden"
+            )
+        if (tagged or hidden) and not drawing:
+            problems.append(f"cell {number} is folded but does more than draw")
+        if lesson(path, book) and not drawing and number in parsed:
+            if show_calls(parsed[number]):
+                problems.append(
+                    f"cell {number} shows a figure and does something else: make two cells"
                 )
     return problems
 
@@ -331,6 +388,50 @@ def claims(path: Path, book) -> list[str]:
     return problems
 
 
+def rounding(text: str) -> float:
+    """Return how far a value printed with three digits may be from the measured one."""
+    value = abs(float(text.replace(",", "")))
+    exponent = math.floor(math.log10(value)) if value else 0
+    return 0.5 * 10.0 ** min(exponent - 2, 0) * (1 + 1e-9)
+
+
+def keeps(value: str, bound: str) -> bool:
+    """Tell whether a printed value keeps a printed bound, rounding allowed for."""
+    numbers = [
+        float(text) for text in re.findall(r"-?(?:\d[\d.]*(?:e[-+]?\d+)?|inf)", bound)
+    ]
+    low, high = -math.inf, math.inf
+    if bound.startswith("at least"):
+        low = numbers[0]
+    elif bound.startswith("at most"):
+        high = numbers[0]
+    elif bound.startswith("from"):
+        low, high = numbers
+    else:
+        spread = numbers[1] if len(numbers) > 1 else 0.0
+        low, high = numbers[0] - spread, numbers[0] + spread
+    margin = rounding(value)
+    return low - margin <= float(value.replace(",", "")) <= high + margin
+
+
+def stored_values(path: Path, book) -> list[str]:
+    """Each stored claim has a value that keeps its bound, and none failed."""
+    problems = []
+    for number, cell in code_cells(book):
+        text = "\n".join(map(output_text, cell.outputs))
+        found = list(LINE.finditer(text))
+        if len(found) != len(re.findall(r"^HOLDS", text, re.MULTILINE)):
+            problems.append(f"cell {number} holds a claim without value and bound")
+        if re.search(r"^DOES NOT HOLD", text, re.MULTILINE) and not guide(path):
+            problems.append(f"cell {number} holds a claim that failed")
+        problems += [
+            f"cell {number}: {line['value']} does not keep the bound ({line['bound']})"
+            for line in found
+            if not keeps(line["value"], line["bound"])
+        ]
+    return problems
+
+
 def imports(path: Path, book) -> list[str]:
     """From dlcourse only the chapter's own technique and the lab; no star imports."""
     allowed = {technique(path), "exercises", "lab"} | ALSO_IMPORTS.get(
@@ -388,9 +489,13 @@ def title(path: Path, book) -> list[str]:
 
 @for_chapters
 def anatomy(path: Path, book) -> list[str]:
-    """The H2 headings are SECTIONS, in this order."""
+    """The H2 headings are SECTIONS, in this order, with DEEPER after At scale or not."""
+    wanted = SECTIONS if lesson(path, book) else OLD_SECTIONS
     found = [text for _, text in headings(book, 2)]
-    return [] if found == SECTIONS else [f"H2 headings are {found}, expected {SECTIONS}"]
+    plain = list(found)
+    if DEEPER in found and found[found.index(DEEPER) - 1] == "At scale":
+        plain.remove(DEEPER)
+    return [] if plain == wanted else [f"H2 headings are {found}, expected {wanted}"]
 
 
 def card_lines(book) -> dict[str, str]:
@@ -424,19 +529,30 @@ def card(path: Path, book) -> list[str]:
     return problems
 
 
+def stubs(book, title: str) -> set[str]:
+    """Return the names `your_...` that the code cells of a section set."""
+    cells = [cell for cell in section(book, title) if cell.cell_type == "code"]
+    pattern = re.compile(r"^(your_\w+)\s*(?::[^=]*)?=(?!=)", re.MULTILINE)
+    return {name for cell in cells for name in pattern.findall(cell.source)}
+
+
 @for_chapters
 def exercises(path: Path, book) -> list[str]:
-    """The Exercises section has two or more stubs ``your_... = ``."""
-    stubs = set()
-    for cell in section(book, "Exercises"):
-        if cell.cell_type == "code":
-            for line in re.findall(
-                r"^(your_\w+)\s*(?::[^=]*)?=(?!=)", cell.source, re.MULTILINE
-            ):
-                stubs.add(line)
-    return (
-        [] if len(stubs) >= 2 else [f"{len(stubs)} stubs your_... = in Exercises, want 2"]
-    )
+    """Exercises has two or more stubs ``your_... = ``; a lesson has one in Your turn, too."""
+    last = len(stubs(book, "Exercises"))
+    problems = [] if last >= 2 else [f"{last} stubs your_... = in Exercises, want 2"]
+    if lesson(path, book) and not stubs(book, "Your turn"):
+        problems.append("no stub your_... = in Your turn")
+    return problems
+
+
+@for_lessons
+def recipe(path: Path, book) -> list[str]:
+    """In your own project names the chapter's recipe, and a cell there runs it."""
+    name = f"recipes/{path.stem}.py"
+    cells = section(book, "In your own project")
+    named = any(name in cell.source for cell in cells)
+    return [] if named else [f"In your own project does not name {name}"]
 
 
 @for_chapters
@@ -555,20 +671,21 @@ def prose_numbers(path: Path, book) -> list[str]:
 
 RULES = (
     executed,
-    short_cells,
-    cell_count,
     output_size,
     figures,
+    drawing_is_folded,
     tags,
     plain_python,
     nothing_swallowed,
     claims,
+    stored_values,
     imports,
     machine_paths,
     title,
     anatomy,
     card,
     exercises,
+    recipe,
     sources,
     prose_numbers,
 )

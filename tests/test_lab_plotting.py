@@ -23,9 +23,9 @@ def test_every_plot_returns_its_axes():
     plotting.show(fig, "six small plots, side by side")
 
 
-def test_show_needs_alternative_text_and_prints_it(capsys):
+def test_show_needs_a_caption_and_prints_it(capsys):
     fig, _ = plotting.figure()
-    with pytest.raises(ValueError, match="alternative text"):
+    with pytest.raises(ValueError, match="caption"):
         plotting.show(fig, "a plot")
     plotting.show(fig, "an empty plot with two axes")
     assert "Figure: an empty plot with two axes" in capsys.readouterr().out
@@ -33,3 +33,18 @@ def test_show_needs_alternative_text_and_prints_it(capsys):
 
 def test_lines_differ_in_colour_and_dash():
     assert len(set(plotting.COLORS)) == len(plotting.COLORS) == len(set(plotting.DASHES))
+
+
+def test_the_caption_stands_below_the_picture_and_is_its_alternative_text(monkeypatch):
+    import IPython.display
+
+    shown = []
+    monkeypatch.setattr(
+        IPython.display, "display", lambda data, **more: shown.append((data, more))
+    )
+    fig, _ = plotting.figure()
+    plotting.show(fig, "an empty plot with two axes")
+    (picture, more), (below, _) = shown
+    assert more["metadata"] == {"image/png": {"alt": "an empty plot with two axes"}}
+    assert below["text/markdown"] == "*an empty plot with two axes*"
+    assert "image/png" in picture and "image/png" not in below

@@ -77,7 +77,7 @@ def strip_volatile(book) -> None:
     book.metadata = nbformat.from_dict(METADATA)
     for cell in book.cells:
         cell.metadata = nbformat.from_dict(
-            {k: v for k, v in cell.metadata.items() if k == "tags"}
+            {k: v for k, v in cell.metadata.items() if k in ("tags", "jupyter")}
         )
         for output in cell.get("outputs", ()):
             if output.output_type == "error":

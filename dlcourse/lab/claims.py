@@ -1,16 +1,25 @@
-"""A statement, the measured value and the bound: the notebook fails where the claim does
-not hold.
+"""A statement, its measured value and its bound, on one line.
 
-Bounds are set for the embedded digits. On other data (`DLCOURSE_DATA`) a claim that fails
-says so and the chapter goes on: the course never claimed it there.
+The notebook stops where a claim does not hold. Bounds are set for the embedded images. On
+other data (`DLCOURSE_DATA`) a claim that fails says so and the chapter goes on: the course
+never claimed it there.
+
+`DLCOURSE_CLAIMS`, the path of a file, turns a chapter into a measurement: each claim adds
+one line of JSON to that file, and none stops the run. `tools/seeds.py` uses it.
 """
 
 from __future__ import annotations
 
+import json
 import math
 import os
+import re
+from typing import SupportsFloat
 
-_measured: list[tuple[str, float, str]] = []
+# What nbval reads: the value is masked, sentence and bound are compared (chapters/nbval.cfg).
+LINE = re.compile(
+    r"^HOLDS  (?P<sentence>.*): (?P<value>\S+)  \((?P<bound>[^()]*)\)$", re.MULTILINE
+)
 
 
 class ClaimError(AssertionError):
@@ -19,7 +28,7 @@ class ClaimError(AssertionError):
 
 def claim(
     sentence: str,
-    value: float | bool,
+    value: SupportsFloat,
     *,
     at_least: float | None = None,
     at_most: float | None = None,
@@ -27,54 +36,67 @@ def claim(
     equals: float | bool | None = None,
     tol: float = 0.0,
 ) -> None:
-    """Print `sentence` with its bound if `value` keeps it, else raise ClaimError with the
-    value.
+    """Print `sentence`, the rounded value and its bound; raise ClaimError if it fails.
 
     Exactly one bound: `at_least`, `at_most`, `between` (both ends included) or `equals`
-    (within `tol`). NaN keeps no bound. The value itself is printed by `measured`, not
-    here, so that the text is the same on every machine.
+    (within `tol`). NaN keeps no bound.
 
     Raises ValueError for an empty sentence, or for no bound or several.
 
-    >>> claim("two is more than one", 2, at_least=1.5)
-    HOLDS  two is more than one  [at least 1.5]
+    >>> claim("two over one", 2, at_least=1.5)
+    HOLDS  two over one: 2  (at least 1.5)
     """
-    bounds = [b for b in (at_least, at_most, between, equals) if b is not None]
     if not sentence.strip():
         raise ValueError("a claim needs a sentence that says what holds")
-    if len(bounds) != 1:
+    given = [bound for bound in (at_least, at_most, between, equals) if bound is not None]
+    if len(given) != 1:
         raise ValueError(
-            f"{len(bounds)} bounds: give exactly one of at_least=, at_most=, between=, equals="
+            f"{len(given)} bounds: give exactly one of at_least=, at_most=, between=, equals="
         )
+
     number = float(value)
     if at_least is not None:
-        holds, bound = number >= at_least, f"at least {at_least:g}"
+        low, high, bound = at_least, math.inf, f"at least {at_least:g}"
     elif at_most is not None:
-        holds, bound = number <= at_most, f"at most {at_most:g}"
+        low, high, bound = -math.inf, at_most, f"at most {at_most:g}"
     elif between is not None:
         low, high = between
-        holds, bound = low <= number <= high, f"from {low:g} to {high:g}"
+        bound = f"from {low:g} to {high:g}"
     else:
-        holds = abs(number - float(equals)) <= tol
+        assert equals is not None
+        low, high = float(equals) - tol, float(equals) + tol
         bound = f"equal to {equals:g}" + (f" within {tol:g}" if tol else "")
-    holds = holds and not math.isnan(number)
-    _measured.append((sentence, number, bound))
-    if holds:
-        print(f"HOLDS  {sentence}  [{bound}]")
-        return
-    message = f"{sentence}: measured {number:.6g}, should be {bound}"
+    holds = low <= number <= high  # never for NaN
+
+    file = os.environ.get("DLCOURSE_CLAIMS")
+    if file:
+        _record(file, sentence, number, low, high, holds)
     data = os.environ.get("DLCOURSE_DATA", "digits")
-    if data != "digits":
-        print(f"DOES NOT HOLD on {data}  {message}")
-        return
-    raise ClaimError(message)
+    if holds:
+        print(f"HOLDS  {sentence}: {rounded(number)}  ({bound})")
+    elif file or data != "digits":
+        print(f"DOES NOT HOLD on {data}  {sentence}: {number:.6g}  (should be {bound})")
+    else:
+        raise ClaimError(f"{sentence}: measured {number:.6g}, should be {bound}")
 
 
-def measured() -> None:
-    """Print the values behind the claims since the last call, one a line.
+def rounded(value: float) -> str:
+    """Return a number with three digits, or whole where it has more before the point.
 
-    They depend a little on the machine, so the call stands in a cell of its own.
+    >>> rounded(0.94349), rounded(12.0), rounded(71684.2), rounded(2.2e-16)
+    ('0.943', '12', '71,684', '2.2e-16')
     """
-    for sentence, value, bound in _measured:
-        print(f"{value:>10.4g}  {bound:<24}  {sentence}")
-    _measured.clear()
+    if abs(value) >= 1000 and math.isfinite(value):
+        return f"{value:,.0f}" if abs(value) < 1e7 else f"{value:.3g}"
+    return f"{value:.3g}"
+
+
+def _record(
+    file: str, sentence: str, value: float, low: float, high: float, holds: bool
+) -> None:
+    """Add one line to the file of measurements; infinite bounds are left out."""
+    facts: dict[str, object] = {"sentence": sentence, "value": value, "holds": holds}
+    facts |= {"low": low} if math.isfinite(low) else {}
+    facts |= {"high": high} if math.isfinite(high) else {}
+    with open(file, "a", encoding="utf-8") as lines:
+        lines.write(json.dumps(facts) + "\n")

@@ -40,34 +40,37 @@ def figure(columns: int = 1, width: float = 7.0, height: float = 3.4, **kwargs):
     return fig, axes
 
 
-def show(fig: Figure, alt: str) -> None:
-    """Display `fig` as a PNG with the alternative text `alt`, and close it.
+def show(fig: Figure, caption: str) -> None:
+    """Display `fig` as a PNG with its caption below it, and close it.
 
-    Raises ValueError where `alt` has fewer than 20 characters.
+    The caption says in a sentence what to see. It is also the picture's alternative text,
+    for readers who do not see it. Raises ValueError where it has fewer than 20 characters.
     """
-    if len(alt) < 20:
+    if len(caption) < 20:
         raise ValueError(
-            "say in the alternative text what the figure shows (20 characters or more)"
+            "say in the caption what the figure shows (20 characters or more)"
         )
     drawn, buffer = io.BytesIO(), io.BytesIO()
     with matplotlib.rc_context(STYLE):
         fig.savefig(drawn, format="png", dpi=100)
     plt.close(fig)
-    # 256 colours do for a plot, in a third of the bytes
     picture = Image.open(drawn).convert("RGB")
-    picture.quantize(256, dither=Image.Dither.NONE).save(
-        buffer, format="png", optimize=True
-    )
-    data = {
+    # 256 colours do for a plot, in a third of the bytes
+    picture = picture.quantize(256, dither=Image.Dither.NONE)
+    picture.save(buffer, format="png", optimize=True)
+    image = {
         "image/png": base64.b64encode(buffer.getvalue()).decode(),
-        "text/plain": f"Figure: {alt}",
+        "text/plain": f"Figure: {caption}",
     }
     try:
         from IPython.display import display
     except ImportError:
-        print(data["text/plain"])
+        print(image["text/plain"])
         return
-    display(data, raw=True, metadata={"image/png": {"alt": alt}})
+    display(image, raw=True, metadata={"image/png": {"alt": caption}})
+    # JupyterLab and nbconvert show no alternative text, so it stands below as text, too
+    below = {"text/markdown": f"*{caption}*", "text/plain": caption}
+    display(below, raw=True)
 
 
 def _label(ax: Axes, title: str, x: str, y: str) -> Axes:
