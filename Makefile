@@ -21,8 +21,7 @@ lab: $(READY)
 	$(BIN)/jupyter lab --notebook-dir=chapters $(ARGS)
 
 test: $(READY)
-	DLCOURSE_PROGRESS=0 $(BIN)/python -m pytest --nbval --nbval-current-env \
-	  --nbval-sanitize-with nbval.cfg --nbval-cell-timeout 120 -n 2 --dist loadfile \
+	DLCOURSE_PROGRESS=0 $(BIN)/python -m pytest --nbval -n 2 --dist loadfile \
 	  -q $(ARGS) chapters tests dlcourse
 
 chapter: $(READY)

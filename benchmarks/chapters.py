@@ -24,8 +24,7 @@ from pathlib import Path
 from many_seeds import machine
 
 ROOT = Path(__file__).resolve().parent.parent
-NBVAL = ["--nbval", "--nbval-current-env", "--nbval-sanitize-with", "nbval.cfg"]
-SUITE = [*NBVAL, "--nbval-cell-timeout", "120", "-n", "2", "--dist", "loadfile", "-q"]
+SUITE = ["--nbval", "-n", "2", "--dist", "loadfile", "-q"]
 
 
 def run_suite(junit: Path) -> None:

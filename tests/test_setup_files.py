@@ -180,7 +180,6 @@ def test_makefile_calls_files_that_exist():
     called = re.findall(r"\$\(BIN\)/python (\S+\.py)", read("Makefile"))
     modules = re.findall(r"-m (dlcourse\.\w+)", read("Makefile"))
     called += [module.replace(".", "/") + ".py" for module in modules]
-    called += re.findall(r"--nbval-sanitize-with (\S+)", read("Makefile"))
     assert called and [name for name in called if not (ROOT / name).exists()] == []
 
 

@@ -1,6 +1,6 @@
 """Tables of results: pandas frames, with every measured number marked so that nbval masks it.
 
-A measured number stands between two hair spaces. They are invisible, and the sanitizer
+A measured number stands between two zero-width spaces. They are invisible, and the sanitizer
 (chapters/nbval.cfg) replaces what stands between them: names, settings and the shape of the
 table are compared, the last digits of a measurement are not.
 """
@@ -12,7 +12,7 @@ from numbers import Integral, Real
 
 import pandas as pd
 
-MARK = "\u200a"  # a hair space
+MARK = "\u200b"  # a zero-width space
 
 
 def measured(value: object, digits: int = 3) -> str:
