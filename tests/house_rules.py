@@ -25,6 +25,8 @@ TECHNIQUES = (
     "mixed_precision",
     "data_loading",
 )
+# Chapters that are not lessons yet: they have the old sections, and no recipe.
+TO_BE_REWRITTEN = set(TECHNIQUES)
 CHAPTER = {
     name: f"{number:02d}_{name}.ipynb" for number, name in enumerate(TECHNIQUES, 1)
 }
@@ -215,10 +217,30 @@ def imports_point_one_way(root: Path) -> list[str]:
     return problems
 
 
+def recipes_stand_alone(root: Path) -> list[str]:
+    """A recipe has its chapter's name and imports nothing of dlcourse; each lesson has one."""
+    names = {Path(chapter).stem: name for name, chapter in CHAPTER.items()}
+    problems = []
+    for path in sorted((root / "recipes").glob("*.py")):
+        if path.stem not in names:
+            problems.append(f"recipes/{path.name} belongs to no chapter")
+        for line, name in imported(root, path):
+            if inside(name, {"dlcourse"}):
+                problems.append(
+                    f"recipes/{path.name}:{line} imports {name}; a recipe stands alone"
+                )
+    for stem, name in names.items():
+        chapter = root / "chapters" / f"{stem}.ipynb"
+        if name not in TO_BE_REWRITTEN and chapter.exists():
+            if not (root / "recipes" / f"{stem}.py").exists():
+                problems.append(f"{name} has no recipes/{stem}.py")
+    return problems
+
+
 def no_stars_no_utils(root: Path) -> list[str]:
     """No star import, and no module called utils."""
     problems = []
-    for folder in ("dlcourse", "tests", "tools", "benchmarks"):
+    for folder in ("dlcourse", "recipes", "tests", "tools", "benchmarks"):
         for path in sorted((root / folder).rglob("*")):
             where = path.relative_to(root)
             if path.stem == "utils":
@@ -281,6 +303,7 @@ RULES = (
     one_name_everywhere,
     no_strangers,
     imports_point_one_way,
+    recipes_stand_alone,
     no_stars_no_utils,
     every_public_name_is_used,
     every_public_name_has_a_docstring,

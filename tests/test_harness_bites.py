@@ -526,6 +526,7 @@ def house(good, tmp_path) -> Path:
         "dlcourse/lab/exercises.py": 'class Hint:\n    """A hint."""\n',
         "dlcourse/lab/plotting.py": "import numpy\n",
         "tests/test_gradient_clipping.py": "import x\n\nx.clip()\nx.Hint()\n",
+        "recipes/04_gradient_clipping.py": "import torch\n",
         "README.md": "| 4 | gradient_clipping |\n",
     }
     for name, text in files.items():
@@ -537,6 +538,7 @@ def house(good, tmp_path) -> Path:
 
 
 EXERCISES = "dlcourse/exercises/gradient_clipping.py"
+RECIPE = "recipes/04_gradient_clipping.py"
 CLIP, LAB = "dlcourse/gradient_clipping.py", "dlcourse/lab/exercises.py"
 HOUSE_PLANTS = [  # rule, file, text appended (None: the file is removed)
     ("one_name_everywhere", CLIP, None),
@@ -564,6 +566,9 @@ HOUSE_PLANTS = [  # rule, file, text appended (None: the file is removed)
     ),
     ("imports_point_one_way", LAB, "from dlcourse.gradient_clipping import clip\n"),
     ("imports_point_one_way", LAB, "from ..gradient_clipping import clip\n"),
+    ("recipes_stand_alone", RECIPE, "from dlcourse.lab import training\n"),
+    ("recipes_stand_alone", "recipes/05_clipping.py", "x = 1\n"),
+    ("no_stars_no_utils", RECIPE, "from math import *\n"),
     ("no_stars_no_utils", LAB, "from math import *\n"),
     ("no_stars_no_utils", "dlcourse/lab/utils.py", ""),
     ("every_public_name_is_used", CLIP, "def unused():\n    return 1\n"),
@@ -597,6 +602,13 @@ def test_planted_fault_of_house_is_caught(house, name, file, text):
         (house / file).parent.mkdir(exist_ok=True)
         (house / file).write_text(old + text, "utf-8")
     assert getattr(house_rules, name)(house)
+
+
+def test_a_lesson_without_a_recipe_is_caught(house, monkeypatch):
+    monkeypatch.setattr(house_rules, "TO_BE_REWRITTEN", set())
+    assert house_rules.recipes_stand_alone(house) == []
+    (house / "recipes" / "04_gradient_clipping.py").unlink()
+    assert house_rules.recipes_stand_alone(house)
 
 
 def test_readme_without_row_is_caught(house):

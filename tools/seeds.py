@@ -1,0 +1,168 @@
+"""Run a chapter on other seeds and other splits: `python tools/seeds.py 04 --offsets 1000 2000`.
+
+Every random generator that a chapter starts gets its seed plus the offset, and with
+`--splits` the images are split anew. Claims do not stop the run. Printed are the claims that
+fail somewhere, and those whose bound lies so far from the value that it says little.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import nbformat
+from chapter import CHAPTERS, ThisPython, find, kernel_environment
+from jupyter_client.manager import AsyncKernelManager
+from nbclient import NotebookClient
+
+LOOSE = 0.75  # a bound further from the value than this share of it says little
+CELL_TIMEOUT = 600
+
+# Runs before the chapter's first cell.
+SHIFT = '''
+import random
+import numpy
+import torch
+import dlcourse.lab.datasets as datasets
+
+OFFSET, SPLIT = {offset}, {split}
+
+
+def shifted(start):
+    """Return a function like `start`, for the seed plus the offset."""
+    def start_elsewhere(seed=None, *rest, **more):
+        if isinstance(seed, (int, numpy.integer)):
+            seed = int(seed) + OFFSET
+        elif isinstance(seed, (list, tuple)):
+            seed = [*seed, OFFSET]
+        return start(seed, *rest, **more)
+    return start_elsewhere
+
+
+class Generator(torch.Generator):
+    """A generator of torch whose seeds are shifted."""
+
+    def manual_seed(self, seed):
+        super().manual_seed(int(seed) + OFFSET)
+        return self
+
+
+load = datasets.load
+
+
+def load_elsewhere(*names, **settings):
+    """Load with the split moved by SPLIT, and by nothing else."""
+    global OFFSET
+    before, OFFSET = OFFSET, SPLIT
+    try:
+        return load(*names, **settings)
+    finally:
+        OFFSET = before
+
+
+torch.Generator = Generator
+torch.manual_seed = shifted(torch.manual_seed)
+numpy.random.default_rng = shifted(numpy.random.default_rng)
+numpy.random.RandomState = shifted(numpy.random.RandomState)
+numpy.random.seed = shifted(numpy.random.seed)
+random.seed = shifted(random.seed)
+datasets.load = load_elsewhere
+'''
+
+
+def measure(path: Path, offset: int, split: int) -> tuple[list[dict], list[str]]:
+    """Return (its claims with values, the cells that stopped) of a chapter run elsewhere."""
+    book = nbformat.read(path, as_version=4)
+    start = nbformat.v4.new_code_cell(SHIFT.format(offset=offset, split=split))
+    book.cells.insert(0, start)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "claims.jsonl"
+        file.touch()
+        manager = AsyncKernelManager(kernel_spec_manager=ThisPython())
+        client = NotebookClient(
+            book,
+            km=manager,
+            timeout=CELL_TIMEOUT,
+            allow_errors=True,
+            resources={"metadata": {"path": str(path.parent)}},
+        )
+        environment = {**kernel_environment(), "DLCOURSE_CLAIMS": str(file)}
+        client.execute(env=environment)
+        claims = [json.loads(line) for line in file.read_text().splitlines()]
+    stopped = []
+    for number, cell in enumerate(book.cells):
+        tagged = "raises-exception" in cell.metadata.get("tags", ())
+        for output in cell.get("outputs", ()):
+            if output.output_type == "error" and not tagged:
+                stopped.append(f"cell {number}: {output.ename}: {output.evalue[:200]}")
+    return claims, stopped
+
+
+def looseness(claim: dict) -> float:
+    """Return how far the nearer bound is from the value, as a share of the value's size."""
+    distances = [
+        abs(claim["value"] - claim[end]) for end in ("low", "high") if end in claim
+    ]
+    size = abs(claim["value"])
+    return min(distances) / size if size else 0.0
+
+
+def report(runs: dict[str, list[dict]]) -> tuple[list[str], list[str]]:
+    """Return (failing claims, loose claims) as lines, from {name of a run: its claims}."""
+    by_sentence: dict[str, dict[str, dict]] = {}
+    for name, claims in runs.items():
+        for claim in claims:
+            by_sentence.setdefault(claim["sentence"], {})[name] = claim
+    failing, loose = [], []
+    for sentence, found in by_sentence.items():
+        values = ", ".join(
+            f"{name} {claim['value']:.4g}" for name, claim in found.items()
+        )
+        bounds = next(iter(found.values()))
+        bound = f"[{bounds.get('low', '')}, {bounds.get('high', '')}]"
+        line = f"{sentence} {bound}: {values}"
+        if not all(claim["holds"] for claim in found.values()):
+            failing.append(line)
+        elif min(map(looseness, found.values())) > LOOSE:
+            loose.append(line)
+    return failing, loose
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the chapters named on the command line; return 1 where a claim fails."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("chapter", nargs="+", help='numbers such as 04, or "all"')
+    parser.add_argument("--offsets", nargs="*", type=int, default=[1000, 2000, 3000])
+    parser.add_argument("--splits", nargs="*", type=int, default=[1], metavar="SEED")
+    options = parser.parse_args(arguments)
+    places = [(offset, 0) for offset in options.offsets]
+    places += [(0, split) for split in options.splits]
+    failed = False
+    for path in find(options.chapter, CHAPTERS):
+        runs = {}
+        for offset, split in places:
+            name = f"split {split}" if split else f"seeds +{offset}"
+            claims, stopped = measure(path, offset, split)
+            runs[name] = claims
+            for line in stopped:
+                print(f"{path.stem}, {name}: {line}", flush=True)
+            failed |= bool(stopped)
+        failing, loose = report(runs)
+        held = len({claim["sentence"] for claims in runs.values() for claim in claims})
+        print(f"{path.stem}: {held - len(failing)} of {held} claims hold", flush=True)
+        for line in failing:
+            print(f"  FAILS  {line}")
+        for line in loose:
+            print(f"  LOOSE  {line}")
+        failed |= bool(failing)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    os.chdir(CHAPTERS.parent)
+    sys.exit(main())
