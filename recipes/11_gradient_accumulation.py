@@ -49,9 +49,7 @@ processes = accelerator.num_processes
 
 for _ in range(EPOCHS):
     for window in windows(train, BATCH // (MICRO_BATCH * processes)):
-        items = sum(
-            len(targets) for _, targets in window
-        )  # or: tokens that are not masked
+        items = sum(len(targets) for _, targets in window)  # or its unmasked tokens
         items = accelerator.reduce(torch.tensor(items, device=accelerator.device))
         for number, (inputs, targets) in enumerate(window, start=1):
             last = number == len(window)  # only then do the processes exchange gradients
