@@ -129,7 +129,8 @@ def _check_accumulate(answer) -> None:
             peak <= allowed,
             f"The gradient is right, but with sizes {list(sizes)} autograd kept {peak:,} bytes, "
             f"and the largest micro-batch alone needs {allowed / 1.25:,.0f}. Nothing is saved: "
-            "run one backward() for each micro-batch, before the next forward pass.",
+            "a plain backward() for each micro-batch, before the next forward pass, frees what "
+            "it kept.",
         )
 
 
