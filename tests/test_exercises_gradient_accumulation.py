@@ -245,7 +245,7 @@ def test_factors_in_any_form(make):
     ("answer", "words"),
     [
         (lambda items, steps: FACTORS.solve(items, steps)[0], "the shape is"),
-        (lambda items, steps: [[2.5, 1.0, 2.0], [1.5, 1.5, 0.5]], "the shape is"),
+        (lambda items, steps: [[5 / 3, 2 / 3, 4 / 3], [1, 1, 1 / 3]], "the shape is"),
         (lambda items, steps: np.array(FACTORS.solve(items, steps)) ** 2, "do not give"),
         (lambda items, steps: steps, "the shape is"),
     ],

@@ -386,7 +386,7 @@ def clipped_epoch(steps, micro_batch_size, cpu=True):
     """One epoch under `accumulate`: the sum of the losses over the items of the window,
     times what backward and DDP divide by, clipped once an update.
     """
-    model, inputs, targets = problem(8, 44)
+    model, inputs, targets = problem(8, 40)
     accelerator = Accelerator(gradient_accumulation_steps=steps, cpu=cpu)
     loader = DataLoader(TensorDataset(inputs, targets), batch_size=micro_batch_size)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5, momentum=0.9)
@@ -411,7 +411,7 @@ def clipped_epoch(steps, micro_batch_size, cpu=True):
 
 
 def clipped_epoch_in_large_batches(size):
-    model, inputs, targets = problem(8, 44)
+    model, inputs, targets = problem(8, 40)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5, momentum=0.9)
     for x, y in zip(inputs.split(size), targets.split(size), strict=True):
         optimizer.zero_grad()
