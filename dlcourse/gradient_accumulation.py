@@ -144,10 +144,9 @@ def accumulation_step(run, batch, max_norm: float = math.inf) -> Tensor:
     run.optimizer.zero_grad()
     rows = len(batch.inputs)
     pieces = min(run.accumulation_steps, rows)
+    parts = split_microbatches(batch.inputs, batch.targets, pieces)
     mean_loss = 0.0
-    for number, (inputs, targets) in enumerate(
-        split_microbatches(batch.inputs, batch.targets, pieces), start=1
-    ):
+    for number, (inputs, targets) in enumerate(parts, start=1):
         last = number == pieces  # only then do the processes exchange gradients
         with contextlib.nullcontext() if last else run.accelerator.no_sync(run.model):
             loss = run.loss_fn(run.model(inputs), targets)
