@@ -510,7 +510,9 @@ def on_two_processes():
     import torch.nn.functional as F
     from accelerate import Accelerator
     from test_gradient_accumulation import clipped_epoch, fitted, gradient, problem
+    from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
+    from torch.distributed.tensor.debug import CommDebugMode
     from torch.nn.parallel import DistributedDataParallel
 
     from dlcourse.gradient_accumulation import (
@@ -552,17 +554,27 @@ def on_two_processes():
     accumulator.finish()
     result["stream"] = {"gradient": gradient(model).tolist(), "all_reduces": len(counted)}
 
-    sharded = fully_shard(problem(5, 8)[0])
-    for number in range(3):
-        sharded.set_requires_gradient_sync(number == 2)
-        part = slice(2 * number, 2 * number + 2)
-        if len(x[part]):
-            loss = F.cross_entropy(sharded(x[part]), y[part], reduction="sum")
-        else:  # a process without rows still takes part in the exchange
-            loss = sharded(x[:1]).sum() * 0.0
-        (loss * 2 / 8).backward()
-    parts = [parameter.grad.full_tensor().ravel() for parameter in sharded.parameters()]
-    result["sharded"] = torch.cat(parts).tolist()
+    for name in ("sharded quiet", "sharded chatty"):
+        sharded = fully_shard(problem(5, 8)[0], mesh=init_device_mesh("cpu", (2,)))
+        with CommDebugMode() as communication:
+            for number in range(3):
+                sharded.set_requires_gradient_sync(
+                    number == 2 or name == "sharded chatty"
+                )
+                part = slice(2 * number, 2 * number + 2)
+                if len(x[part]):
+                    loss = F.cross_entropy(sharded(x[part]), y[part], reduction="sum")
+                else:  # a process without rows still takes part in the exchange
+                    loss = sharded(x[:1]).sum() * 0.0
+                (loss * 2 / 8).backward()
+        parts = [
+            parameter.grad.full_tensor().ravel() for parameter in sharded.parameters()
+        ]
+        counts = communication.get_comm_counts().items()
+        result[name] = {
+            "gradient": torch.cat(parts).tolist(),
+            "exchanges": sum(n for kind, n in counts if "reduce_scatter" in str(kind)),
+        }
     result["epoch"] = clipped_epoch(2, 4).tolist()
     return result
 
@@ -573,14 +585,15 @@ def test_two_processes_equal_one():
     full, _ = full_gradient(*problem(5, 8))
     epoch = clipped_epoch_in_large_batches(16)
     for result in results:
-        for name, wanted in (("sharded", full), ("epoch", epoch)):
-            found = torch.tensor(result[name], dtype=torch.float64)
-            torch.testing.assert_close(found, wanted, rtol=1e-11, atol=1e-13)
+        found = torch.tensor(result["epoch"], dtype=torch.float64)
+        torch.testing.assert_close(found, epoch, rtol=1e-11, atol=1e-13)
+        assert result["sharded quiet"]["exchanges"] == 1
+        assert result["sharded chatty"]["exchanges"] == 3
         assert result["loss"] == pytest.approx(want_loss, abs=1e-5)
         torch.testing.assert_close(
             torch.tensor(result["weights"]), want, rtol=1e-4, atol=1e-5
         )
-        for name in ("quiet", "stream"):
+        for name in ("quiet", "stream", "sharded quiet", "sharded chatty"):
             found = torch.tensor(result[name]["gradient"], dtype=torch.float64)
             torch.testing.assert_close(found, full, rtol=1e-11, atol=1e-13)
         assert result["quiet"]["all_reduces"] == 1
