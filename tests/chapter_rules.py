@@ -49,7 +49,7 @@ OLD_SECTIONS = [
     "In one minute",
 ]
 CARD = ["You will be able to", "Know first", "Minutes", "Seconds to run", "Hardware"]
-RUN = {"predict", "recipe", "studies", "train"}
+RUN = {"capstone", "predict", "train"}
 ALSO_IMPORTS = {
     "your_own_run": RUN | set(TECHNIQUES),
     "warmup": {"learning_rate_decay"},
@@ -161,6 +161,48 @@ def output_text(output) -> str:
         return "\n".join([output.ename, output.evalue, *output.traceback])
     texts = [text for kind, text in output.data.items() if kind.startswith("text/")]
     return "\n".join(re.sub(r"<[^>]*>", " ", str(text)) for text in texts)
+
+
+# --- as JupyterLab saves it -----------------------------------------------------------------------
+
+KERNEL = {
+    "display_name": "Python 3 (ipykernel)",
+    "language": "python",
+    "name": "python3",
+}
+LANGUAGE = {
+    "codemirror_mode": {"name": "ipython", "version": 3},
+    "file_extension": ".py",
+    "mimetype": "text/x-python",
+    "name": "python",
+    "nbconvert_exporter": "python",
+    "pygments_lexer": "ipython3",
+}
+PYTHON = re.compile(r"3\.\d+\.\d+")
+CELL_METADATA = {"jupyter", "tags"}
+
+
+def as_jupyterlab_saves(path: Path, book) -> list[str]:
+    """The metadata are those that JupyterLab writes, and no bar or widget is left.
+
+    The version of Python is that of whoever ran the chapter, any patch version of 3.
+    """
+    problems = []
+    metadata = {name: dict(value) for name, value in book.metadata.items()}
+    version = metadata.get("language_info", {}).pop("version", "missing")
+    if metadata != {"kernelspec": KERNEL, "language_info": LANGUAGE}:
+        problems.append(f"metadata are {metadata}; run tools/chapter.py {path.stem[:2]}")
+    if not PYTHON.fullmatch(version):
+        problems.append(f"version of Python is {version}; want all of it, as in 3.13.1")
+    for number, cell in enumerate(book.cells, 1):
+        more = set(cell.metadata) - CELL_METADATA
+        if more:
+            problems.append(f"cell {number} has metadata {sorted(more)}; remove them")
+        for output in cell.get("outputs", ()):
+            kinds = set(output.get("data", {"text": ""}))
+            if not kinds or any("widget" in kind for kind in kinds):
+                problems.append(f"cell {number} keeps what a widget or a bar has left")
+    return problems
 
 
 # --- cells and outputs ----------------------------------------------------------------------------
@@ -669,6 +711,7 @@ def prose_numbers(path: Path, book) -> list[str]:
 
 
 RULES = (
+    as_jupyterlab_saves,
     executed,
     output_size,
     figures,

@@ -327,7 +327,38 @@ def wrong_factor_in_prose(book):
     book.cells[0].source += "\n\nIt is 87654.3x as fast."
 
 
+def no_python_version(book):
+    del book.metadata.language_info["version"]
+
+
+def other_kernel_name(book):
+    book.metadata.kernelspec.display_name = "Python 3"
+
+
+def widget_state(book):
+    book.metadata["widgets"] = {}
+
+
+def timing_kept(book):
+    victim(book).metadata["execution"] = {"iopub.execute_input": "2026-01-01"}
+
+
+def widget_left(book):
+    view = {"application/vnd.jupyter.widget-view+json": {"model_id": "1"}}
+    victim(book).outputs.append(nbformat.v4.new_output("display_data", view))
+
+
+def empty_output_left(book):
+    victim(book).outputs.append(nbformat.v4.new_output("display_data", {}))
+
+
 PLANTS = [
+    ("as_jupyterlab_saves", no_python_version),
+    ("as_jupyterlab_saves", other_kernel_name),
+    ("as_jupyterlab_saves", widget_state),
+    ("as_jupyterlab_saves", timing_kept),
+    ("as_jupyterlab_saves", widget_left),
+    ("as_jupyterlab_saves", empty_output_left),
     ("executed", cleared_cell),
     ("executed", stale_count),
     ("executed", swapped_order),
@@ -509,6 +540,17 @@ def test_stored_chapter_holds_nothing_volatile(good):
     book = read(good)
     assert book.metadata == chapter_tool.METADATA
     assert all(set(cell.metadata) <= {"tags", "jupyter"} for cell in book.cells)
+
+
+def test_only_neighbouring_pieces_of_a_stream_become_one():
+    def printed(text, name="stdout"):
+        return nbformat.v4.new_output("stream", name=name, text=text)
+
+    picture = nbformat.v4.new_output("display_data", {"image/png": PIXEL})
+    pieces = [printed("a"), printed("b"), printed("c", "stderr"), picture, printed("d")]
+    merged = chapter_tool.merge_streams(pieces)
+    texts = [output.get("text", "picture") for output in merged]
+    assert texts == ["ab", "c", "picture", "d"]
 
 
 # --- faults of the house --------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import platform
 import re
 import sys
 import tempfile
@@ -23,10 +24,25 @@ from nbclient.exceptions import CellExecutionError, DeadKernelError
 
 ROOT = Path(__file__).resolve().parent.parent
 CHAPTERS = ROOT / "chapters"
+# What JupyterLab writes, so that it does not take an opened chapter for a changed one. The
+# version is that of the Python that ran the chapter.
 METADATA = {
-    "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
-    "language_info": {"name": "python"},
+    "kernelspec": {
+        "display_name": "Python 3 (ipykernel)",
+        "language": "python",
+        "name": "python3",
+    },
+    "language_info": {
+        "codemirror_mode": {"name": "ipython", "version": 3},
+        "file_extension": ".py",
+        "mimetype": "text/x-python",
+        "name": "python",
+        "nbconvert_exporter": "python",
+        "pygments_lexer": "ipython3",
+        "version": platform.python_version(),
+    },
 }
+CELL_METADATA = ("jupyter", "tags")  # "jupyter" says whether the source is folded
 CELL_TIMEOUT = 300  # seconds; a whole chapter should need less than LIMIT
 LIMIT = 30
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
@@ -42,7 +58,9 @@ class ThisPython(KernelSpecManager):
     def get_kernel_spec(self, kernel_name):
         """Return the specification of an ipykernel in ``sys.executable``."""
         argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
-        return KernelSpec(argv=argv, display_name="Python 3", language="python")
+        return KernelSpec(
+            argv=argv, display_name="Python 3 (ipykernel)", language="python"
+        )
 
 
 def kernel_environment() -> dict[str, str]:
@@ -77,11 +95,28 @@ def strip_volatile(book) -> None:
     book.metadata = nbformat.from_dict(METADATA)
     for cell in book.cells:
         cell.metadata = nbformat.from_dict(
-            {k: v for k, v in cell.metadata.items() if k in ("tags", "jupyter")}
+            {k: v for k, v in cell.metadata.items() if k in CELL_METADATA}
         )
+        if cell.cell_type == "code":
+            cell.outputs = merge_streams(cell.outputs)
         for output in cell.get("outputs", ()):
             if output.output_type == "error":
                 output.traceback = [f"{output.ename}: {output.evalue}"]
+
+
+def merge_streams(outputs: list) -> list:
+    """Return the outputs with neighbouring pieces of one stream as one, as JupyterLab
+    stores them; nbclient would also join pieces with other outputs between them.
+    """
+    merged = []
+    for output in outputs:
+        last = merged[-1] if merged else None
+        stream = output.output_type == "stream"
+        if stream and last and last.get("name") == output.name:
+            last.text += output.text
+        else:
+            merged.append(output)
+    return merged
 
 
 def execute(path: Path):
@@ -97,7 +132,6 @@ def execute(path: Path):
         kernel_name="python3",
         timeout=CELL_TIMEOUT,
         record_timing=False,
-        coalesce_streams=True,
         resources={"metadata": {"path": str(path.parent)}},
         on_cell_start=lambda cell, cell_index: at.update(index=cell_index),
     )

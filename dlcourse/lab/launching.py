@@ -28,6 +28,9 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import FunctionType
+from typing import IO, Any, cast
+
+from dlcourse.lab.progress import bar
 
 ROOT = str(Path(__file__).resolve().parents[2])
 # seconds after the first failure, or after the timeout, in which the rest is noted
@@ -86,10 +89,11 @@ def launch(
                 f"cpu=False with {processes} processes needs {processes} GPUs and this machine "
                 f"shows {torch.cuda.device_count()}: pass cpu=True, or fewer processes"
             )
-    for _ in range(3):
-        results, printed, failure = _run(job, processes, timeout, cpu, live)
+    results, printed, failure = _run(job, processes, timeout, cpu, live)
+    for _ in range(2):
         if not re.search(PORT_TAKEN, failure, re.IGNORECASE):
             break  # else another program took the port first: once more with another
+        results, printed, failure = _run(job, processes, timeout, cpu, live)
     if echo:
         print("".join(line + "\n" for line in printed), end="")
     if failure:
@@ -206,8 +210,9 @@ class _Rank:
     """One child process; its files hold what it printed, reported, and where it stood."""
 
     def __init__(self, rank: int, folder: Path, env: dict[str, str], live: bool = False):
-        self.rank, self.folder, self.report = rank, folder, None
-        own_group = {"start_new_session": True}
+        self.rank, self.folder = rank, folder
+        self.report: Any = None  # what the process has left, read as JSON
+        own_group: dict[str, Any] = {"start_new_session": True}
         if os.name == "nt":
             own_group = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
         with (
@@ -222,6 +227,11 @@ class _Rank:
                 stderr=None if live else err,
                 **own_group,
             )
+
+    @property
+    def stdin(self) -> IO[bytes]:
+        """The pipe to the process."""
+        return cast(IO[bytes], self.process.stdin)
 
     def lines(self, name: str) -> list[str]:
         """Return the lines of one of this rank's files."""
@@ -276,8 +286,8 @@ class _Rank:
     def release(self) -> None:
         """Let the process end, now that every rank has returned."""
         try:
-            self.process.stdin.write(b"e")
-            self.process.stdin.flush()
+            self.stdin.write(b"e")
+            self.stdin.flush()
             self.process.wait(5.0)
         except (OSError, subprocess.TimeoutExpired):
             pass  # its result is here; it is killed next
@@ -299,7 +309,7 @@ class _Rank:
             self.process.kill()
         self.process.wait()
         try:
-            self.process.stdin.close()
+            self.stdin.close()
         except OSError:
             pass
 
@@ -319,12 +329,16 @@ def _run(
         try:
             for rank in range(processes):
                 ranks.append(_Rank(rank, folder, env, live and rank == 0))
-            while True:
-                states = {rank.state() for rank in ranks}
-                late = time.monotonic() - start > timeout
-                if late or states & {"raised", "died"} or states == {"returned"}:
-                    break
-                time.sleep(0.01)
+            waiting = f"{processes} processes: {{elapsed}}"
+            # a rank that prints by itself has a bar of its own
+            with bar(show=False if live else None, bar_format=waiting) as progress:
+                while True:
+                    states = {rank.state() for rank in ranks}
+                    late = time.monotonic() - start > timeout
+                    if late or states & {"raised", "died"} or states == {"returned"}:
+                        break
+                    progress.update()
+                    time.sleep(0.01)
             if states != {"returned"}:
                 time.sleep(GRACE)
                 message = _failure(ranks, timeout)
@@ -394,7 +408,7 @@ def _lifeline(pipe: int, released: threading.Event) -> None:
 
 def _load(job: dict) -> Callable:
     if "module" in job:
-        found = importlib.import_module(job["module"])
+        found: Any = importlib.import_module(job["module"])
         for part in job["name"].split("."):
             found = getattr(found, part)
         return found
@@ -402,7 +416,7 @@ def _load(job: dict) -> Callable:
     lines = job["source"].splitlines(keepends=True)
     linecache.cache[file] = (len(job["source"]), None, lines, file)
     flags = annotations.compiler_flag  # the names in annotations are not looked up
-    namespace = {"__name__": "launched"}
+    namespace: dict[str, Any] = {"__name__": "launched"}
     exec(compile(job["source"], file, "exec", flags=flags), namespace)
     return namespace[job["name"]]
 
@@ -428,7 +442,9 @@ def _child(folder: Path) -> None:
                 f"{job['name']} was sent as source to a fresh process, which has nothing of the "
                 "notebook: import or define what it needs inside it, or pass it in args."
             )
-        trace = error.__traceback__.tb_next  # without our own frame
+        trace = (
+            error.__traceback__ and error.__traceback__.tb_next
+        )  # without our own frame
         report = {"error": "".join(traceback.format_exception(type(error), error, trace))}
     faulthandler.cancel_dump_traceback_later()
     sys.stdout.flush()

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -292,7 +293,8 @@ class RowRNN(nn.Module):
         self.activation = ACTIVATIONS[nonlinearity]
         rule = "xavier" if nonlinearity == "tanh" else "kaiming"
         self.input = _linear(row_size, width, generator, rule)
-        self.recurrent = skip_init(nn.Linear, width, width, bias=False)
+        recurrent = skip_init(nn.Linear, width, width, bias=False)
+        self.recurrent = cast(nn.Linear, recurrent)
         nn.init.orthogonal_(self.recurrent.weight, gain=gain, generator=generator)
         self.head = _linear(width, classes, generator)
 
@@ -321,7 +323,7 @@ def _conv(
     return _initialize(conv, generator, "kaiming")
 
 
-def _initialize(layer, generator: torch.Generator, rule: str):
+def _initialize(layer, generator: torch.Generator, rule: str) -> Any:
     """Fill a layer made by skip_init, which has drawn nothing from the global random
     state.
     """

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import matplotlib
 import matplotlib.pyplot as plt
@@ -19,7 +20,7 @@ from PIL import Image
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (8, 2)), (0, (1, 1)))
-STYLE = {
+STYLE: dict[Any, Any] = {
     "figure.dpi": 100,
     "font.size": 10,
     "axes.spines.top": False,
@@ -31,7 +32,9 @@ STYLE = {
 }
 
 
-def figure(columns: int = 1, width: float = 7.0, height: float = 3.4, **kwargs):
+def figure(
+    columns: int = 1, width: float = 7.0, height: float = 3.4, **kwargs
+) -> tuple[Figure, Any]:
     """Return (figure, axes) in the style of the course; `axes` is one Axes or an array."""
     with plt.rc_context(STYLE):
         fig, axes = plt.subplots(
@@ -187,7 +190,7 @@ def layer_histograms(
     """Draw the values of each layer as a violin, from the first layer at the left to the
     last.
     """
-    parts = ax.violinplot([np.asarray(v) for v in layers.values()], showmedians=True)
+    parts: Any = ax.violinplot([np.asarray(v) for v in layers.values()], showmedians=True)
     for body in parts["bodies"]:
         body.set_facecolor(COLORS[0])
     ax.set_xticks(range(1, len(layers) + 1), list(layers))

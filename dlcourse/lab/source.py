@@ -5,9 +5,10 @@ from __future__ import annotations
 import ast
 import inspect
 import textwrap
+from typing import Any
 
 
-def source_of(thing: object) -> str:
+def source_of(thing: Any) -> str:
     """Return the source of a function, method or class, dedented and without its
     docstrings.
 
@@ -24,13 +25,13 @@ def source_of(thing: object) -> str:
         if ast.get_docstring(node, clean=False) is None or len(node.body) == 1:
             continue  # a docstring alone is the body
         first, second = node.body[:2]
-        last = first.end_lineno
+        last = first.end_lineno or first.lineno
         while last < second.lineno and not lines[last].strip():
             last += 1  # the blank lines after it
         drop.update(range(first.lineno - 1, last))
     return "\n".join(line for number, line in enumerate(lines) if number not in drop)
 
 
-def show_source(*things: object) -> None:
+def show_source(*things: Any) -> None:
     """Print what `source_of` returns for each thing, with a blank line between two."""
     print("\n\n".join(source_of(thing) for thing in things))
