@@ -71,7 +71,7 @@ def claim(
     file = os.environ.get("DLCOURSE_CLAIMS")
     if file:
         _record(file, sentence, number, low, high, holds)
-    data = os.environ.get("DLCOURSE_DATA", "digits")
+    data = os.environ.get("DLCOURSE_DATA") or "digits"
     if holds:
         print(f"HOLDS  {sentence}: {rounded(number)}  ({bound})")
     elif file or data != "digits":
