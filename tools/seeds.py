@@ -2,7 +2,8 @@
 
 Every random generator that a chapter starts gets its seed plus the offset, and with
 `--splits` the images are split anew. Claims do not stop the run. Printed are the claims that
-fail somewhere, and those whose bound lies so far from the value that it says little.
+fail somewhere, those whose bound lies so far from the value that it says little, and best
+learning rates that lie at the edge of their grid.
 """
 
 from __future__ import annotations
@@ -117,7 +118,8 @@ def report(runs: dict[str, list[dict]]) -> tuple[list[str], list[str]]:
     by_sentence: dict[str, dict[str, dict]] = {}
     for name, claims in runs.items():
         for claim in claims:
-            by_sentence.setdefault(claim["sentence"], {})[name] = claim
+            if "sentence" in claim:
+                by_sentence.setdefault(claim["sentence"], {})[name] = claim
     failing, loose = [], []
     for sentence, found in by_sentence.items():
         values = ", ".join(
@@ -131,6 +133,16 @@ def report(runs: dict[str, list[dict]]) -> tuple[list[str], list[str]]:
         elif min(map(looseness, found.values())) > LOOSE:
             loose.append(line)
     return failing, loose
+
+
+def sentences(runs: dict[str, list[dict]]) -> set[str]:
+    """Return the sentences of all claims of all runs."""
+    return {
+        fact["sentence"]
+        for facts in runs.values()
+        for fact in facts
+        if "sentence" in fact
+    }
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -153,12 +165,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 print(f"{path.stem}, {name}: {line}", flush=True)
             failed |= bool(stopped)
         failing, loose = report(runs)
-        held = len({claim["sentence"] for claims in runs.values() for claim in claims})
+        held = len(sentences(runs))
+        edges = [fact for claims in runs.values() for fact in claims if "edge" in fact]
         print(f"{path.stem}: {held - len(failing)} of {held} claims hold", flush=True)
         for line in failing:
             print(f"  FAILS  {line}")
         for line in loose:
             print(f"  LOOSE  {line}")
+        for fact in edges:
+            print(f"  EDGE   best rate {fact['edge']:g} of {fact['grid']}")
         failed |= bool(failing)
     return 1 if failed else 0
 
