@@ -45,12 +45,26 @@ def shifted(start):
     return start_elsewhere
 
 
-class Generator(torch.Generator):
+class AlsoTheirs(type):
+    """A class whose instances include those of the class that it takes the place of."""
+    def __instancecheck__(cls, thing):
+        return isinstance(thing, cls.__mro__[1])
+
+
+class Generator(torch.Generator, metaclass=AlsoTheirs):
     """A generator of torch whose seeds are shifted."""
 
     def manual_seed(self, seed):
         super().manual_seed(int(seed) + OFFSET)
         return self
+
+
+class RandomState(numpy.random.RandomState, metaclass=AlsoTheirs):
+    """A generator of NumPy whose seeds are shifted."""
+
+    def __init__(self, seed=None):
+        whole = isinstance(seed, (int, numpy.integer))
+        super().__init__(int(seed) + OFFSET if whole else seed)
 
 
 load = datasets.load
@@ -69,7 +83,7 @@ def load_elsewhere(*names, **settings):
 torch.Generator = Generator
 torch.manual_seed = shifted(torch.manual_seed)
 numpy.random.default_rng = shifted(numpy.random.default_rng)
-numpy.random.RandomState = shifted(numpy.random.RandomState)
+numpy.random.RandomState = RandomState
 numpy.random.seed = shifted(numpy.random.seed)
 random.seed = shifted(random.seed)
 datasets.load = load_elsewhere
