@@ -45,13 +45,15 @@ def shifted(start):
     return start_elsewhere
 
 
-class AlsoTheirs(type):
-    """A class whose instances include those of the class that it takes the place of."""
-    def __instancecheck__(cls, thing):
-        return isinstance(thing, cls.__mro__[1])
+def also(kind):
+    """Return a metaclass: instances of `kind` count as those of the class that replaces it."""
+    class Also(type(kind)):
+        def __instancecheck__(cls, thing):
+            return type.__instancecheck__(kind, thing)
+    return Also
 
 
-class Generator(torch.Generator, metaclass=AlsoTheirs):
+class Generator(torch.Generator):
     """A generator of torch whose seeds are shifted."""
 
     def manual_seed(self, seed):
@@ -59,7 +61,7 @@ class Generator(torch.Generator, metaclass=AlsoTheirs):
         return self
 
 
-class RandomState(numpy.random.RandomState, metaclass=AlsoTheirs):
+class RandomState(numpy.random.RandomState, metaclass=also(numpy.random.RandomState)):
     """A generator of NumPy whose seeds are shifted."""
 
     def __init__(self, seed=None):
