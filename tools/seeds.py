@@ -24,23 +24,23 @@ from nbclient import NotebookClient
 LOOSE = 0.75  # a bound further from the value than this share of it says little
 CELL_TIMEOUT = 600
 
-# Runs before the chapter's first cell.
+# Runs before the chapter's first cell, in its namespace: hence the underscores.
 SHIFT = '''
 import random
 import numpy
 import torch
 import dlcourse.lab.datasets as datasets
 
-OFFSET, SPLIT = {offset}, {split}
+_OFFSET, _SPLIT = {offset}, {split}
 
 
 def shifted(start):
     """Return a function like `start`, for the seed plus the offset."""
     def start_elsewhere(seed=None, *rest, **more):
         if isinstance(seed, (int, numpy.integer)):
-            seed = int(seed) + OFFSET
-        elif isinstance(seed, (list, tuple)):
-            seed = [*seed, OFFSET]
+            seed = int(seed) + _OFFSET
+        elif isinstance(seed, (list, tuple)) and _OFFSET:
+            seed = [*seed, _OFFSET]
         return start(seed, *rest, **more)
     return start_elsewhere
 
@@ -57,7 +57,7 @@ class Generator(torch.Generator):
     """A generator of torch whose seeds are shifted."""
 
     def manual_seed(self, seed):
-        super().manual_seed(int(seed) + OFFSET)
+        super().manual_seed(int(seed) + _OFFSET)
         return self
 
 
@@ -66,20 +66,20 @@ class RandomState(numpy.random.RandomState, metaclass=also(numpy.random.RandomSt
 
     def __init__(self, seed=None):
         whole = isinstance(seed, (int, numpy.integer))
-        super().__init__(int(seed) + OFFSET if whole else seed)
+        super().__init__(int(seed) + _OFFSET if whole else seed)
 
 
-load = datasets.load
+_load = datasets.load
 
 
 def load_elsewhere(*names, **settings):
-    """Load with the split moved by SPLIT, and by nothing else."""
-    global OFFSET
-    before, OFFSET = OFFSET, SPLIT
+    """Load with the split moved by _SPLIT, and by nothing else."""
+    global _OFFSET
+    before, _OFFSET = _OFFSET, _SPLIT
     try:
-        return load(*names, **settings)
+        return _load(*names, **settings)
     finally:
-        OFFSET = before
+        _OFFSET = before
 
 
 torch.Generator = Generator
