@@ -107,13 +107,9 @@ class SwiGLU(nn.Module):
         out_features = in_features if out_features is None else out_features
         if min(in_features, hidden_features, out_features) < 1:
             raise ValueError("give sizes of at least 1")
-        self.gate, self.up = (
-            nn.utils.skip_init(nn.Linear, in_features, hidden_features, bias=bias)
-            for _ in range(2)
-        )
-        self.down = nn.utils.skip_init(
-            nn.Linear, hidden_features, out_features, bias=bias
-        )
+        self.gate = _empty_linear(in_features, hidden_features, bias)
+        self.up = _empty_linear(in_features, hidden_features, bias)
+        self.down = _empty_linear(hidden_features, out_features, bias)
         for layer, gain in (
             (self.gate, 1.0),
             (self.up, 1.0),
@@ -253,7 +249,7 @@ def dead_fraction(outputs: Tensor | Iterable[Tensor], dim: int = -1) -> float:
                 f"batches of {len(alive)} and of {len(mask)} units: give one layer's"
             )
         alive = mask if alive is None else alive | mask
-    if not numbers:
+    if alive is None or not numbers:
         raise ValueError(
             "no units to count: give outputs (rows, units), at least one row"
         )
@@ -375,6 +371,12 @@ def _only_linear(layers: Iterable[nn.Linear]) -> list[nn.Linear]:
                 f"{type(layer).__name__} among the layers: give the Linear ones alone"
             )
     return layers
+
+
+def _empty_linear(in_features: int, out_features: int, bias: bool) -> nn.Linear:
+    """Return a layer whose weights are still to be drawn, without drawing torch's own."""
+    layer = nn.Linear(in_features, out_features, bias=bias, device="meta")
+    return layer.to_empty(device="cpu")
 
 
 def _normal_(layer: nn.Linear, gain: float, generator: torch.Generator | None) -> None:

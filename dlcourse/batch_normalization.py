@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Sequence
+from typing import TypeGuard
 
 import torch
 import torch.distributed as dist
@@ -91,6 +92,9 @@ class _BatchNorm(nn.Module):
     """What BatchNorm1d, BatchNorm2d and SyncBatchNorm share."""
 
     ndims: tuple[int, ...] = ()  # of the inputs that the layer takes
+    running_mean: Tensor | None  # the buffers: None without track_running_stats
+    running_var: Tensor | None
+    num_batches_tracked: Tensor | None
 
     def __init__(
         self,
@@ -124,6 +128,7 @@ class _BatchNorm(nn.Module):
             if self.training and self.track_running_stats:
                 self._update(mean.flatten(), var.flatten() * count / (count - 1))
         else:  # a fixed map, whatever else is in the batch
+            assert self.running_mean is not None and self.running_var is not None
             scale = (_wide(self.running_var) + self.eps).rsqrt()
             y = (_wide(x) - self.running_mean.view(column)) * scale.view(column)
         y = y if self.weight is None else y * self.weight.view(column)
@@ -132,6 +137,8 @@ class _BatchNorm(nn.Module):
 
     @torch.no_grad()
     def _update(self, mean: Tensor, unbiased_var: Tensor) -> None:
+        assert self.running_mean is not None and self.running_var is not None
+        assert self.num_batches_tracked is not None
         self.num_batches_tracked.add_(1)
         new = self.momentum
         if new is None:
@@ -141,12 +148,14 @@ class _BatchNorm(nn.Module):
 
     def reset_running_stats(self) -> None:
         """Forget the statistics: mean 0, variance 1, no batch seen."""
-        if self.track_running_stats:
-            (
-                self.running_mean.zero_(),
-                self.running_var.fill_(1),
-                self.num_batches_tracked.zero_(),
-            )
+        starts = (
+            (self.running_mean, 0),
+            (self.running_var, 1),
+            (self.num_batches_tracked, 0),
+        )
+        for buffer, start in starts:
+            if self.track_running_stats and buffer is not None:
+                buffer.fill_(start)
 
     def _group(self):
         return None
@@ -253,7 +262,10 @@ class SyncBatchNorm(_BatchNorm):
         return module
 
 
-def is_batch_norm(module: nn.Module) -> bool:
+AnyBatchNorm = _BatchNorm | nn.modules.batchnorm._BatchNorm
+
+
+def is_batch_norm(module: nn.Module) -> TypeGuard[AnyBatchNorm]:
     """Tell whether `module` is a batch norm layer, ours or torch's."""
     return isinstance(module, (_BatchNorm, nn.modules.batchnorm._BatchNorm))
 
@@ -369,7 +381,7 @@ class GroupNorm(nn.Module):
             groups, tuple(range(2 - groups.ndim, 0)), self.eps, True, None
         )
         y = y.flatten(1, 2)
-        if self.weight is not None:
+        if self.weight is not None and self.bias is not None:
             column = (-1,) + (1,) * (x.ndim - 2)
             y = y * self.weight.view(column) + self.bias.view(column)
         return y.to(x.dtype)
@@ -391,7 +403,7 @@ def fold_batch_norm(layer: nn.Linear | nn.Conv1d | nn.Conv2d, bn: nn.Module) -> 
             f"cannot fold {type(bn).__name__} into {type(layer).__name__}: give a Linear, Conv1d "
             "or Conv2d and the batch norm that follows it"
         )
-    if bn.running_mean is None:
+    if bn.running_mean is None or bn.running_var is None:
         raise ValueError(
             "this batch norm has no running statistics, so there is no fixed map"
         )

@@ -426,6 +426,7 @@ def sum_of_ranks() -> list:
 
     accelerator = Accelerator()
     total = accelerator.reduce(torch.tensor([accelerator.process_index + 1]))
+    assert isinstance(total, torch.Tensor)  # a mapping only where one was given
     return [accelerator.num_processes, total.item()]
 
 

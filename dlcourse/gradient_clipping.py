@@ -105,10 +105,10 @@ def adaptive_clip_grad_(
     """
     _check_bound("clip_factor", clip_factor)
     _check_bound("eps", eps)
-    for weight in _with_grad(parameters):
+    for weight, grad in _with_grad(parameters):
         limit = clip_factor * _unit_norm(weight.detach()).clamp(min=eps)
-        norm = _unit_norm(weight.grad)
-        weight.grad.mul_((limit / norm.clamp(min=1e-6)).clamp(max=1.0))
+        norm = _unit_norm(grad)
+        grad.mul_((limit / norm.clamp(min=1e-6)).clamp(max=1.0))
 
 
 def clipping_step(max_norm: float, skip_nonfinite: bool = False) -> Callable:
@@ -204,13 +204,16 @@ def _set_trainable(module: nn.Module, trainable: bool) -> int:
     return sum(weight.numel() for weight in module.parameters())
 
 
-def _with_grad(parameters: Tensor | Iterable[Tensor]) -> list[Tensor]:
+def _with_grad(
+    parameters: Tensor | Iterable[Tensor],
+) -> list[tuple[Tensor, Tensor]]:
+    """Return (parameter, its gradient) for each that has one."""
     parameters = [parameters] if isinstance(parameters, Tensor) else parameters
-    return [weight for weight in parameters if weight.grad is not None]
+    return [(weight, weight.grad) for weight in parameters if weight.grad is not None]
 
 
 def _grads(parameters: Tensor | Iterable[Tensor]) -> list[Tensor]:
-    return [weight.grad for weight in _with_grad(parameters)]
+    return [grad for _, grad in _with_grad(parameters)]
 
 
 def _unit_norm(values: Tensor) -> Tensor:

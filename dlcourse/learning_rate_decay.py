@@ -374,7 +374,9 @@ def lr_range_test(
                 if not math.isfinite(mean) or mean > stop_factor * min([mean, *smoothed]):
                     stopped_at = lr
                     break
-                lrs.append(lr), losses.append(loss.item()), smoothed.append(mean)
+                lrs.append(lr)
+                losses.append(loss.item())
+                smoothed.append(mean)
     finally:
         model.load_state_dict(model_state)
         optimizer.load_state_dict(optimizer_state)

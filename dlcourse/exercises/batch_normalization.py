@@ -203,9 +203,16 @@ def _pair(
     with torch.no_grad():
         for seed, tensor in enumerate((*linear.parameters(), *norm.parameters())):
             tensor.copy_(_draw(*tensor.shape, seed=seed))
-        norm.running_mean.copy_(_draw(outputs, seed=10))
-        norm.running_var.copy_(_draw(outputs, seed=11).square() + 0.2)
+        mean, var = _running(norm)
+        mean.copy_(_draw(outputs, seed=10))
+        var.copy_(_draw(outputs, seed=11).square() + 0.2)
     return linear, norm
+
+
+def _running(norm: nn.BatchNorm1d) -> tuple[Tensor, Tensor]:
+    """Return the running mean and variance; only a norm that tracks nothing has none."""
+    assert norm.running_mean is not None and norm.running_var is not None
+    return norm.running_mean, norm.running_var
 
 
 def _check_fold(answer: Callable) -> None:
@@ -220,6 +227,7 @@ def _check_fold(answer: Callable) -> None:
         "nothing.",
     )
     linear, norm = _pair()  # as they came in
+    mean, var = _running(norm)
     before, after = nn.Sequential(linear, norm).state_dict(), given.state_dict()
     same = all(_close(before[name], after[name]) for name in before)
     expect(
@@ -227,21 +235,21 @@ def _check_fold(answer: Callable) -> None:
     )
     with torch.no_grad():
         got, right = copy.deepcopy(folded).double()(x), norm(linear(x))
-        scale = (norm.running_var + norm.eps).rsqrt() * norm.weight
-        shift = norm.bias - norm.running_mean * scale
+        scale = (var + norm.eps).rsqrt() * norm.weight
+        shift = norm.bias - mean * scale
         product = x @ linear.weight.T * scale
-        bare = norm.running_var.rsqrt() * norm.weight
+        bare = var.rsqrt() * norm.weight
         mistakes = {
             "You left out eps: the variance gets it before the square root.": (
-                linear(x) - norm.running_mean) * bare + norm.bias,
+                linear(x) - mean) * bare + norm.bias,
             "You lost the bias of the linear layer, or did not scale it: it passes through the "
             "norm too.": (product + shift, product + linear.bias + shift),
             "You lost the running mean.": linear(x) * scale + norm.bias,
             "You lost the bias of the norm.": linear(x) * scale + shift - norm.bias,
             "You lost the weight of the norm.": norm(linear(x)) * 0 + norm.bias + (
-                linear(x) - norm.running_mean) * (norm.running_var + norm.eps).rsqrt(),
+                linear(x) - mean) * (var + norm.eps).rsqrt(),
             "You divided by the variance: take its square root.": norm.bias + norm.weight * (
-                linear(x) - norm.running_mean) / (norm.running_var + norm.eps),
+                linear(x) - mean) / (var + norm.eps),
             "Scale the rows of the weight, one for each output, not its columns.": x @ (
                 linear.weight * scale).T + linear.bias * scale + shift,
         }  # fmt: skip
@@ -253,12 +261,11 @@ def _check_fold(answer: Callable) -> None:
         "The outputs differ from bn(linear(x)). Use the running statistics that bn holds, and "
         "write down what it does to one output: (z - mean) / sqrt(var + eps) * weight + bias.",
     )
-    for setting, what in (
-        ({"bias": False}, "a layer built with bias=False"),
-        ({"affine": False}, "a norm built with affine=False"),
-        ({"outputs": 3}, "a layer with more inputs than outputs"),
+    for (linear, norm), what in (
+        (_pair(bias=False), "a layer built with bias=False"),
+        (_pair(affine=False), "a norm built with affine=False"),
+        (_pair(outputs=3), "a layer with more inputs than outputs"),
     ):
-        linear, norm = _pair(**setting)
         with torch.no_grad():
             right, folded = norm(linear(x)), copy.deepcopy(answer(linear, norm)).double()
             fits = folded.in_features == linear.in_features and _close(
@@ -302,7 +309,8 @@ def _fold_batch_statistics(linear, bn):
     z = linear(_draw(64, linear.in_features, seed=30))
     twin = copy.deepcopy(bn)
     with torch.no_grad():
-        twin.running_mean.copy_(z.mean(0)), twin.running_var.copy_(z.var(0))
+        twin.running_mean.copy_(z.mean(0))
+        twin.running_var.copy_(z.var(0))
     return _solve_fold(linear, twin)
 
 

@@ -82,7 +82,7 @@ def _halve_always(optimizer):
     return LambdaLR(optimizer, lambda t: 0.5 ** max(0, t - 9))
 
 
-def _resumable() -> tuple:
+def _resumable() -> tuple[torch.nn.Parameter, torch.optim.SGD, CosineAnnealingLR]:
     weight = torch.nn.Parameter(torch.ones(2))
     optimizer = torch.optim.SGD([weight], lr=0.8, momentum=0.9)
     return weight, optimizer, CosineAnnealingLR(optimizer, T_max=20)

@@ -24,7 +24,10 @@ class _Threads:
     """Run a function as n processes would, with an all-reduce that counts its calls."""
 
     def __init__(self, n: int) -> None:
-        self.n, self.calls, self.slots, self.errors = n, [0] * n, [None] * n, []
+        self.n = n
+        self.calls = [0] * n
+        self.slots: dict[int, Tensor] = {}  # what each process has put in, by rank
+        self.errors: list[Exception] = []
         self.barrier = threading.Barrier(n, timeout=5.0)
 
     def all_reduce(self, rank: int) -> Callable[[Tensor], Tensor]:
@@ -32,14 +35,14 @@ class _Threads:
             self.calls[rank] += 1
             self.slots[rank] = tensor.clone()
             self.barrier.wait()
-            total = torch.stack(self.slots).sum(0)
+            total = torch.stack([self.slots[one] for one in range(self.n)]).sum(0)
             self.barrier.wait()
             return total
 
         return reduce
 
     def run(self, fn: Callable[[int], Tensor]) -> list:
-        results = [None] * self.n
+        results: list[Tensor | None] = [None] * self.n
 
         def work(rank: int) -> None:
             try:
@@ -228,7 +231,7 @@ def _check_ring(answer: Callable) -> None:
         for step in range(2 * n - 2):
             sends = [answer(rank, step, n) for rank in range(n)]
             expect(
-                all(isinstance(c, numbers.Integral) and 0 <= c < n for c in sends),
+                all(isinstance(c, numbers.Integral) and 0 <= int(c) < n for c in sends),
                 f"Return a whole number from 0 to n - 1; step {step} of n={n} gave {sends}.",
             )
             moving = [set(held[rank][c]) for rank, c in enumerate(sends)]

@@ -17,6 +17,7 @@ LAYERS = (
     nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d,
     nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d,
 )  # fmt: skip
+_Layer = nn.Linear | nn.modules.conv._ConvNd  # what they have in common
 
 
 def initialize_(
@@ -69,7 +70,7 @@ def lsuv_(
     initialize_(model, orthogonal_, generator)
     spreads: dict[int, float] = {}
 
-    def scale(layer: nn.Module, inputs: tuple, output: Tensor):
+    def scale(layer: _Layer, inputs: tuple, output: Tensor):
         if _usable(spreads.get(id(layer.weight), 0.0)):
             return None
         spread = output.double().std(correction=0).item() if output.numel() else 0.0
@@ -99,8 +100,8 @@ def _usable(spread: float) -> bool:
     return 0 < spread < math.inf
 
 
-def _layers(model: nn.Module) -> dict[str, nn.Module]:
-    found = {
+def _layers(model: nn.Module) -> dict[str, _Layer]:
+    found: dict[str, _Layer] = {
         name: module
         for name, module in model.named_modules()
         if isinstance(module, LAYERS)

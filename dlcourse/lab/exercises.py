@@ -9,6 +9,7 @@ import dis
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 BLANK = "Not started: put your own in place of the dots."
 
@@ -17,7 +18,13 @@ class Hint(Exception):
     """Raised inside a check: the answer is wrong, and this is what to think about."""
 
 
-def expect(condition: bool, hint: str) -> None:
+class Truth(Protocol):
+    """What is true or false: a bool, a NumPy bool, a tensor of one element."""
+
+    def __bool__(self) -> bool: ...
+
+
+def expect(condition: Truth, hint: str) -> None:
     """Raise `Hint(hint)` unless `condition` holds."""
     if not condition:
         raise Hint(hint)
@@ -44,7 +51,7 @@ class Exercise:
     """
 
     question: str
-    check_answer: Callable[[object], None]
+    check_answer: Callable[[Any], None]  # a reader's answer may be anything
     solve: object
     wrong: dict[str, Wrong] = field(default_factory=dict)
 

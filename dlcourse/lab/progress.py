@@ -52,7 +52,7 @@ def bar(iterable=None, *, show: bool | None = None, **settings) -> tqdm:
         return tqdm(iterable, disable=True, **settings)
     if CELL is None:
         return tqdm(iterable, delay=DELAY, **settings)
-    return _CellBar(iterable, delay=CELL.delay(), **settings)
+    return _CellBar(CELL, iterable, delay=CELL.delay(), **settings)
 
 
 class _CellBar(tqdm):
@@ -60,17 +60,18 @@ class _CellBar(tqdm):
 
     monitor_interval = 0  # no thread that draws: only the cell itself does
 
-    def __init__(self, iterable=None, **settings):
+    def __init__(self, cell: _Cell, iterable=None, **settings):
+        self.cell = cell
         # The file only keeps tqdm from writing to stderr, which would be an output.
         super().__init__(iterable, file=io.StringIO(), ascii=False, ncols=80, **settings)
 
     def display(self, msg=None, pos=None):
         if msg is None:
-            CELL.draw(self, str(self))
+            self.cell.draw(self, str(self))
 
     def close(self):
         super().close()
-        CELL.forget(self)
+        self.cell.forget(self)
 
 
 class _Cell:

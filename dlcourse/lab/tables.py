@@ -81,8 +81,9 @@ def _cell(value: object, exact: bool, digits: int) -> str:
     """Return one cell as text."""
     if value is None or (isinstance(value, float) and pd.isna(value)):
         return ""
-    if hasattr(value, "item"):  # a NumPy number or a tensor of one element
-        value = value.item()
+    item = getattr(value, "item", None)
+    if item is not None:  # a NumPy number or a tensor of one element
+        value = item()
     if exact and isinstance(value, Real):
         return f"{value:g}"
     if exact or isinstance(value, (str, bool, Integral)):

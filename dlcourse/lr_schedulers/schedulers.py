@@ -195,7 +195,9 @@ class OneCycleLR(LambdaLR):
 
     def momenta_at(self, t: int) -> list[float] | None:
         """Return the momentum of each group at step t, or None without cycle_momentum."""
-        return self.momenta and [momentum(t) for momentum in self.momenta]
+        if self.momenta is None:
+            return None
+        return [momentum(t) for momentum in self.momenta]
 
     def _write(self, t: int) -> None:
         super()._write(t)

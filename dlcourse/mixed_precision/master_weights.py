@@ -79,7 +79,7 @@ class MasterWeightOptimizer:
         for weight, wide, fmt in zip(
             self.weights, self.masters, self.formats, strict=True
         ):
-            if fmt == FORMATS.get(OF_DTYPE.get(weight.dtype)) and not self.stochastic:
+            if fmt == _own_format(weight.dtype) and not self.stochastic:
                 weight.copy_(wide)  # the cast rounds to the nearest by itself
             else:
                 draws = {"stochastic": self.stochastic, "generator": self.generator}
@@ -122,6 +122,11 @@ def _mover(wide: Tensor) -> Callable[[Tensor], None]:
     return move
 
 
+def _own_format(dtype: torch.dtype) -> Format | None:
+    """Return the format that numbers of `dtype` have; None for one without a name here."""
+    return FORMATS[OF_DTYPE[dtype]] if dtype in OF_DTYPE else None
+
+
 def _format_for(weight: Tensor, fmt: str | Format | None) -> Format:
     if not isinstance(weight, Tensor) or not weight.is_leaf or not weight.requires_grad:
         raise ValueError(
@@ -132,7 +137,7 @@ def _format_for(weight: Tensor, fmt: str | Format | None) -> Format:
             f"weights of {weight.dtype}: say in fmt= which format they are kept in"
         )
     fmt = format_of(fmt if fmt is not None else OF_DTYPE[weight.dtype])
-    held = FORMATS.get(OF_DTYPE.get(weight.dtype), fmt)
+    held = _own_format(weight.dtype) or fmt
     if fmt.exponent > held.exponent or fmt.mantissa > held.mantissa:
         raise ValueError(
             f"weights of {weight.dtype} cannot hold {fmt.name}: use float32 weights"

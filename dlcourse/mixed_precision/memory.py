@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from dlcourse.mixed_precision.master_weights import MasterWeightOptimizer
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -69,16 +71,21 @@ def tensor_bytes(tensors: Iterable[Tensor | None]) -> int:
     return sum(t.numel() * t.element_size() for t in tensors if t is not None)
 
 
-def training_bytes(model: nn.Module, optimizer: object) -> dict[str, int]:
+def training_bytes(
+    model: nn.Module, optimizer: torch.optim.Optimizer | MasterWeightOptimizer
+) -> dict[str, int]:
     """Return the bytes of the tensors that are there now, under the names of
     `memory_estimate`.
 
     Weights, gradients, master copies (of MasterWeightOptimizer) and the optimizer's
     state; counts of steps and other scalars are left out.
     """
-    weights, masters = list(model.parameters()), list(getattr(optimizer, "masters", ()))
-    state = getattr(optimizer, "inner", optimizer).state
-    kept = [value for values in state.values() for value in values.values()]
+    weights: list[Tensor] = list(model.parameters())
+    masters: list[Tensor] = []
+    if isinstance(optimizer, MasterWeightOptimizer):
+        masters = optimizer.masters
+        optimizer = optimizer.inner
+    kept = [value for values in optimizer.state.values() for value in values.values()]
     return {
         "weights": tensor_bytes(weights),
         "gradients": tensor_bytes(weight.grad for weight in (*weights, *masters)),

@@ -38,7 +38,8 @@ def mixed_precision_step(
     def step(run, batch) -> Tensor:
         run.optimizer.zero_grad()
         device, rows = batch.inputs.device.type, len(batch.inputs)
-        pieces, total = min(run.accumulation_steps, rows), 0.0
+        pieces = min(run.accumulation_steps, rows)
+        total = torch.zeros((), device=batch.inputs.device)
         for x, y in zip(
             batch.inputs.tensor_split(pieces),
             batch.targets.tensor_split(pieces),

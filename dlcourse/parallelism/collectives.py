@@ -64,16 +64,20 @@ def _place(group: Group) -> tuple[int, int]:
     return dist.get_rank(group), dist.get_world_size(group)
 
 
-def _isend(tensor: Tensor, to: int, group: Group, tag: int = 0):
+def _isend(tensor: Tensor, to: int, group: Group, tag: int = 0) -> dist.Work:
     for counter in SentBytes._open:
         counter.total += tensor.nbytes
     peer = to if group is None else dist.get_global_rank(group, to)
-    return dist.isend(tensor, peer, group=group, tag=tag)
+    message = dist.isend(tensor, peer, group=group, tag=tag)
+    assert message is not None, "this process is not in the group"
+    return message
 
 
-def _irecv(tensor: Tensor, source: int, group: Group, tag: int = 0):
+def _irecv(tensor: Tensor, source: int, group: Group, tag: int = 0) -> dist.Work:
     peer = source if group is None else dist.get_global_rank(group, source)
-    return dist.irecv(tensor, peer, group=group, tag=tag)
+    message = dist.irecv(tensor, peer, group=group, tag=tag)
+    assert message is not None, "this process is not in the group"
+    return message
 
 
 def _pass_on(tensor: Tensor, group: Group) -> Tensor:

@@ -88,9 +88,13 @@ def _interleaved(stages: int, micro_batches: int, chunks: int) -> list[list[tupl
 
 def _chunks(schedule: list[list[tuple]]) -> int:
     """Return the number of chunks of a schedule; work without a chunk is of chunk 0."""
-    return 1 + max(
-        (work[2] for order in schedule for work in order if len(work) > 2), default=0
-    )
+    return 1 + max((_parts(work)[2] for order in schedule for work in order), default=0)
+
+
+def _parts(work: tuple) -> tuple[str, int, int]:
+    """Return (kind, micro-batch, chunk) of a piece of work."""
+    kind, i, *chunk = work
+    return kind, i, chunk[0] if chunk else 0
 
 
 def simulate_pipeline(
@@ -106,12 +110,15 @@ def simulate_pipeline(
     """
     stages, chunks = len(schedule), _chunks(schedule)
     seconds = {"F": forward / chunks, "B": backward / chunks}
-    queues, trace, done, clock = [list(order) for order in schedule], [], {}, [0] * stages
+    queues = [list(order) for order in schedule]
+    trace: list[Event] = []
+    done: dict[tuple[int, str, int], float] = {}  # when a piece of work has ended
+    clock: list[float] = [0] * stages
     while any(queues):
         before = len(trace)
         for stage, queue in enumerate(queues):
             while queue:
-                kind, i, chunk = (*queue[0], 0)[:3]
+                kind, i, chunk = _parts(queue[0])
                 piece = chunk * stages + stage
                 source = (piece - 1, "F", i) if kind == "F" else (piece + 1, "B", i)
                 if kind == "B" and piece == stages * chunks - 1:
@@ -192,7 +199,7 @@ def run_pipeline(
         return got
 
     for work in schedule[rank]:
-        kind, i, chunk = (*work, 0)[:3]
+        kind, i, chunk = _parts(work)
         piece = chunk * n + rank  # of all n * chunks pieces of the model
         if kind == "F":
             first = piece == 0
@@ -216,6 +223,7 @@ def run_pipeline(
         if kind == "F" and piece < last:
             sent.append(_isend(y.detach(), (rank + 1) % n, group, tag("F", piece + 1, i)))
         if kind == "B" and piece > 0:
+            assert x.grad is not None, "the stage's output does not depend on its input"
             sent.append(_isend(x.grad, (rank - 1) % n, group, tag("B", piece - 1, i)))
     for message in sent:
         message.wait()

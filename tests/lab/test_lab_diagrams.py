@@ -366,6 +366,15 @@ def test_black_text_on_every_colour_has_a_strong_contrast():
     plt.close(fig)
 
 
+def test_a_sheet_alone_in_a_subfigure_leaves_the_height_as_it_is():
+    whole = plt.figure(figsize=(7, 3))
+    left, _ = whole.subfigures(1, 2)
+    ax = left.subplots()
+    assert diagrams.canvas(ax, 3.5, 2) is ax
+    assert whole.get_figheight() == 3
+    plt.close(whole)
+
+
 def test_a_sheet_alone_sets_the_height_of_its_figure_and_one_of_two_does_not():
     fig, ax = figure(height=9)
     diagrams.canvas(ax, 7, 2)

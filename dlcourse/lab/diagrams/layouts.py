@@ -41,7 +41,7 @@ def steps(
     room = 0.75 if loop else 0.1
     canvas(ax, WIDTH, height + 0.1 + room, title=title)
     left = (WIDTH - sum(widths) - gap * (len(names) - 1)) / 2
-    middles = []
+    middles: list[tuple[float, float]] = []
     for number, (name, width) in enumerate(zip(names, widths, strict=True)):
         middles.append((left + width / 2, room + height / 2))
         color = colors[number] if colors else 0

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
 from matplotlib.patches import Ellipse, FancyArrowPatch, Patch, Polygon, Rectangle
 from matplotlib.path import Path
 from matplotlib.textpath import TextPath
@@ -61,9 +62,10 @@ def canvas(
     ax.set_aspect("equal")
     ax.set_axis_off()
     ax.set_title(title, loc="left", fontsize=10)
-    if len(ax.figure.axes) == 1:
-        sheet = ax.figure.get_figwidth() * height / width
-        ax.figure.set_figheight(sheet + (0.35 if title else 0.05))
+    figure = ax.figure  # a subfigure has no height of its own to set
+    if isinstance(figure, Figure) and len(figure.axes) == 1:
+        sheet = figure.get_figwidth() * height / width
+        figure.set_figheight(sheet + (0.35 if title else 0.05))
     return ax
 
 
@@ -184,7 +186,11 @@ def _write_beside(
     if below:
         normal = -normal
     reach = abs(normal) @ extent(text) / 2 * 72 + 4
-    label = ax.annotate(text, middle, xytext=reach * normal, textcoords="offset points")
+    x, y = middle
+    shift_x, shift_y = reach * normal
+    label = ax.annotate(
+        text, (x, y), xytext=(shift_x, shift_y), textcoords="offset points"
+    )
     label.set(ha="center", va="center", fontsize=TEXT, zorder=4)
     label.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 0.5, "alpha": 0.8})
     return ax
