@@ -5,6 +5,7 @@ ACCELERATE_USE_CPU=yes OMP_NUM_THREADS=1 torchrun --standalone --nproc_per_node 
 """
 
 import contextlib
+from itertools import islice
 
 import torch
 import torch.nn.functional as F
@@ -23,13 +24,8 @@ TRAIN_ROWS = 1472  # whole micro-batches: Accelerate fills a short one with repe
 
 def windows(loader, size):
     """Yield lists of `size` micro-batches, one list an update; the last may be shorter."""
-    window = []
-    for micro_batch in loader:
-        window.append(micro_batch)
-        if len(window) == size:
-            yield window
-            window = []
-    if window:
+    micro_batches = iter(loader)
+    while window := list(islice(micro_batches, size)):
         yield window
 
 
@@ -46,13 +42,17 @@ train = DataLoader(train, MICRO_BATCH, shuffle=True, generator=order)
 test = DataLoader(test, 64)
 model, optimizer, train, test = accelerator.prepare(model, optimizer, train, test)
 processes = accelerator.num_processes
+steps, rest = divmod(BATCH, MICRO_BATCH * processes)  # micro-batches a window
+if rest:
+    raise SystemExit(f"{BATCH=} is no multiple of {MICRO_BATCH=} times {processes=}")
 
 for _ in range(EPOCHS):
-    for window in windows(train, BATCH // (MICRO_BATCH * processes)):
+    for window in windows(train, steps):
         items = sum(len(targets) for _, targets in window)  # or its unmasked tokens
         items = accelerator.reduce(torch.tensor(items, device=accelerator.device))
         for number, (inputs, targets) in enumerate(window, start=1):
             last = number == len(window)  # only then do the processes exchange gradients
+            # without Accelerate: model.no_sync() of DDP here, and loss.backward() below
             with contextlib.nullcontext() if last else accelerator.no_sync(model):
                 loss = F.cross_entropy(model(inputs), targets, reduction="sum")
                 accelerator.backward(loss * processes / items)  # DDP divides by processes

@@ -61,6 +61,18 @@ def test_two_processes_equal_one(name):
         assert abs(one[key] - two[key]) <= distance, f"{key}: {one[key]} and {two[key]}"
 
 
+def test_a_batch_that_does_not_divide_is_refused(tmp_path):
+    text = (RECIPES / "11_gradient_accumulation.py").read_text(encoding="utf-8")
+    for rows in (12, 256):  # 128 is no multiple of either
+        changed = tmp_path / f"micro_batches_of_{rows}.py"
+        changed.write_text(text.replace("MICRO_BATCH = 8", f"MICRO_BATCH = {rows}"))
+        done = subprocess.run(
+            [sys.executable, str(changed)], capture_output=True, text=True, timeout=300
+        )
+        assert done.returncode == 1
+        assert f"BATCH=128 is no multiple of MICRO_BATCH={rows}" in done.stderr
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_recipe_is_short_and_stands_alone(name):
     text = (RECIPES / f"{name}.py").read_text(encoding="utf-8")

@@ -525,10 +525,9 @@ EXERCISES = (
         },
     ),
     Exercise(
-        "Write update(model, loss_fn, optimizer, micro_batches, max_norm): one whole update. The "
-        "arguments are those of accumulate, and .grad is empty at the first call. Leave the "
-        "weights where one update with the whole batch would leave them, the norm of its "
-        "gradient clipped to max_norm, and everything ready for the next call.",
+        "Write update(model, loss_fn, optimizer, micro_batches, max_norm): one update, the same as "
+        "with the whole batch at once, the norm of its gradient clipped to max_norm. The function "
+        "is called again and again; .grad is empty at the first call.",
         _check_update,
         _solve_update,
         {
@@ -541,13 +540,11 @@ EXERCISES = (
         },
     ),
     Exercise(
-        "Write factors(items, steps). items[p][k] is the number of items in micro-batch k of "
-        "process p, for one window. Each process calls accelerator.backward(loss * factor) for "
-        "each of its micro-batches, where loss is the mean over the items of that micro-batch; "
-        "the Accelerator has gradient_accumulation_steps=steps, so backward divides by steps, and "
-        "DDP takes the mean over the processes. In the last window of an epoch there may be "
-        "fewer than `steps` micro-batches. Return the factors, in the shape of items, that give "
-        "the gradient of the mean over all items.",
+        "Write factors(items, steps). items[p][k] counts the items in micro-batch k of process p, "
+        "in one window, which may be short. For each micro-batch its process calls "
+        "accelerator.backward(mean loss * factor); backward divides by steps, and DDP takes the "
+        "mean over the processes. Return the factors, in the shape of items, that give the "
+        "gradient of the mean over all items.",
         _check_factors,
         _solve_factors,
         {
@@ -566,9 +563,9 @@ EXERCISES = (
         },
     ),
     Exercise(
-        "Write counts(rows, micro_batch_size, accumulation_steps) for one epoch over `rows` rows, "
-        "where the last micro-batch and the last window may be short and are used all the same. "
-        "Return (backward passes, optimizer steps, rows in the last update).",
+        "Write counts(rows, micro_batch_size, accumulation_steps) for one epoch. A short last "
+        "micro-batch and a short last window are used, too. Return (backward passes, optimizer "
+        "steps, rows in the last update).",
         _check_counts,
         _solve_counts,
         {
