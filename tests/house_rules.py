@@ -250,7 +250,9 @@ def no_stars_no_utils(root: Path) -> list[str]:
 
 
 def every_public_name_is_used(root: Path) -> list[str]:
-    """Each public function or class is used in its chapter (lab: in any) or in a test."""
+    """Each public function or class of a technique is used in its chapter or in a test;
+    one of the lab in any chapter, in a test, or in another file of the package.
+    """
     if not started(root):
         return []
     tests = set().union(
@@ -260,11 +262,16 @@ def every_public_name_is_used(root: Path) -> list[str]:
         path.name: mentioned_in_notebook(path)
         for path in (root / "chapters").glob("*.ipynb")
     }
+    package = {path: mentioned(parse(path)) for path in (root / "dlcourse").rglob("*.py")}
     problems = []
     owners = techniques(root)
     for path in [*owners, *lab(root)]:
         own = owners.get(path)
-        seen = books.get(CHAPTER[own], set()) if own else set().union(*books.values())
+        if own:
+            seen = books.get(CHAPTER[own], set())
+        else:
+            others = [names for other, names in package.items() if other != path]
+            seen = set().union(*books.values(), *others)
         problems += [
             f"{path.name}: {node.name} is used in no chapter and no test"
             for node in definitions(path)
