@@ -19,6 +19,7 @@ from sklearn.model_selection import (
     GroupShuffleSplit,
     KFold,
     ShuffleSplit,
+    StratifiedGroupKFold,
     StratifiedKFold,
     StratifiedShuffleSplit,
     TimeSeriesSplit,
@@ -37,6 +38,8 @@ from dlcourse.data_splitting import (
     hold_out_split,
     kfold_indices,
     nested_cross_val_score,
+    stratified_group_kfold_indices,
+    stratified_group_split,
     stratified_kfold_indices,
     time_series_split,
     train_val_test_split,
@@ -212,6 +215,21 @@ def test_rare_class_warns_and_bad_labels_are_errors():
         (lambda: hold_out_split(4, 0.5, labels=[0] * 4, groups=[0] * 4), "not both"),
         (lambda: train_val_test_split(10, 0.5, 0.5), "nothing is left"),
         (
+            lambda: stratified_group_kfold_indices([0, 1, 1], [1, 1, 2], 3),
+            "only 2 groups",
+        ),
+        (
+            lambda: stratified_group_kfold_indices([0, 1, 2], [1, 2, 3], 2),
+            "largest class",
+        ),
+        (
+            lambda: stratified_group_kfold_indices([0, 1], [1, 2, 3], 2),
+            "one for each row",
+        ),
+        (lambda: stratified_group_split([0, 1], [1, 2], 0.0), "share in"),
+        (lambda: stratified_group_split([0, 1], [1, 2], 0.5, 0.5), "nothing to train"),
+        (lambda: stratified_group_split([0, 1], [1, 2]), "cut the groups finer"),
+        (
             lambda: nested_cross_val_score({}, None, None, outer=[], inner=None),
             "no candidates",
         ),
@@ -294,6 +312,71 @@ def test_invariants_of_three_parts(seed):
 def test_seeds_differ_and_repeat():
     first, again, other = (hold_out_split(50, 0.2, seed=s)[1].tolist() for s in (0, 0, 1))
     assert first == again != other
+
+
+# --------------------------------------------------------------------------- both at once
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_stratified_groups_are_those_of_scikit_learn(shuffle):
+    worked = []
+    for seed in range(120):
+        rng = np.random.RandomState(seed)
+        n, k = rng.randint(2, 60), rng.randint(1, 8)
+        labels, groups = random_labels(rng, n), rng.randint(0, rng.randint(1, 25), n)
+        settings = {"n_splits": k}
+        if shuffle:
+            settings |= {"shuffle": True, "random_state": seed}
+        worked.append(
+            same(
+                partial(
+                    stratified_group_kfold_indices,
+                    labels,
+                    groups,
+                    k,
+                    shuffle=shuffle,
+                    seed=seed,
+                ),
+                partial(split_by, StratifiedGroupKFold, settings, labels, labels, groups),
+            )
+        )
+    some_of_both(worked)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_three_parts_of_whole_groups(seed):
+    rng = np.random.RandomState(seed)
+    n = rng.randint(150, 300)
+    labels = rng.choice(["cat", "dog", "ant"], n, p=[0.6, 0.3, 0.1])
+    groups = rng.randint(0, 60, n)
+    parts = stratified_group_split(labels, groups, 0.2, 0.25, seed=seed)
+    assert sorted(np.concatenate(parts)) == list(range(n))
+    names = [set(groups[part]) for part in parts]
+    assert not names[0] & names[1] and not names[2] & (names[0] | names[1])
+    for part, share in zip(parts, (0.55, 0.2, 0.25), strict=True):
+        for label in ("cat", "dog", "ant"):
+            whole = (labels == label).sum()
+            assert abs((labels[part] == label).sum() / whole - share) < 0.1
+    again = stratified_group_split(labels, groups, 0.2, 0.25, seed=seed)
+    other = stratified_group_split(labels, groups, 0.2, 0.25, seed=seed + 1)
+    assert [p.tolist() for p in parts] == [p.tolist() for p in again]
+    assert [p.tolist() for p in parts] != [p.tolist() for p in other]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_three_parts_of_single_rows_are_stratified(seed):
+    rng = np.random.RandomState(seed)
+    labels = rng.randint(0, 4, 200)
+    parts = stratified_group_split(labels, np.arange(200), 0.1, 0.3, seed=seed)
+    for part, share in zip(parts, (0.6, 0.1, 0.3), strict=True):
+        off = np.bincount(labels[part], minlength=4) - share * np.bincount(labels)
+        assert abs(off).max() < 2
+
+
+def test_a_group_larger_than_its_part_trains():
+    groups = np.repeat([0, 1, 2, 3, 4], [60, 10, 10, 10, 10])
+    train, validation, test = stratified_group_split(np.zeros(100, int), groups, 0.2, 0.2)
+    assert set(groups[train]) == {0} and len(validation) == len(test) == 20
 
 
 # --------------------------------------------------------------------------- scores
