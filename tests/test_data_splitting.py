@@ -27,6 +27,7 @@ from sklearn.model_selection import (
 )
 from sklearn.model_selection import cross_val_score as their_cross_val_score
 from sklearn.neighbors import KNeighborsClassifier
+from sklearn.pipeline import make_pipeline
 
 from dlcourse.data_splitting import (
     Leak,
@@ -628,11 +629,194 @@ def test_each_splitter_passes_the_check_of_its_kind(seed):
             assert list(kinds(late)) == ["time"]
 
 
-def test_exercises_refuse_half_right_answers():
-    scaler, blocks, report = EXERCISES
-    assert "list of the folds" in scaler.hint_for(
-        lambda *given: [s + 1 for s in scaler.solve(*given)]
-    )
-    assert "Fit a scaler in each fold" in scaler.hint_for(lambda *given: [0.0] * 3)
-    assert "exactly one fold" in blocks.hint_for(lambda g, k: blocks.solve(g, k)[:1] * k)
-    assert "validation alone" in report.hint_for(lambda v, t: -1.0)
+# --------------------------------------------------------------------------- exercises
+
+
+WRITERS, SCALER, REPORT, BOTH_NEW = EXERCISES
+
+
+def by_round_robin(groups, n_splits):
+    names = sorted(set(groups.tolist()))
+    fold = [names.index(name) % n_splits for name in groups.tolist()]
+    for number in range(n_splits):
+        held = [row for row, f in enumerate(fold) if f == number]
+        yield [row for row, f in enumerate(fold) if f != number], held
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        by_round_robin,
+        lambda groups, k: GroupKFold(k).split(groups, None, groups),
+        lambda groups, k: group_kfold_indices(groups, k, shuffle=True),
+        lambda groups, k: [
+            (torch.tensor(a).flip(0), b.tolist()) for a, b in WRITERS.solve(groups, k)
+        ],
+    ],
+)
+def test_whole_writers_in_every_right_style(answer):
+    assert WRITERS.hint_for(answer) is None
+
+
+@pytest.mark.parametrize(
+    "answer, words",
+    [
+        (lambda g, k: WRITERS.solve(g, k)[:1] * k, "exactly one fold"),
+        (lambda g, k: WRITERS.solve(g, k)[0], "pairs of two"),
+        (lambda g, k: [(b, a) for a, b in WRITERS.solve(g, k)], "exactly one fold"),
+        (lambda g, k: [(a[::2], b) for a, b in WRITERS.solve(g, k)], "Train on all"),
+        (lambda g, k: [(g != n, g == n) for n in np.unique(g)[:k]], "mask"),
+        (lambda g, k: WRITERS.solve(g, len(np.unique(g))), "n_splits pairs"),
+        (lambda g, k: WRITERS.solve(np.sort(g), k), "need not be stored in order"),
+        (lambda g, k: None, "returns None"),
+    ],
+)
+def test_whole_writers_refused(answer, words):
+    assert words in WRITERS.hint_for(answer)
+
+
+def with_a_pipeline(make_scaler, make_model, inputs, targets, folds):
+    for train, held in folds:
+        model = make_pipeline(make_scaler(), make_model())
+        model.fit(inputs[train], targets[train])
+        model.score(inputs[train], targets[train])  # looking at it does no harm
+        yield model.score(inputs[held], targets[held])
+
+
+def all_fits_first(make_scaler, make_model, inputs, targets, folds):
+    scalers = [make_scaler().fit(inputs[train]) for train, _ in folds]
+    models = [make_model() for _ in folds]
+    scores = []
+    for model, scaler, (train, _) in zip(models, scalers, folds, strict=True):
+        model.fit(scaler.transform(inputs)[train], targets[train])
+    for model, scaler, (_, held) in zip(models, scalers, folds, strict=True):
+        scores.append(model.score(scaler.transform(inputs)[held], targets[held]))
+    return torch.tensor(scores)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        with_a_pipeline,
+        all_fits_first,
+        lambda s, m, x, y, folds: cross_val_score(
+            lambda: make_pipeline(s(), m()), x, y, folds
+        ),
+        lambda s, m, x, y, folds: their_cross_val_score(
+            make_pipeline(s(), m()), x, y, cv=folds
+        ),
+    ],
+)
+def test_scaler_in_every_right_style(answer):
+    assert SCALER.hint_for(answer) is None
+
+
+def one_model_for_all(make_scaler, make_model, x, y, folds):
+    model = make_model()
+    return SCALER.solve(make_scaler, lambda: model, x, y, folds)
+
+
+def one_scaler_for_all(make_scaler, make_model, x, y, folds):
+    scaler = make_scaler()
+    return SCALER.solve(lambda: scaler, make_model, x, y, folds)
+
+
+def one_fold_after_the_other(work):
+    """Return an answer that does `work(scaler, model, x, y, train, held)` in each fold."""
+
+    def answer(make_scaler, make_model, x, y, folds):
+        return [work(make_scaler(), make_model(), x, y, *fold) for fold in folds]
+
+    return answer
+
+
+def targets_of_all_rows(scaler, model, x, y, train, held):
+    model.fit(scaler.fit_transform(x[train]), y)
+    return model.score(scaler.transform(x[held]), y[held])
+
+
+def scores_training_rows(scaler, model, x, y, train, held):
+    model.fit(scaler.fit_transform(x[train]), y[train])
+    return model.score(scaler.transform(x[train]), y[train])
+
+
+def transforms_twice(scaler, model, x, y, train, held):
+    model.fit(scaler.transform(scaler.fit_transform(x[train])), y[train])
+    return model.score(scaler.transform(x[held]), y[held])
+
+
+def scaler_never_used(scaler, model, x, y, train, held):
+    scaler.fit(x[train])
+    model.fit(x[train], y[train])
+    return model.score(x[held], y[held])
+
+
+@pytest.mark.parametrize(
+    "answer, words",
+    [
+        (lambda *given: [score + 1 for score in SCALER.solve(*given)], "in their order"),
+        (lambda *given: SCALER.solve(*given)[::-1], "in their order"),
+        (lambda *given: np.mean(SCALER.solve(*given)), "in their order"),
+        (lambda *given: [0.0] * 3, "Fit a scaler in each fold"),
+        (lambda s, m, x, y, f: SCALER.solve(s, m, x, y, f[:1]), "in each fold"),
+        (one_model_for_all, "new model"),
+        (one_scaler_for_all, "new scaler"),
+        (one_fold_after_the_other(targets_of_all_rows), "targets of other rows"),
+        (one_fold_after_the_other(scores_training_rows), "Score the held-out rows"),
+        (one_fold_after_the_other(transforms_twice), "transformed once"),
+        (one_fold_after_the_other(scaler_never_used), "transformed once"),
+    ],
+)
+def test_scaler_refused(answer, words):
+    assert words in SCALER.hint_for(answer)
+
+
+@pytest.mark.parametrize(
+    "answer, words",
+    [
+        (lambda v, t: -1.0, "validation alone"),
+        (lambda v, t: t[-1], "validation alone"),
+        (lambda v, t: v[int(np.argmax(t))], "validation alone"),
+        (lambda v, t: int(np.argmax(v)), "place in the list"),
+        (lambda v, t: (max(v), t[int(np.argmax(v))]), "several"),
+        (lambda v, t: torch.tensor(t)[torch.tensor(v).argmax()], None),
+        (lambda v, t: sorted(zip(v, t, strict=True))[-1][1], None),
+    ],
+)
+def test_report_answers(answer, words):
+    hint = REPORT.hint_for(answer)
+    assert hint is None if words is None else words in hint
+
+
+def in_a_loop(users, days, new_users, first_day, ahead):
+    train, test = [], []
+    for row, (user, day) in enumerate(zip(users.tolist(), days.tolist(), strict=True)):
+        if user in new_users and day >= first_day:
+            test.append(row)
+        if user not in new_users and day + ahead < first_day:
+            train.append(row)
+    return [train, torch.tensor(test)]
+
+
+@pytest.mark.parametrize(
+    "answer, words",
+    [
+        (in_a_loop, None),
+        (lambda *given: BOTH_NEW.solve(*given)[::-1], "not new"),
+        (
+            lambda u, d, n, f, a: (np.flatnonzero(d < f), np.flatnonzero(d >= f)),
+            "not new",
+        ),
+        (lambda u, d, n, f, a: BOTH_NEW.solve(u, d, n, f, a + 1), "Training lacks rows"),
+        (
+            lambda u, d, n, f, a: BOTH_NEW.solve(u, np.sort(d), n, f, a),
+            "before first_day",
+        ),
+        (lambda *given: ([], []), "test lacks rows"),
+        (lambda *given: BOTH_NEW.solve(*given)[0], "pairs of two"),
+        (lambda u, d, n, f, a: (u == u[0], d > f), "mask"),
+    ],
+)
+def test_new_users_later_answers(answer, words):
+    hint = BOTH_NEW.hint_for(answer)
+    assert hint is None if words is None else words in hint
