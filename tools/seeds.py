@@ -52,6 +52,13 @@ class Generator(torch.Generator):
         return self
 
 
+class RandomState(numpy.random.RandomState):
+    """NumPy's, seeds shifted; a class, because libraries ask whether a state is one."""
+
+    def __init__(self, seed=None):
+        super().__init__(seed + OFFSET if isinstance(seed, (int, numpy.integer)) else seed)
+
+
 load = datasets.load
 
 
@@ -68,7 +75,7 @@ def load_elsewhere(*names, **settings):
 torch.Generator = Generator
 torch.manual_seed = shifted(torch.manual_seed)
 numpy.random.default_rng = shifted(numpy.random.default_rng)
-numpy.random.RandomState = shifted(numpy.random.RandomState)
+numpy.random.RandomState = RandomState
 numpy.random.seed = shifted(numpy.random.seed)
 random.seed = shifted(random.seed)
 datasets.load = load_elsewhere
