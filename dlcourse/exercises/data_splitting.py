@@ -544,8 +544,8 @@ EXERCISES = (
         },
     ),
     Exercise(
-        "The model will meet new users, in the future. Write split(users, days, new_users, "
-        "first_day, ahead): users and days are arrays with the user and the day of each row, "
+        "The model will meet new users, in the future. Write split_both(users, days, "
+        "new_users, first_day, ahead): users and days are arrays with the user and the day of each row, "
         "in any order; new_users lists the users who are held out. The label of a row is "
         "known `ahead` days after its day. Return (train, test) as row numbers: test has all "
         "rows of new users from first_day on; train has every row of the other users whose "
