@@ -19,6 +19,7 @@ from sklearn.model_selection import (
     GroupShuffleSplit,
     KFold,
     ShuffleSplit,
+    StratifiedGroupKFold,
     StratifiedKFold,
     StratifiedShuffleSplit,
     TimeSeriesSplit,
@@ -26,6 +27,7 @@ from sklearn.model_selection import (
 )
 from sklearn.model_selection import cross_val_score as their_cross_val_score
 from sklearn.neighbors import KNeighborsClassifier
+from sklearn.pipeline import make_pipeline
 
 from dlcourse.data_splitting import (
     Leak,
@@ -37,6 +39,8 @@ from dlcourse.data_splitting import (
     hold_out_split,
     kfold_indices,
     nested_cross_val_score,
+    stratified_group_kfold_indices,
+    stratified_group_split,
     stratified_kfold_indices,
     time_series_split,
     train_val_test_split,
@@ -212,6 +216,21 @@ def test_rare_class_warns_and_bad_labels_are_errors():
         (lambda: hold_out_split(4, 0.5, labels=[0] * 4, groups=[0] * 4), "not both"),
         (lambda: train_val_test_split(10, 0.5, 0.5), "nothing is left"),
         (
+            lambda: stratified_group_kfold_indices([0, 1, 1], [1, 1, 2], 3),
+            "only 2 groups",
+        ),
+        (
+            lambda: stratified_group_kfold_indices([0, 1, 2], [1, 2, 3], 2),
+            "largest class",
+        ),
+        (
+            lambda: stratified_group_kfold_indices([0, 1], [1, 2, 3], 2),
+            "one for each row",
+        ),
+        (lambda: stratified_group_split([0, 1], [1, 2], 0.0), "share in"),
+        (lambda: stratified_group_split([0, 1], [1, 2], 0.5, 0.5), "nothing to train"),
+        (lambda: stratified_group_split([0, 1], [1, 2]), "cut the groups finer"),
+        (
             lambda: nested_cross_val_score({}, None, None, outer=[], inner=None),
             "no candidates",
         ),
@@ -294,6 +313,71 @@ def test_invariants_of_three_parts(seed):
 def test_seeds_differ_and_repeat():
     first, again, other = (hold_out_split(50, 0.2, seed=s)[1].tolist() for s in (0, 0, 1))
     assert first == again != other
+
+
+# --------------------------------------------------------------------------- both at once
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_stratified_groups_are_those_of_scikit_learn(shuffle):
+    worked = []
+    for seed in range(120):
+        rng = np.random.RandomState(seed)
+        n, k = rng.randint(2, 60), rng.randint(1, 8)
+        labels, groups = random_labels(rng, n), rng.randint(0, rng.randint(1, 25), n)
+        settings = {"n_splits": k}
+        if shuffle:
+            settings |= {"shuffle": True, "random_state": seed}
+        worked.append(
+            same(
+                partial(
+                    stratified_group_kfold_indices,
+                    labels,
+                    groups,
+                    k,
+                    shuffle=shuffle,
+                    seed=seed,
+                ),
+                partial(split_by, StratifiedGroupKFold, settings, labels, labels, groups),
+            )
+        )
+    some_of_both(worked)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_three_parts_of_whole_groups(seed):
+    rng = np.random.RandomState(seed)
+    n = rng.randint(150, 300)
+    labels = rng.choice(["cat", "dog", "ant"], n, p=[0.6, 0.3, 0.1])
+    groups = rng.randint(0, 60, n)
+    parts = stratified_group_split(labels, groups, 0.2, 0.25, seed=seed)
+    assert sorted(np.concatenate(parts)) == list(range(n))
+    names = [set(groups[part]) for part in parts]
+    assert not names[0] & names[1] and not names[2] & (names[0] | names[1])
+    for part, share in zip(parts, (0.55, 0.2, 0.25), strict=True):
+        for label in ("cat", "dog", "ant"):
+            whole = (labels == label).sum()
+            assert abs((labels[part] == label).sum() / whole - share) < 0.1
+    again = stratified_group_split(labels, groups, 0.2, 0.25, seed=seed)
+    other = stratified_group_split(labels, groups, 0.2, 0.25, seed=seed + 1)
+    assert [p.tolist() for p in parts] == [p.tolist() for p in again]
+    assert [p.tolist() for p in parts] != [p.tolist() for p in other]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_three_parts_of_single_rows_are_stratified(seed):
+    rng = np.random.RandomState(seed)
+    labels = rng.randint(0, 4, 200)
+    parts = stratified_group_split(labels, np.arange(200), 0.1, 0.3, seed=seed)
+    for part, share in zip(parts, (0.6, 0.1, 0.3), strict=True):
+        off = np.bincount(labels[part], minlength=4) - share * np.bincount(labels)
+        assert abs(off).max() < 2
+
+
+def test_a_group_larger_than_its_part_trains():
+    groups = np.repeat([0, 1, 2, 3, 4], [60, 10, 10, 10, 10])
+    train, validation, test = stratified_group_split(np.zeros(100, int), groups, 0.2, 0.2)
+    assert set(groups[train]) == {0} and len(validation) == len(test) == 20
 
 
 # --------------------------------------------------------------------------- scores
@@ -545,11 +629,194 @@ def test_each_splitter_passes_the_check_of_its_kind(seed):
             assert list(kinds(late)) == ["time"]
 
 
-def test_exercises_refuse_half_right_answers():
-    scaler, blocks, report = EXERCISES
-    assert "list of the folds" in scaler.hint_for(
-        lambda *given: [s + 1 for s in scaler.solve(*given)]
-    )
-    assert "Fit a scaler in each fold" in scaler.hint_for(lambda *given: [0.0] * 3)
-    assert "exactly one fold" in blocks.hint_for(lambda g, k: blocks.solve(g, k)[:1] * k)
-    assert "validation alone" in report.hint_for(lambda v, t: -1.0)
+# --------------------------------------------------------------------------- exercises
+
+
+WRITERS, SCALER, REPORT, BOTH_NEW = EXERCISES
+
+
+def by_round_robin(groups, n_splits):
+    names = sorted(set(groups.tolist()))
+    fold = [names.index(name) % n_splits for name in groups.tolist()]
+    for number in range(n_splits):
+        held = [row for row, f in enumerate(fold) if f == number]
+        yield [row for row, f in enumerate(fold) if f != number], held
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        by_round_robin,
+        lambda groups, k: GroupKFold(k).split(groups, None, groups),
+        lambda groups, k: group_kfold_indices(groups, k, shuffle=True),
+        lambda groups, k: [
+            (torch.tensor(a).flip(0), b.tolist()) for a, b in WRITERS.solve(groups, k)
+        ],
+    ],
+)
+def test_whole_writers_in_every_right_style(answer):
+    assert WRITERS.hint_for(answer) is None
+
+
+@pytest.mark.parametrize(
+    "answer, words",
+    [
+        (lambda g, k: WRITERS.solve(g, k)[:1] * k, "exactly one fold"),
+        (lambda g, k: WRITERS.solve(g, k)[0], "pairs of two"),
+        (lambda g, k: [(b, a) for a, b in WRITERS.solve(g, k)], "exactly one fold"),
+        (lambda g, k: [(a[::2], b) for a, b in WRITERS.solve(g, k)], "Train on all"),
+        (lambda g, k: [(g != n, g == n) for n in np.unique(g)[:k]], "mask"),
+        (lambda g, k: WRITERS.solve(g, len(np.unique(g))), "n_splits pairs"),
+        (lambda g, k: WRITERS.solve(np.sort(g), k), "need not be stored in order"),
+        (lambda g, k: None, "returns None"),
+    ],
+)
+def test_whole_writers_refused(answer, words):
+    assert words in WRITERS.hint_for(answer)
+
+
+def with_a_pipeline(make_scaler, make_model, inputs, targets, folds):
+    for train, held in folds:
+        model = make_pipeline(make_scaler(), make_model())
+        model.fit(inputs[train], targets[train])
+        model.score(inputs[train], targets[train])  # looking at it does no harm
+        yield model.score(inputs[held], targets[held])
+
+
+def all_fits_first(make_scaler, make_model, inputs, targets, folds):
+    scalers = [make_scaler().fit(inputs[train]) for train, _ in folds]
+    models = [make_model() for _ in folds]
+    scores = []
+    for model, scaler, (train, _) in zip(models, scalers, folds, strict=True):
+        model.fit(scaler.transform(inputs)[train], targets[train])
+    for model, scaler, (_, held) in zip(models, scalers, folds, strict=True):
+        scores.append(model.score(scaler.transform(inputs)[held], targets[held]))
+    return torch.tensor(scores)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        with_a_pipeline,
+        all_fits_first,
+        lambda s, m, x, y, folds: cross_val_score(
+            lambda: make_pipeline(s(), m()), x, y, folds
+        ),
+        lambda s, m, x, y, folds: their_cross_val_score(
+            make_pipeline(s(), m()), x, y, cv=folds
+        ),
+    ],
+)
+def test_scaler_in_every_right_style(answer):
+    assert SCALER.hint_for(answer) is None
+
+
+def one_model_for_all(make_scaler, make_model, x, y, folds):
+    model = make_model()
+    return SCALER.solve(make_scaler, lambda: model, x, y, folds)
+
+
+def one_scaler_for_all(make_scaler, make_model, x, y, folds):
+    scaler = make_scaler()
+    return SCALER.solve(lambda: scaler, make_model, x, y, folds)
+
+
+def one_fold_after_the_other(work):
+    """Return an answer that does `work(scaler, model, x, y, train, held)` in each fold."""
+
+    def answer(make_scaler, make_model, x, y, folds):
+        return [work(make_scaler(), make_model(), x, y, *fold) for fold in folds]
+
+    return answer
+
+
+def targets_of_all_rows(scaler, model, x, y, train, held):
+    model.fit(scaler.fit_transform(x[train]), y)
+    return model.score(scaler.transform(x[held]), y[held])
+
+
+def scores_training_rows(scaler, model, x, y, train, held):
+    model.fit(scaler.fit_transform(x[train]), y[train])
+    return model.score(scaler.transform(x[train]), y[train])
+
+
+def transforms_twice(scaler, model, x, y, train, held):
+    model.fit(scaler.transform(scaler.fit_transform(x[train])), y[train])
+    return model.score(scaler.transform(x[held]), y[held])
+
+
+def scaler_never_used(scaler, model, x, y, train, held):
+    scaler.fit(x[train])
+    model.fit(x[train], y[train])
+    return model.score(x[held], y[held])
+
+
+@pytest.mark.parametrize(
+    "answer, words",
+    [
+        (lambda *given: [score + 1 for score in SCALER.solve(*given)], "in their order"),
+        (lambda *given: SCALER.solve(*given)[::-1], "in their order"),
+        (lambda *given: np.mean(SCALER.solve(*given)), "in their order"),
+        (lambda *given: [0.0] * 3, "Fit a scaler in each fold"),
+        (lambda s, m, x, y, f: SCALER.solve(s, m, x, y, f[:1]), "in each fold"),
+        (one_model_for_all, "new model"),
+        (one_scaler_for_all, "new scaler"),
+        (one_fold_after_the_other(targets_of_all_rows), "targets of other rows"),
+        (one_fold_after_the_other(scores_training_rows), "Score the held-out rows"),
+        (one_fold_after_the_other(transforms_twice), "transformed once"),
+        (one_fold_after_the_other(scaler_never_used), "transformed once"),
+    ],
+)
+def test_scaler_refused(answer, words):
+    assert words in SCALER.hint_for(answer)
+
+
+@pytest.mark.parametrize(
+    "answer, words",
+    [
+        (lambda v, t: -1.0, "validation alone"),
+        (lambda v, t: t[-1], "validation alone"),
+        (lambda v, t: v[int(np.argmax(t))], "validation alone"),
+        (lambda v, t: int(np.argmax(v)), "place in the list"),
+        (lambda v, t: (max(v), t[int(np.argmax(v))]), "several"),
+        (lambda v, t: torch.tensor(t)[torch.tensor(v).argmax()], None),
+        (lambda v, t: sorted(zip(v, t, strict=True))[-1][1], None),
+    ],
+)
+def test_report_answers(answer, words):
+    hint = REPORT.hint_for(answer)
+    assert hint is None if words is None else words in hint
+
+
+def in_a_loop(users, days, new_users, first_day, ahead):
+    train, test = [], []
+    for row, (user, day) in enumerate(zip(users.tolist(), days.tolist(), strict=True)):
+        if user in new_users and day >= first_day:
+            test.append(row)
+        if user not in new_users and day + ahead < first_day:
+            train.append(row)
+    return [train, torch.tensor(test)]
+
+
+@pytest.mark.parametrize(
+    "answer, words",
+    [
+        (in_a_loop, None),
+        (lambda *given: BOTH_NEW.solve(*given)[::-1], "not new"),
+        (
+            lambda u, d, n, f, a: (np.flatnonzero(d < f), np.flatnonzero(d >= f)),
+            "not new",
+        ),
+        (lambda u, d, n, f, a: BOTH_NEW.solve(u, d, n, f, a + 1), "Training lacks rows"),
+        (
+            lambda u, d, n, f, a: BOTH_NEW.solve(u, np.sort(d), n, f, a),
+            "before first_day",
+        ),
+        (lambda *given: ([], []), "test lacks rows"),
+        (lambda *given: BOTH_NEW.solve(*given)[0], "pairs of two"),
+        (lambda u, d, n, f, a: (u == u[0], d > f), "mask"),
+    ],
+)
+def test_new_users_later_answers(answer, words):
+    hint = BOTH_NEW.hint_for(answer)
+    assert hint is None if words is None else words in hint
