@@ -1,4 +1,4 @@
-"""AdamW, dropout, averaged weights and early stopping with Accelerate, for few labels.
+"""AdamW, dropout, averaged weights and early stopping with Accelerate, on poor labels.
 
 One process: python FILE. Four GPUs: accelerate launch --num_processes 4 FILE. Two on a CPU:
 ACCELERATE_USE_CPU=yes OMP_NUM_THREADS=1 torchrun --standalone --nproc_per_node 2 FILE.
@@ -15,60 +15,56 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, TensorDataset, random_split
 
 BATCH = 32  # rows an update, on all processes together: RATE is tuned for this number
-RATE, DECAY = 0.01, 0.3  # a weight forgets its past in 1 / (RATE * DECAY) updates
-DROPOUT = 0.3
-AVERAGE = 0.9  # the average looks back over 1 / (1 - AVERAGE) updates
+RATE, DECAY = 0.01, 1.0  # a weight forgets its past in 1 / (RATE * DECAY) updates
+DROPOUT, EMA = 0.5, 0.9  # the average looks back over 1 / (1 - EMA) updates
 EPOCHS, PATIENCE = 30, 4  # stop after so many epochs without a lower validation loss
-TRAIN, VALIDATION = 320, 480  # few labels to train on; the other 997 rows are the test
+TRAIN, VALIDATION, TEST = 480, 320, 997  # rows
 
 accelerator = Accelerator()
 torch.manual_seed(0)
 images, labels = load_digits(return_X_y=True)
-rows = TensorDataset(torch.tensor(images / 16).float(), torch.tensor(labels))
-parts = random_split(rows, [TRAIN, VALIDATION, len(rows) - TRAIN - VALIDATION])
+images, labels = torch.tensor(images / 16).float(), torch.tensor(labels)
+parts = random_split(TensorDataset(images, labels), [TRAIN, VALIDATION, TEST])
+noisy = parts[0].indices[::3]  # a third of the training labels becomes noise;
+labels[noisy] = torch.randint(10, (len(noisy),))  # leave these two lines out
 order = torch.Generator().manual_seed(0)
 train = DataLoader(parts[0], BATCH // accelerator.num_processes, True, generator=order)
-validation, test = DataLoader(parts[1], 256), DataLoader(parts[2], 256)
+loaders = accelerator.prepare(train, *[DataLoader(part, 256) for part in parts[1:]])
 hidden = [nn.Linear(64, 64), nn.BatchNorm1d(64), nn.ReLU(), nn.Dropout(DROPOUT)]
 bare = nn.Sequential(*hidden, nn.Linear(64, 10))
 matrices = [weight for weight in bare.parameters() if weight.ndim > 1]
 others = [weight for weight in bare.parameters() if weight.ndim <= 1]  # biases, norms
-groups = [{"params": matrices, "weight_decay": DECAY}]
-groups += [{"params": others, "weight_decay": 0.0}]  # AdamW's default would be 0.01
-optimizer = torch.optim.AdamW(groups, lr=RATE)
+groups = [{"params": matrices}, {"params": others, "weight_decay": 0.0}]
+optimizer = torch.optim.AdamW(groups, lr=RATE, weight_decay=DECAY)
 model, optimizer = accelerator.prepare(bare, optimizer)
-train, validation, test = accelerator.prepare(train, validation, test)
-take_up = get_ema_multi_avg_fn(AVERAGE)
-average = AveragedModel(bare, multi_avg_fn=take_up, use_buffers=True)  # batch norm's, too
+average = AveragedModel(bare, multi_avg_fn=get_ema_multi_avg_fn(EMA), use_buffers=True)
 torch.manual_seed(accelerator.process_index)  # so that each process drops other units
-
-
-def evaluate(net, loader):  # (loss, accuracy) over the rows of all processes
-    net.eval()
-    with torch.no_grad():
-        pairs = [accelerator.gather_for_metrics((net(x), y)) for x, y in loader]
-    outputs, targets = (torch.cat(column) for column in zip(*pairs, strict=True))
-    accuracy = (outputs.argmax(1) == targets).float().mean()
-    return F.cross_entropy(outputs, targets).item(), accuracy.item()
-
-
 best, best_epoch = float("inf"), 0
+
+
+def evaluate(loader):  # the averaged network, on the rows of all processes
+    average.eval()
+    with torch.no_grad():
+        pairs = [accelerator.gather_for_metrics((average(x), y)) for x, y in loader]
+    scores, targets = (torch.cat(column) for column in zip(*pairs, strict=True))
+    return F.cross_entropy(scores, targets), (scores.argmax(1) == targets).float().mean()
+
+
 for epoch in range(EPOCHS):
     model.train()
-    for inputs, targets in train:
+    for inputs, targets in loaders[0]:
         optimizer.zero_grad()
         accelerator.backward(F.cross_entropy(model(inputs), targets))
         optimizer.step()
         average.update_parameters(bare)  # once an update, after the step
-    loss, _ = evaluate(average, validation)
+    loss, _ = evaluate(loaders[1])
     if loss < best:  # the best checkpoint; accelerator.save(kept, FILE) would store it
         best, best_epoch, kept = loss, epoch, copy.deepcopy(average.state_dict())
     if accelerator.is_main_process and epoch - best_epoch >= PATIENCE:
         accelerator.set_trigger()  # one process judges,
     if accelerator.check_trigger():  # and all leave the loop together
         break
-
 average.load_state_dict(kept)
-loss, accuracy = evaluate(average, test)
+loss, accuracy = evaluate(loaders[2])
 accelerator.print(f"test accuracy {accuracy:.4f}, test loss {loss:.4f}")
 accelerator.end_training()
