@@ -68,7 +68,16 @@ def load_elsewhere(*names, **settings):
 torch.Generator = Generator
 torch.manual_seed = shifted(torch.manual_seed)
 numpy.random.default_rng = shifted(numpy.random.default_rng)
-numpy.random.RandomState = shifted(numpy.random.RandomState)
+
+
+class RandomState(numpy.random.RandomState):
+    """A generator of NumPy's old kind; a class, because scikit-learn asks for its type."""
+
+    def __init__(self, seed=None):
+        super().__init__(seed + OFFSET if isinstance(seed, int) else seed)
+
+
+numpy.random.RandomState = RandomState
 numpy.random.seed = shifted(numpy.random.seed)
 random.seed = shifted(random.seed)
 datasets.load = load_elsewhere
