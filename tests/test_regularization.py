@@ -1271,6 +1271,15 @@ def test_other_right_answers_are_accepted():
     assert accepts(3, by_numpy)
 
 
+def test_the_hint_shows_an_entry_that_is_wrong():
+    def rate_twice(w, grad, lr, strength):  # right where lr is 1
+        return F.softshrink(w - lr * grad, lr * lr * strength)
+
+    hint = EXERCISES[0].hint_for(rate_twice)
+    words = hint.replace(",", "").split()
+    assert words[words.index("gave") + 1] != words[words.index("wanted") + 1]
+
+
 def test_other_groups_are_accepted():
     def by_layer(model, weight_decay):
         decayed = {}

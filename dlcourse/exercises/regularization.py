@@ -65,12 +65,23 @@ def _check_zeros(answer: Callable) -> None:
 
     for mistake, hint in _STEP_HINTS:
         expect(not same(mistake), hint)
-    w, grad, lr, strength = cases[2]
-    expect(
-        False,
-        f"w = {w.item():.3f}, gradient {grad.item():.3f}, lr {lr}, strength {strength} "
-        f"gave {found[2].item():.3f}, wanted {_shown_step(*cases[2]).item():.3f}: first the "
-        "gradient step, then lr * strength towards 0, and no further than 0.",
+    expect(False, _furthest_entry(found, cases))
+
+
+def _furthest_entry(found: list[Tensor], cases: list) -> str:
+    """Return a hint that shows the entry that is furthest from the right one."""
+    gaps = []
+    for got, case in zip(found, cases, strict=True):
+        gaps.append((got - _shown_step(*case)).abs().flatten())
+    number = int(torch.stack([gap.max() for gap in gaps]).argmax())
+    place = int(gaps[number].argmax())
+    w, grad, lr, strength = cases[number]
+    wanted = _shown_step(w, grad, lr, strength).flatten()[place]
+    return (
+        f"w = {w.flatten()[place]:.4f}, gradient {grad.flatten()[place]:.4f}, lr {lr:g}, "
+        f"strength {strength:g} gave {found[number].flatten()[place]:.4f}, wanted "
+        f"{wanted:.4f}: first the gradient step, then lr * strength towards 0, and no "
+        "further than 0."
     )
 
 
@@ -577,8 +588,8 @@ def _check_masks(answer: Callable, x: Tensor, p: float) -> None:
     )
     expect(
         torch.allclose(factors, torch.tensor(1 / (1 - p))),
-        f"With p = {p:g} entries that are kept were multiplied by {factors.mean():.3g}, "
-        f"wanted 1 / (1 - p) = {1 / (1 - p):.3g}.",
+        f"With p = {p:g} entries that are kept were multiplied by {factors.mean():.5g} on "
+        f"average, wanted 1 / (1 - p) = {1 / (1 - p):.5g} for each, in every draw.",
     )
     again = answer(x, p, True).to(x.dtype) == 0
     expect(
