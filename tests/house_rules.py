@@ -29,6 +29,7 @@ TECHNIQUES = (
 TO_BE_REWRITTEN = set(TECHNIQUES) - {
     "data_splitting",
     "gradient_accumulation",
+    "regularization",
 }
 CHAPTER = {
     name: f"{number:02d}_{name}.ipynb" for number, name in enumerate(TECHNIQUES, 1)

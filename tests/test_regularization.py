@@ -1205,6 +1205,24 @@ def test_other_right_answers_are_accepted():
         moved = w - lr * strength * w.sign()
         return torch.where(moved * w > 0, moved, 0)
 
+    def by_numpy_alone(w, grad, lr, strength):
+        v = w.numpy() - lr * grad.numpy()
+        return np.sign(v) * np.maximum(np.abs(v) - lr * strength, 0)
+
+    def by_two_parts(w, grad, lr, strength):
+        v = w - lr * grad
+        return (v - lr * strength).clamp(min=0) - (-v - lr * strength).clamp(min=0)
+
+    def entry_by_entry(w, grad, lr, strength):
+        new = torch.zeros_like(w)
+        for place in np.ndindex(tuple(w.shape)):
+            v = w[place] - lr * grad[place]
+            if v > lr * strength:
+                new[place] = v - lr * strength
+            elif v < -lr * strength:
+                new[place] = v + lr * strength
+        return new
+
     def in_place(w, grad, lr, strength):
         w -= lr * grad
         w.copy_(F.softshrink(w, lr * strength))
@@ -1226,6 +1244,8 @@ def test_other_right_answers_are_accepted():
         return w - adam(grad) - lr * weight_decay * w
 
     assert accepts(0, stop_at_the_crossing) and accepts(0, in_place)
+    assert accepts(0, by_numpy_alone) and accepts(0, by_two_parts)
+    assert accepts(0, entry_by_entry)
     assert accepts(0, lambda w, g, lr, s: rg.soft_threshold(w - lr * g, lr * s))
     assert accepts(1, by_module) and accepts(1, one_group_each)
     assert accepts(2, decay_last) and accepts(2, paper)
@@ -1233,11 +1253,51 @@ def test_other_right_answers_are_accepted():
     assert accepts(3, lambda x, p, training: rg.Dropout(p).train(training)(x))
 
     def by_numpy(x, p, training):  # float64
-        return (
-            x * torch.tensor((np.random.rand(*x.shape) >= p) / (1 - p)) if training else x
-        )
+        if not training:
+            return x
+        keep = np.random.rand(*x.shape) >= p
+        return x * torch.tensor(keep / max(1 - p, 1e-9))
 
+    def by_where(x, p, training):
+        if training and p < 1:
+            return torch.where(torch.rand(x.shape) < p, 0, x / (1 - p))
+        return torch.zeros_like(x) * x if training else x.clone()
+
+    def by_bernoulli(x, p, training):
+        keep = torch.bernoulli(torch.full_like(x, 1 - p if training else 1.0))
+        return x * keep if not training or p == 1 else x * keep / (1 - p)
+
+    assert accepts(3, by_where) and accepts(3, by_bernoulli)
     assert accepts(3, by_numpy)
+
+
+def test_the_hint_shows_an_entry_that_is_wrong():
+    def rate_twice(w, grad, lr, strength):  # right where lr is 1
+        return F.softshrink(w - lr * grad, lr * lr * strength)
+
+    hint = EXERCISES[0].hint_for(rate_twice)
+    words = hint.replace(",", "").split()
+    assert words[words.index("gave") + 1] != words[words.index("wanted") + 1]
+
+
+def test_other_groups_are_accepted():
+    def by_layer(model, weight_decay):
+        decayed = {}
+        for layer in model.modules():
+            if isinstance(layer, (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)):
+                decayed[id(layer.weight)] = layer.weight
+        rest = [w for w in model.parameters() if id(w) not in decayed]
+        yield {"params": rest, "weight_decay": 0}
+        yield {"params": list(decayed.values()), "weight_decay": weight_decay}
+
+    def with_names(model, weight_decay):
+        groups = []
+        for name, weight in model.named_parameters():
+            own = weight_decay if weight.dim() != 1 else 0.0
+            groups.append({"params": [weight], "weight_decay": own, "name": name})
+        return tuple(groups)
+
+    assert accepts(1, by_layer) and accepts(1, with_names)
 
 
 def spare_by_the_names_of_the_example(model, weight_decay):
@@ -1279,6 +1339,15 @@ def test_lazy_answers_are_not():
                 w - adam(grad) - adam(weight_decay * w)
             ),
         ),
+        (0, lambda w, grad, lr, strength: F.softshrink(w - lr * grad, lr * 0.1)),
+        (0, lambda w, grad, lr, strength: F.hardshrink(w - lr * grad, lr * strength)),
+        (0, lambda w, grad, lr, strength: (w - lr * grad).round(decimals=1)),
+        (2, lambda w, grad, adam, lr, weight_decay: w - adam(grad - weight_decay * w)),
+        (3, lambda x, p, training: x + torch.randn_like(x) * p if training else x),
+        (3, lambda x, p, training: F.alpha_dropout(x, p, training)),
+        (3, lambda x, p, training: F.dropout(x, p, training, inplace=True)),
+        (3, lambda x, p, training: F.dropout(x.detach(), p, training)),
+        (3, lambda x, p, training: F.dropout(x, p, training) * (1 - p)),
         (3, lambda x, p, training: x),
         (3, lambda x, p, training: x * 0 if training else x),
         (3, lambda x, p, training: F.dropout(x, 0.2, training)),

@@ -9,69 +9,85 @@ from torch import Tensor, nn
 
 from dlcourse.lab.exercises import Exercise, Wrong, expect
 
+# --- 1: the proximal step of L1 -----------------------------------------------------------
 
-def _sparse_regression() -> tuple[Tensor, Tensor]:
-    draw = torch.Generator().manual_seed(0)
-    x = torch.randn(60, 200, generator=draw)
-    y = x[:, :5] @ torch.tensor([2.0, -2.0, 2.0, -2.0, 2.0])
-    return x, y + 0.1 * torch.randn(60, generator=draw)
+
+def _step_cases() -> list[tuple[Tensor, Tensor, float, float]]:
+    """Return (w, grad, lr, strength) of many sizes, with entries near zero and far."""
+    draw = torch.Generator().manual_seed(5)
+    cases = []
+    for shape, lr, strength in (
+        ((40,), 0.2, 0.5),
+        ((5, 8), 0.05, 2.0),
+        ((1,), 1.0, 0.3),
+        ((3, 2, 4), 0.5, 0.1),
+        ((30,), 0.1, 0.0),
+    ):
+        w = torch.randn(shape, generator=draw) * 0.3
+        grad = torch.randn(shape, generator=draw)
+        cases.append((w, grad, lr, strength))
+    return cases
+
+
+def _shown_step(w: Tensor, grad: Tensor, lr: float, strength: float) -> Tensor:
+    v = w - lr * grad
+    return v.sign() * (v.abs() - lr * strength).clamp(min=0)
 
 
 def _check_zeros(answer: Callable) -> None:
-    w = torch.tensor([1.0, -1.0, 0.005, -0.004, 0.0])
-    got = answer(w.clone(), torch.zeros(5), 0.1, 0.1)
-    expect(
-        isinstance(got, Tensor) and got.shape == w.shape,
-        "Return the new w, a tensor like w.",
-    )
-    expect(bool(got.isfinite().all()), "The new w is not finite: do not divide by w.")
-    small = got[2:].tolist()
-    expect(
-        not (small[0] < 0 or small[1] > 0),
-        f"0.005 and -0.004 became {small[:2]}: the subgradient jumps over 0 and will jump back. It "
-        "hits 0 only by accident. Stop there.",
-    )
-    expect(
-        small == [0, 0, 0],
-        f"0.005, -0.004 and 0 became {small}. A step that shrinks by a share, as L2 does, comes "
-        "close to 0 and never gets there: move by a fixed length, and stop at 0.",
-    )
-    big = got[:2]
-    expect(
-        bool((big.abs() < 1).all()), "The long weights must shrink too, by lr * strength."
-    )
-    expect(
-        not torch.allclose(big, torch.tensor([0.9, -0.9]), atol=1e-4),
-        "The weights moved by strength: one step of rate lr moves them by lr * strength.",
-    )
-    wanted = torch.tensor([0.99, -0.99])
-    expect(
-        torch.allclose(big, wanted, atol=1e-4),
-        f"1 and -1 became {big.tolist()}, not +-0.99.",
-    )
-    got = answer(torch.tensor([0.05, 3.0]), torch.tensor([1.0, 0.0]), 0.2, 0.15)
-    expect(
-        torch.allclose(got, torch.tensor([-0.12, 2.97]), atol=1e-5),
-        f"w = (0.05, 3), gradient (1, 0), lr 0.2, strength 0.15 gave {got.tolist()}, wanted "
-        "(-0.12, 2.97): take the gradient step first, then move towards 0.",
-    )
-    x, y = _sparse_regression()
-    w = torch.zeros(200)
-    for _ in range(600):
-        w = answer(w.clone(), x.T @ (x @ w - y) / 60, 0.1, 0.1)
-    share = (w == 0).float().mean().item()
-    expect(
-        share > 0.9,
-        f"After 600 steps {share:.0%} of 200 weights are 0, wanted more than 90 %.",
-    )
-    expect(
-        bool((w[:5] != 0).all()), "The five weights that matter must not all become 0."
+    cases = _step_cases()
+    found = []
+    for w, grad, lr, strength in cases:
+        got = answer(w.clone(), grad.clone(), lr, strength)
+        expect(got is not None, "Return the new w.")
+        got = torch.as_tensor(got)
+        expect(
+            got.shape == w.shape,
+            f"A w of shape {tuple(w.shape)} came back as {tuple(got.shape)}: return all of "
+            "it.",
+        )
+        expect(bool(got.isfinite().all()), "The new w is not finite: do not divide by w.")
+        found.append(got.to(w.dtype))
+
+    def same(function: Callable) -> bool:
+        results = [function(*case) for case in cases]
+        pairs = zip(found, results, strict=True)
+        return all(torch.allclose(a, b, atol=1e-6) for a, b in pairs)
+
+    if same(_shown_step):
+        for got, case in zip(found, cases, strict=True):
+            zero = _shown_step(*case) == 0
+            expect(
+                bool((got[zero] == 0).all()),
+                "Entries that should be exactly 0 are only close to it: stop at 0.",
+            )
+        return
+
+    for mistake, hint in _STEP_HINTS:
+        expect(not same(mistake), hint)
+    expect(False, _furthest_entry(found, cases))
+
+
+def _furthest_entry(found: list[Tensor], cases: list) -> str:
+    """Return a hint that shows the entry that is furthest from the right one."""
+    gaps = []
+    for got, case in zip(found, cases, strict=True):
+        gaps.append((got - _shown_step(*case)).abs().flatten())
+    number = int(torch.stack([gap.max() for gap in gaps]).argmax())
+    place = int(gaps[number].argmax())
+    w, grad, lr, strength = cases[number]
+    wanted = _shown_step(w, grad, lr, strength).flatten()[place]
+    return (
+        f"w = {w.flatten()[place]:.4f}, gradient {grad.flatten()[place]:.4f}, lr {lr:g}, "
+        f"strength {strength:g} gave {found[number].flatten()[place]:.4f}, wanted "
+        f"{wanted:.4f}: first the gradient step, then lr * strength towards 0, and no "
+        "further than 0."
     )
 
 
 def _solve_zeros(w, grad, lr, strength):
-    w = w - lr * grad
-    return w.sign() * (w.abs() - lr * strength).clamp(min=0)
+    v = w - lr * grad
+    return v.sign() * (v.abs() - lr * strength).clamp(min=0)
 
 
 def _subgradient(w, grad, lr, strength):
@@ -82,76 +98,216 @@ def _l2_step(w, grad, lr, strength):
     return w - lr * (grad + strength * w)
 
 
+def _l2_proximal(w, grad, lr, strength):
+    return (w - lr * grad) / (1 + lr * strength)
+
+
 def _hard_threshold(w, grad, lr, strength):
-    w = w - lr * grad
-    return torch.where(w.abs() > lr * strength, w, 0)
+    v = w - lr * grad
+    return torch.where(v.abs() > lr * strength, v, 0)
 
 
 def _threshold_by_strength(w, grad, lr, strength):
-    w = w - lr * grad
-    return w.sign() * (w.abs() - strength).clamp(min=0)
+    v = w - lr * grad
+    return v.sign() * (v.abs() - strength).clamp(min=0)
 
 
 def _threshold_first(w, grad, lr, strength):
     return w.sign() * (w.abs() - lr * strength).clamp(min=0) - lr * grad
 
 
-def _check_groups(answer: Callable) -> None:
-    model = nn.Sequential(
+def _truncated(w, grad, lr, strength):
+    new = w - lr * (grad + strength * w.sign())
+    return torch.where(new * w > 0, new, 0)
+
+
+def _past_zero(w, grad, lr, strength):
+    v = w - lr * grad
+    return v - lr * strength * v.sign()
+
+
+def _positive_only(w, grad, lr, strength):
+    return (w - lr * grad - lr * strength).clamp(min=0)
+
+
+def _no_sign(w, grad, lr, strength):
+    return ((w - lr * grad).abs() - lr * strength).clamp(min=0)
+
+
+def _old_sign(w, grad, lr, strength):
+    v = w - lr * grad
+    return w.sign() * (v.abs() - lr * strength).clamp(min=0)
+
+
+def _uphill(w, grad, lr, strength):
+    return _solve_zeros(w, -grad, lr, strength)
+
+
+def _no_gradient(w, grad, lr, strength):
+    return _solve_zeros(w, torch.zeros_like(grad), lr, strength)
+
+
+def _gradient_only(w, grad, lr, strength):
+    return w - lr * grad
+
+
+_STEP_HINTS = (
+    (
+        _subgradient,
+        "This is the gradient of the penalty: it jumps over 0 and back, and hits 0 only by "
+        "accident. Take the gradient step first, then move towards 0 and stop there.",
+    ),
+    (
+        _past_zero,
+        "The second move starts after the gradient step, as it should, but it jumps over 0: "
+        "stop there.",
+    ),
+    (
+        _l2_step,
+        "A step that shrinks by a share, as L2 does, comes close to 0 and never gets there: "
+        "move by a fixed length, and stop at 0.",
+    ),
+    (
+        _l2_proximal,
+        "Dividing shrinks by a share, which is the proximal step of L2 and never gets to 0: "
+        "move by a fixed length, and stop at 0.",
+    ),
+    (
+        _hard_threshold,
+        "You cut off the short ones and leave the long ones: those must shrink too, by "
+        "lr * strength.",
+    ),
+    (
+        _threshold_by_strength,
+        "You moved by strength towards 0: one step of rate lr moves by lr * strength.",
+    ),
+    (
+        _threshold_first,
+        "You moved towards 0 first: take the gradient step first, then move what came out.",
+    ),
+    (
+        _truncated,
+        "You set to 0 what the step would carry over 0. That gives exact zeros, but it is "
+        "the truncated gradient and not the proximal step: no entry can change its sign, "
+        "not even where the gradient alone carries it over 0. Take the gradient step first.",
+    ),
+    (_positive_only, "Entries below 0 became 0: they must move up towards 0."),
+    (_no_sign, "The signs are lost: put back the sign of what the gradient step gave."),
+    (
+        _old_sign,
+        "You put back the sign of w, and the gradient step may have changed it: take the "
+        "sign of what came out of that step.",
+    ),
+    (_uphill, "You went up the gradient: subtract lr * grad."),
+    (_no_gradient, "The gradient has no effect: subtract lr * grad first."),
+    (
+        _gradient_only,
+        "The penalty has no effect: after the gradient step move towards 0.",
+    ),
+)
+
+# --- 2: parameter groups ------------------------------------------------------------------
+
+
+class _Block(nn.Module):
+    """A model whose names say nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv1d(2, 4, 3, bias=False)
+        self.second = nn.BatchNorm1d(4)
+        self.third = nn.RMSNorm(4)
+        self.fourth = nn.Linear(4, 3)
+
+
+def _group_models() -> list[nn.Module]:
+    first = nn.Sequential(
         nn.Conv2d(1, 4, 3),
         nn.BatchNorm2d(4),
+        nn.GroupNorm(2, 4),
+        nn.InstanceNorm2d(4, affine=True),
         nn.Flatten(),
         nn.Linear(4, 4),
         nn.LayerNorm(4),
+        nn.Linear(4, 2, bias=False),
     )
-    groups = answer(model, 0.1)
-    expect(
-        groups is not None,
-        "Return a list of dictionaries, as a torch optimizer takes it.",
-    )
-    try:
-        found = torch.optim.AdamW(groups, lr=0.1).param_groups
-    except (TypeError, ValueError, KeyError) as error:
-        expect(False, f"torch's AdamW does not take these groups: {error}")
-    decay = {
-        id(weight): group["weight_decay"] for group in found for weight in group["params"]
-    }
-    names = {name: id(weight) for name, weight in model.named_parameters()}
-    lost = [name for name, number in names.items() if number not in decay]
-    expect(not lost, f"{', '.join(lost)} would never be trained: what does not decay must be in a "
-           "group of its own, not left out.")  # fmt: skip
-    expect(
-        any(value != decay[names["0.weight"]] for value in decay.values()),
-        "Everything decays alike, biases and norms too: they need a group with weight_decay 0.",
-    )
-    by_default = [name for name, number in names.items() if decay[number] == 0.01]
-    expect(not by_default, f"{', '.join(by_default)}: a group without the key weight_decay gets "
-           "the optimizer's default, 0.01 in AdamW. Write 0.")  # fmt: skip
-    for name in ("0.weight", "3.weight"):
+    second = nn.ModuleDict({"scale": nn.LayerNorm(3), "norm": nn.Linear(3, 2)})
+    tied = nn.ModuleDict({"one": nn.Linear(3, 3), "two": nn.Linear(3, 3)})
+    tied["two"].weight = tied["one"].weight
+    return [first, second, _Block(), tied]
+
+
+def _must_decay(model: nn.Module) -> dict[str, bool]:
+    """Return, for each parameter, whether it belongs to a linear or convolution layer
+    and is no bias.
+    """
+    answers = {}
+    for name, _ in model.named_parameters():
+        owner, _, last = name.rpartition(".")
+        layer = model.get_submodule(owner)
+        matrix = isinstance(layer, (nn.Linear, nn.Conv1d, nn.Conv2d))
+        answers[name] = matrix and last == "weight"
+    return answers
+
+
+def _check_groups(answer: Callable) -> None:
+    for model, weight_decay in zip(_group_models(), (0.1, 0.3, 0.02, 0.7), strict=True):
+        groups = answer(model, weight_decay)
         expect(
-            decay[names[name]] == 0.1,
-            f"{name} is a weight matrix and must decay, with 0.1.",
+            groups is not None,
+            "Return a list of dictionaries, as a torch optimizer takes it.",
         )
-    for name in ("0.bias", "3.bias", "1.bias", "4.bias"):
-        expect(decay[names[name]] == 0, f"{name} decays: a bias must not.")
-    for name in ("1.weight", "4.weight"):
-        expect(
-            decay[names[name]] == 0,
-            f"{name} decays: it is the scale of a norm layer, though its name says weight. Go by "
-            "its one dimension, or by the layer.",
-        )
-    model = nn.ModuleDict({"scale": nn.LayerNorm(3), "head": nn.Linear(3, 2)})
-    found = torch.optim.AdamW(answer(model, 0.3), lr=0.1).param_groups
-    decay = {
-        id(weight): group["weight_decay"] for group in found for weight in group["params"]
-    }
-    names = model.named_parameters()
-    got = {name: round(float(decay.get(id(weight), -1)), 4) for name, weight in names}
+        try:
+            found = torch.optim.AdamW(list(groups), lr=0.1, weight_decay=0.0123)
+        except (TypeError, ValueError, KeyError) as error:
+            expect(False, f"torch's AdamW does not take these groups: {error}")
+        decay = {}
+        for group in found.param_groups:
+            for weight in group["params"]:
+                decay[id(weight)] = float(group["weight_decay"])
+        _check_decays(model, decay, weight_decay)
+
+
+def _check_decays(model: nn.Module, decay: dict[int, float], wanted: float) -> None:
+    numbers = {name: id(weight) for name, weight in model.named_parameters()}
+    lost = [name for name, number in numbers.items() if number not in decay]
     expect(
-        got == {name: 0.3 * (name == "head.weight") for name in got},
-        f"With another model and a weight_decay of 0.3 the decay is {got}: use the arguments, and "
-        "go by no name of one model.",
+        not lost,
+        f"{', '.join(lost)} would never be trained: what does not decay must be in a group "
+        "of its own, not left out.",
     )
+    got = {name: decay[number] for name, number in numbers.items()}
+    by_default = [name for name, value in got.items() if value == 0.0123]
+    expect(
+        not by_default,
+        f"{', '.join(by_default)}: a group without the key weight_decay gets the "
+        "optimizer's default, 0.01 in AdamW. Write the number.",
+    )
+    must = _must_decay(model)
+    expect(
+        len(set(got.values())) > 1,
+        "Everything is treated alike, weight matrices, biases and norms: you need a group "
+        "with weight_decay 0, and one with the number given.",
+    )
+    for name, decays in must.items():
+        layer = type(model.get_submodule(name.rpartition(".")[0])).__name__
+        if decays:
+            expect(
+                got[name] != 0,
+                f"{name}, the weight of a {layer}, must decay, and does not.",
+            )
+            expect(
+                abs(got[name] - wanted) < 1e-9,
+                f"{name} decays by {got[name]:g}, wanted {wanted:g}: use the argument.",
+            )
+        elif name.endswith("bias"):
+            expect(got[name] == 0, f"{name}, of a {layer}, decays: a bias must not.")
+        else:
+            expect(
+                got[name] == 0,
+                f"{name} decays: it is the scale of a norm layer, {layer}, though its name "
+                "says weight. Go by its one dimension, or by the layer.",
+            )
 
 
 def _solve_groups(model, weight_decay):
@@ -192,6 +348,41 @@ def _groups_swapped(model, weight_decay):
     return [{**first, "weight_decay": 0.0}, {**second, "weight_decay": weight_decay}]
 
 
+def _two_norms_only(model, weight_decay):
+    spared = []
+    for layer in model.modules():
+        if isinstance(layer, (nn.BatchNorm1d, nn.BatchNorm2d, nn.LayerNorm)):
+            spared += list(layer.parameters())
+    numbers = [id(weight) for weight in spared]
+    named = list(model.named_parameters())
+    for name, weight in named:
+        if name.endswith("bias") and id(weight) not in numbers:
+            spared.append(weight)
+    numbers = [id(weight) for weight in spared]
+    others = [weight for _, weight in named if id(weight) not in numbers]
+    return [
+        {"params": others, "weight_decay": weight_decay},
+        {"params": spared, "weight_decay": 0.0},
+    ]
+
+
+def _by_name(model, weight_decay):
+    named = list(model.named_parameters())
+    spared = [w for name, w in named if name.endswith("bias") or "norm" in name]
+    others = [w for name, w in named if not (name.endswith("bias") or "norm" in name)]
+    return [
+        {"params": others, "weight_decay": weight_decay},
+        {"params": spared, "weight_decay": 0.0},
+    ]
+
+
+def _always_a_tenth(model, weight_decay):
+    return _solve_groups(model, 0.1)
+
+
+# --- 3: decoupled decay -------------------------------------------------------------------
+
+
 class _Adam:
     """Adam's step on one tensor: called with a gradient, it returns what to subtract."""
 
@@ -206,56 +397,59 @@ class _Adam:
         return self.lr * self.mean / (1 - 0.9**self.t) / (root + 1e-8)
 
 
-def _check_decoupled(answer: Callable) -> None:
-    lr, decay = 0.01, 0.1
-    w, adam = torch.tensor([1.0, -2.0]), _Adam(lr)
-    got = answer(w.clone(), torch.zeros(2), adam, lr, decay)
-    expect(
-        isinstance(got, Tensor) and got.shape == w.shape,
-        "Return the new w, a tensor like w.",
-    )
-    expect(
-        adam.t == 1,
-        f"Call adam once a step: it keeps running means. You called it {adam.t}x.",
-    )
-    moved = (w - got).abs()
-    expect(bool((moved > 0).any()), "Without a gradient the weights must still decay.")
-    expect(
-        not torch.allclose(moved, torch.full((2,), lr), rtol=1e-3),
-        "Without a gradient 1 and -2 both moved by lr: the decay went through Adam, which divides "
-        "its size away. Keep it out of the gradient.",
-    )
-    expect(
-        not torch.allclose(moved, decay * w.abs(), rtol=1e-3),
-        "The weights shrank by weight_decay in one step: the share is lr * weight_decay.",
-    )
-    wanted = lr * decay * w
-    expect(
-        torch.allclose(w - got, wanted, rtol=1e-3),
-        f"w - new w is {w - got}, wanted {wanted}.",
-    )
-    got = answer(w.clone(), torch.zeros(2), _Adam(0.02), 0.02, 0.3)
-    expect(
-        torch.allclose(w - got, 0.006 * w, rtol=1e-2),
-        f"With lr 0.02 and weight_decay 0.3, w - new w is {w - got}, wanted {0.006 * w}: use the "
-        "arguments.",
-    )
-    ours, adam = torch.ones(2), _Adam(lr)
-    theirs, reference = torch.ones(2), _Adam(lr)
-    sizes, draw = torch.tensor([100.0, 0.01]), torch.Generator().manual_seed(0)
+def _run_updates(answer: Callable, shape, lr: float, decay: float, scale: float):
+    """Return (the weights after 50 updates, how often the answer called adam)."""
+    draw = torch.Generator().manual_seed(len(shape))
+    w, adam = torch.randn(shape, generator=draw), _Adam(lr)
     for _ in range(50):
-        grad = torch.randn(2, generator=draw) * sizes
-        ours = answer(ours.clone(), grad.clone(), adam, lr, decay)
-        theirs = theirs * (1 - lr * decay) - reference(grad)
+        grad = torch.randn(shape, generator=draw) * scale
+        w = answer(w.clone(), grad, adam, lr, decay)
+        expect(w is not None, "Return the new w.")
+        w = torch.as_tensor(w, dtype=torch.float32)
+        expect(w.shape == shape, f"A w of shape {tuple(shape)} became {tuple(w.shape)}.")
+    return w, adam.t
+
+
+_UPDATE_CASES = (
+    (torch.Size([4]), 0.01, 0.5, 100.0),
+    (torch.Size([2, 3]), 0.02, 0.3, 0.01),
+    (torch.Size([5]), 0.005, 2.0, 0.0),
+)
+
+
+def _check_decoupled(answer: Callable) -> None:
+    found = []
+    for case in _UPDATE_CASES:
+        w, calls = _run_updates(answer, *case)
+        expect(
+            calls == 50,
+            f"Call adam once a step: it keeps running means. In 50 steps you called it "
+            f"{calls} times.",
+        )
+        found.append(w)
+
+    def same(function: Callable) -> bool:
+        results = [_run_updates(function, *case)[0] for case in _UPDATE_CASES]
+        pairs = zip(found, results, strict=True)
+        return all(torch.allclose(a, b, rtol=1e-4, atol=1e-6) for a, b in pairs)
+
+    if same(_solve_decoupled) or same(_decay_last):
+        return
+    for mistake, hint in _DECAY_HINTS:
+        expect(not same(mistake), hint)
     expect(
-        torch.allclose(ours, theirs, atol=1e-3),
-        f"After 50 steps w is {ours.tolist()}, wanted {theirs.tolist()}: subtract adam(grad), of "
-        "the gradient alone.",
+        False,
+        "After 50 steps the weights are others: shrink w by the share lr * weight_decay, "
+        "and subtract adam(grad), of the gradient alone.",
     )
 
 
 def _solve_decoupled(w, grad, adam, lr, weight_decay):
     return w * (1 - lr * weight_decay) - adam(grad)
+
+
+def _decay_last(w, grad, adam, lr, weight_decay):
+    return (w - adam(grad)) * (1 - lr * weight_decay)
 
 
 def _decay_in_the_gradient(w, grad, adam, lr, weight_decay):
@@ -278,61 +472,177 @@ def _add_the_step(w, grad, adam, lr, weight_decay):
     return w * (1 - lr * weight_decay) + adam(grad)
 
 
+def _rate_twice(w, grad, adam, lr, weight_decay):
+    return w * (1 - lr * weight_decay) - lr * adam(grad)
+
+
+def _grow(w, grad, adam, lr, weight_decay):
+    return w * (1 + lr * weight_decay) - adam(grad)
+
+
+def _decay_by_length(w, grad, adam, lr, weight_decay):
+    return w - lr * weight_decay * w.sign() - adam(grad)
+
+
+def _step_unused(w, grad, adam, lr, weight_decay):
+    adam(grad)
+    return w * (1 - lr * weight_decay)
+
+
+_DECAY_HINTS = (
+    (
+        _decay_in_the_gradient,
+        "The decay went through Adam, which divides its size away: that is L2. Keep it out "
+        "of the gradient.",
+    ),
+    (
+        _decay_without_lr,
+        "The weights shrank by weight_decay in one step: the share is lr * weight_decay.",
+    ),
+    (_no_decay, "Nothing decays: without a gradient the weights must still decay."),
+    (
+        _decay_twice,
+        "It decays twice, outside of Adam and in its gradient: keep the first only.",
+    ),
+    (_add_the_step, "You went up the gradient: subtract adam(grad)."),
+    (_rate_twice, "adam(grad) holds the rate already: do not multiply by lr again."),
+    (_grow, "The weights grow: the factor is 1 - lr * weight_decay."),
+    (
+        _decay_by_length,
+        "All weights moved by one length, as L1 does: decay is a share of w.",
+    ),
+    (_step_unused, "The step of Adam has no effect: subtract adam(grad)."),
+)
+
+# --- 4: dropout ---------------------------------------------------------------------------
+
+
 def _check_dropout(answer: Callable) -> None:
-    x = torch.linspace(1, 2, 20_000).reshape(200, 100)
-    got = answer(x.clone(), 0.2, False)
+    draw = torch.Generator().manual_seed(3)
+    x = torch.randn(40, 50, generator=draw) + 3
+    kept = x.clone()
+    got = answer(x, 0.2, False)
     expect(
-        isinstance(got, Tensor) and got.shape == x.shape,
-        "Return a tensor of the shape of x.",
+        isinstance(got, Tensor), "Return a torch tensor: gradients must pass through it."
+    )
+    expect(
+        torch.equal(x, kept),
+        "You changed x itself: the layer before may need it. Return a new tensor.",
+    )
+    expect(
+        got.shape == x.shape, f"x is {tuple(x.shape)} and came back {tuple(got.shape)}."
+    )
+    got = got.to(x.dtype)
+    dropped = (got == 0).float().mean().item()
+    expect(
+        dropped < 0.05,
+        f"In evaluation {dropped:.0%} of the entries were dropped: x must come back "
+        "unchanged.",
     )
     expect(
         torch.equal(got, x),
         "In evaluation x must come back unchanged: the scaling belongs to training.",
     )
-    got = answer(x.clone(), 0.2, True).to(x.dtype)
+    for p in (0.2, 0.6):
+        _check_masks(answer, x, p)
+    _check_gradients(answer)
+    _check_ends(answer, x)
+
+
+def _check_masks(answer: Callable, x: Tensor, p: float) -> None:
+    before = x.clone()
+    got = answer(x, p, True)
+    expect(
+        isinstance(got, Tensor), "Return a torch tensor: gradients must pass through it."
+    )
+    expect(
+        torch.equal(x, before),
+        "You changed x itself: the layer before may need it. Return a new tensor.",
+    )
+    expect(
+        got.shape == x.shape, f"x is {tuple(x.shape)} and came back {tuple(got.shape)}."
+    )
+    got = got.to(x.dtype)
     dropped = got == 0
     share = dropped.float().mean().item()
     expect(
-        abs(share - 0.8) > 0.02, "With p = 0.2 you dropped 80 %: p is the share to drop."
+        bool(dropped.any()), f"With p = {p:g} nothing was dropped: entries must become 0."
     )
-    expect(0 < share < 1, f"With p = 0.2 you dropped {share:.0%} of the entries.")
-    kept = (got / x)[~dropped]
-    expect(
-        not torch.allclose(kept, torch.ones(())),
-        "What is kept must be divided by 1 - p, or the mean falls by the share dropped, and the "
-        "network sees larger inputs in evaluation.",
-    )
-    whole = (dropped.all(0) | (~dropped).all(0)).any() or (
+    rows = (dropped.all(0) | (~dropped).all(0)).all() or (
         dropped.all(1) | (~dropped).all(1)
-    ).any()
+    ).all()
+    expect(not rows, "Whole rows or columns share one decision: draw one for each entry.")
     expect(
-        not whole, "Whole rows or columns share one decision: draw one for each entry."
+        abs(share - 1 + p) > 0.05,
+        f"With p = {p:g} you dropped {share:.0%}: p is the share to drop, not to keep.",
     )
     expect(
-        abs(share - 0.2) < 0.02, f"With p = 0.2 you dropped {share:.0%} of the entries."
+        abs(share - p) < 0.05,
+        f"With p = {p:g} you dropped {share:.0%} of the entries.",
+    )
+    factors = (got / x)[~dropped]
+    expect(
+        not torch.allclose(factors, torch.ones(())),
+        "What is kept must be divided by 1 - p, or the mean falls by the share dropped, and "
+        "the network sees larger inputs in evaluation.",
     )
     expect(
-        torch.allclose(kept, torch.tensor(1.25)),
-        f"Entries that are kept were multiplied by {kept.mean():.3g}, wanted 1 / (1 - p) = 1.25.",
+        torch.allclose(factors, torch.tensor(1 / (1 - p))),
+        f"With p = {p:g} entries that are kept were multiplied by {factors.mean():.5g} on "
+        f"average, wanted 1 / (1 - p) = {1 / (1 - p):.5g} for each, in every draw.",
     )
-    again = answer(x.clone(), 0.2, True) == 0
+    again = answer(x, p, True).to(x.dtype) == 0
     expect(
         not torch.equal(again, dropped), "Two calls dropped the same entries: draw anew."
     )
+    counts = []
+    for _ in range(20):
+        counts.append(int((answer(torch.ones(100), p, True) == 0).sum()))
     expect(
-        torch.equal(answer(x.clone(), 0.0, True), x), "With p = 0 nothing may be dropped."
+        len(set(counts)) > 1,
+        f"Of 100 entries exactly {counts[0]} are dropped each time: each entry must be "
+        "dropped on its own, whatever happens to the others.",
     )
-    got = answer(x.clone(), 0.6, True).to(x.dtype)
-    share, scale = (got == 0).float().mean().item(), (got / x).max().item()
+
+
+def _check_gradients(answer: Callable) -> None:
+    leaf = torch.rand(7, 3, 4) + 1
+    leaf.requires_grad_()
+    got = answer(leaf * 1, 0.4, True)
     expect(
-        abs(share - 0.6) < 0.02 and abs(scale - 2.5) < 1e-4,
-        f"With p = 0.6 you dropped {share:.0%} and multiplied the others by {scale:.3g}: use p.",
+        got.requires_grad,
+        "No gradient passes through: the result is cut off from x by detach, NumPy or "
+        "no_grad.",
     )
+    got.sum().backward()
+    wanted = torch.where(got == 0, 0.0, 1 / 0.6)
+    assert leaf.grad is not None
+    expect(
+        torch.allclose(leaf.grad, wanted),
+        "The gradient must be 1 / (1 - p) where an entry was kept and 0 where it was "
+        "dropped: multiply x by a mask.",
+    )
+
+
+def _check_ends(answer: Callable, x: Tensor) -> None:
+    got = answer(x.clone(), 0.0, True)
+    expect(torch.equal(got.to(x.dtype), x), "With p = 0 nothing may be dropped.")
+    try:
+        got = answer(x.clone(), 1.0, True)
+    except ZeroDivisionError:
+        expect(False, "With p = 1 your code divides by 0: all entries must be 0.")
+    expect(
+        not bool(got.isnan().any()),
+        "With p = 1 the result is NaN, from 0 / 0: all entries must be 0.",
+    )
+    expect(bool((got == 0).all()), "With p = 1 all entries must be 0.")
 
 
 def _solve_dropout(x, p, training):
     if not training:
         return x
+    if p == 1:
+        return x * 0
     keep = torch.rand_like(x) >= p
     return x * keep / (1 - p)
 
@@ -362,52 +672,105 @@ def _one_mask(x, p, training):
     return x * (torch.rand(x.shape, generator=draw) >= p) / (1 - p) if training else x
 
 
+def _detached(x, p, training):
+    if not training:
+        return x
+    return x.detach() * (torch.rand_like(x) >= p) / (1 - p)
+
+
+def _through_numpy(x, p, training):
+    if not training:
+        return x
+    keep = (torch.rand(x.shape) >= p).numpy()
+    return x.detach().numpy() * keep / (1 - p)
+
+
+def _in_place(x, p, training):
+    if training:
+        x *= (torch.rand_like(x) >= p) / (1 - p)
+    return x
+
+
+def _exact_count(x, p, training):
+    if not training:
+        return x
+    order = torch.rand(x.numel()).argsort()
+    keep = torch.ones(x.numel())
+    keep[order[: round(p * x.numel())]] = 0
+    return x * keep.view(x.shape) / max(1 - p, 1e-9)
+
+
+def _nan_at_one(x, p, training):
+    return x * (torch.rand_like(x) >= p) / (1 - p) if training else x
+
+
 EXERCISES = (
     Exercise(
-        "Write your_step(w, grad, lr, strength): one update of the tensor w for a loss with an L1 "
-        "penalty, after which weights that do not matter are exactly 0. Returns the new w.",
+        "Write your_step(w, grad, lr, strength): one proximal step for a loss with an L1 "
+        "penalty. First the gradient step on w, with the gradient `grad` of the loss "
+        "alone; then each entry of what came out moves by lr * strength towards 0, and "
+        "stops there. w has any shape. Returns the new w.",
         _check_zeros,
         _solve_zeros,
         {
-            "subgradient L1 sparsifies": Wrong(_subgradient, "jumps over 0"),
+            "subgradient L1 sparsifies": Wrong(_subgradient, "jumps over 0 and back"),
+            "no stop": Wrong(_past_zero, "jumps over 0: stop"),
             "L2 sparsifies": Wrong(_l2_step, "never gets there"),
+            "the proximal step of L2": Wrong(_l2_proximal, "Dividing shrinks"),
             "cut off the small ones": Wrong(_hard_threshold, "must shrink too"),
             "forget the rate": Wrong(_threshold_by_strength, "lr * strength"),
             "threshold first": Wrong(_threshold_first, "gradient step first"),
+            "the truncated gradient": Wrong(_truncated, "truncated gradient"),
+            "positive weights only": Wrong(_positive_only, "below 0 became 0"),
+            "forget the sign": Wrong(_no_sign, "signs are lost"),
+            "the sign before the step": Wrong(_old_sign, "sign of w"),
+            "uphill": Wrong(_uphill, "up the gradient"),
+            "no gradient": Wrong(_no_gradient, "gradient has no effect"),
+            "no penalty": Wrong(_gradient_only, "penalty has no effect"),
         },
     ),
     Exercise(
-        "Write your_groups(model, weight_decay): parameter groups for torch.optim.AdamW in which "
-        "biases and the scales of norm layers do not decay.",
+        "Write your_groups(model, weight_decay): parameter groups for torch.optim.AdamW. "
+        "The weights of linear and convolution layers decay by weight_decay; biases, and "
+        "the scales of norm layers of any kind, do not decay. All are trained.",
         _check_groups,
         _solve_groups,
         {
-            "decay everything": Wrong(
-                _decay_everything, "need a group with weight_decay 0"
-            ),
+            "decay everything": Wrong(_decay_everything, "a group with weight_decay 0"),
             "biases only": Wrong(_spare_biases_only, "scale of a norm layer"),
             "leave them out": Wrong(_leave_out, "never be trained"),
-            "trust the default": Wrong(_no_key, "Write 0"),
+            "trust the default": Wrong(_no_key, "Write the number"),
             "the wrong way round": Wrong(_groups_swapped, "must decay"),
+            "two kinds of norm": Wrong(_two_norms_only, "GroupNorm"),
+            "go by the name norm": Wrong(_by_name, "scale of a norm layer"),
+            "always 0.1": Wrong(_always_a_tenth, "use the argument"),
         },
     ),
     Exercise(
         "Write your_update(w, grad, adam, lr, weight_decay): one update of the tensor w with "
-        "decoupled weight decay. `adam(g)` returns Adam's step for a gradient g, rate included, to "
-        "be subtracted; it keeps the running means. Returns the new w.",
+        "decoupled weight decay. `adam(g)` returns Adam's step for a gradient g, rate "
+        "included, to be subtracted; it keeps the running means, so call it once. Returns "
+        "the new w.",
         _check_decoupled,
         _solve_decoupled,
         {
             "L2 in the gradient": Wrong(_decay_in_the_gradient, "went through Adam"),
             "forget the rate": Wrong(_decay_without_lr, "lr * weight_decay"),
             "no decay": Wrong(_no_decay, "must still decay"),
-            "both": Wrong(_decay_twice, "wanted"),
+            "both": Wrong(_decay_twice, "decays twice"),
             "the wrong sign": Wrong(_add_the_step, "subtract adam(grad)"),
+            "the rate twice": Wrong(_rate_twice, "holds the rate already"),
+            "growth": Wrong(_grow, "grow"),
+            "a fixed length": Wrong(_decay_by_length, "as L1 does"),
+            "the step unused": Wrong(_step_unused, "has no effect"),
         },
     ),
     Exercise(
-        "Write your_dropout(x, p, training): each entry of x is dropped with probability p in "
-        "training; evaluation needs no scaling.",
+        "Write your_dropout(x, p, training): in training each entry of x, a torch tensor of "
+        "any shape, is set to 0 with probability p, each on its own and anew in every call, "
+        "and the others are scaled so that the mean stays. In evaluation x comes back "
+        "unchanged. x itself is not changed, gradients pass through the result, and p may "
+        "be anything from 0 to 1.",
         _check_dropout,
         _solve_dropout,
         {
@@ -417,6 +780,11 @@ EXERCISES = (
             "whole rows": Wrong(_drop_rows, "one for each entry"),
             "drop in evaluation": Wrong(_always_drop, "must come back unchanged"),
             "one mask for all": Wrong(_one_mask, "draw anew"),
+            "detached": Wrong(_detached, "No gradient passes"),
+            "through NumPy": Wrong(_through_numpy, "Return a torch tensor"),
+            "in place": Wrong(_in_place, "changed x itself"),
+            "exactly p n entries": Wrong(_exact_count, "on its own"),
+            "NaN at p = 1": Wrong(_nan_at_one, "With p = 1"),
         },
     ),
 )
