@@ -5,6 +5,7 @@ errors.
 from __future__ import annotations
 
 import collections
+import gc
 import multiprocessing
 import os
 import random
@@ -31,6 +32,7 @@ from dlcourse.data_loading import (
     RandomDraws,
     RandomSampler,
     RowStream,
+    SequentialSampler,
     SlowSamples,
     TensorLoader,
     WorkerError,
@@ -56,8 +58,12 @@ forked_only = pytest.mark.skipif(
 
 @pytest.fixture(autouse=True)
 def no_process_is_left():
-    """Every test here must end without a worker or a thread of its own."""
+    """Every test here must end without a worker or a thread of its own.
+
+    A loop that raised can go on, so its workers live as long as the error is held.
+    """
     yield
+    gc.collect()
     assert multiprocessing.active_children() == []
     assert "prefetch" not in {thread.name for thread in threading.enumerate()}
 
@@ -365,6 +371,214 @@ def test_streams_are_torch_s(length, drop_last):
         )
     finally:
         del type(sized).__len__
+
+
+class Growing(Dataset):
+    """Sample i is i; `length` may be set anew."""
+
+    def __init__(self, length):
+        self.length = length
+
+    def __getitem__(self, index):
+        if index >= self.length:
+            raise IndexError(index)
+        return index
+
+    def __len__(self):
+        return self.length
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_the_length_is_taken_at_each_pass(shuffle, workers):
+    found = []
+    for kind in (DataLoader, peer.DataLoader):
+        dataset = Growing(6)
+        loader = kind(dataset, 4, shuffle, num_workers=workers, generator=seeded(1))
+        found.append([])
+        for length in (6, 11, 3, 4):
+            dataset.length = length
+            found[-1].append([len(loader), [batch.tolist() for batch in loader]])
+    assert found[0] == found[1]
+    assert sorted(sum(found[0][1][1], [])) == list(range(11))
+
+
+def test_samplers_take_the_length_at_each_pass():
+    source = list(range(5))
+    for replacement in (False, True):
+        pairs = [
+            (kind(source, replacement, generator=seeded(0)))
+            for kind in (RandomSampler, peer.RandomSampler)
+        ]
+        for length in (5, 40, 2):
+            source[:] = range(length)
+            assert len(pairs[0]) == pairs[0].num_samples == length
+            assert list(pairs[0]) == list(pairs[1])
+    source[:] = range(7)
+    fixed = RandomSampler(source, num_samples=3)
+    source[:] = range(9)
+    assert len(fixed) == len(list(fixed)) == 3
+    assert list(SequentialSampler(source)) == list(peer.SequentialSampler(source))
+
+
+def outcomes(loader) -> list:
+    """Return the batches of a loop that goes on after errors, with "error" in their place."""
+    iterator = iter(loader)
+    found = []
+    while len(found) < 100:
+        try:
+            found.append(next(iterator).tolist())
+        except StopIteration:
+            assert next(iterator, "over") == "over"
+            return found
+        except OSError:
+            found.append("error")
+    raise AssertionError("it does not end")
+
+
+class BreakingStream(IterableDataset):
+    def __iter__(self):
+        yield from range(5)
+        raise OSError("the line is down")
+
+
+class StubbornStream(IterableDataset):
+    """A stream that goes on after its error."""
+
+    def __init__(self):
+        self.position = 0
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        self.position += 1
+        if self.position == 4:
+            raise OSError("once")
+        if self.position > 8:
+            raise StopIteration
+        return self.position
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2, 3])
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_after_an_error_the_next_batch_comes(workers, shuffle):
+    found = []
+    for kind in (DataLoader, peer.DataLoader):
+        dataset = FaultySamples(23, 5)
+        loader = kind(dataset, 4, shuffle, num_workers=workers, generator=seeded(3))
+        found.append([outcomes(loader), outcomes(loader)])
+    assert found[0] == found[1]
+    assert all(len(batches) == 6 and "error" in batches for batches in found[0])
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
+@pytest.mark.parametrize("stream", [BreakingStream, StubbornStream])
+def test_after_an_error_a_stream_is_torch_s(workers, stream):
+    found = [
+        outcomes(kind(stream(), 2, num_workers=workers))
+        for kind in (DataLoader, peer.DataLoader)
+    ]
+    assert found[0] == found[1] and "error" in found[0]
+
+
+class Picky(Exception):
+    def __init__(self, first, second):
+        super().__init__(first, second)
+
+
+class Raises(Dataset):
+    def __init__(self, error):
+        self.error = error
+
+    def __getitem__(self, index):
+        raise self.error
+
+    def __len__(self):
+        return 2
+
+
+@pytest.mark.parametrize(
+    "error", [KeyError("k"), UnicodeDecodeError("utf8", b"x", 0, 1, "?"), Picky(1, 2),
+              StopIteration(), FileNotFoundError(2, "no", "name"), ValueError("v")]
+)  # fmt: skip
+def test_an_error_of_a_worker_is_of_the_raised_type_where_it_can_be(error):
+    iterator = iter(DataLoader(Raises(error), num_workers=1))
+    for _ in range(2):
+        with pytest.raises(WorkerError, match="worker 0 of 1 raised") as caught:
+            next(iterator)
+        assert type(error).__name__ in str(caught.value)
+        if type(error) in (KeyError, FileNotFoundError, ValueError):
+            assert isinstance(caught.value, type(error))
+    assert next(iterator, None) is None
+
+
+def test_a_dead_worker_ends_the_loop():
+    iterator = iter(DataLoader(FaultySamples(16, 1, "die"), 4, num_workers=2))
+    with pytest.raises(WorkerError, match="died"):
+        next(iterator)
+    assert multiprocessing.active_children() == []
+    assert next(iterator, None) is None
+
+
+def test_what_decides_the_batches_cannot_be_set_later():
+    for kind in (DataLoader, peer.DataLoader):
+        loader = kind(range(10), batch_size=4)
+        for name in ("batch_size", "batch_sampler", "sampler", "drop_last", "dataset"):
+            with pytest.raises(ValueError, match=name):
+                setattr(loader, name, getattr(loader, name))
+    loader = DataLoader(range(10), batch_size=4)
+    loader.num_workers = 1  # decides who reads, not what
+    assert [len(batch) for batch in loader] == [4, 4, 2]
+
+
+def test_the_sampler_can_be_asked_for():
+    own = list(range(4))
+    assert DataLoader(own, sampler=own).sampler is own
+    assert isinstance(DataLoader(own).sampler, SequentialSampler)
+    assert isinstance(DataLoader(own, shuffle=True).sampler, RandomSampler)
+    assert DataLoader(own, 2).batch_sampler.sampler.data_source is own
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_torch_s_defaults_may_be_written_out(workers):
+    settings = dict(
+        shuffle=None, sampler=None, batch_sampler=None, num_workers=workers,
+        collate_fn=None, pin_memory=False, drop_last=False, worker_init_fn=None,
+        multiprocessing_context=None, generator=None, prefetch_factor=None,
+    )  # fmt: skip
+    found = [batches_of(kind(range(5), 2, **settings)) for kind in
+             (DataLoader, peer.DataLoader)]  # fmt: skip
+    assert same(*found)
+    positional = (range(5), 2, None, None, None, workers, None, False, True)
+    assert same(
+        batches_of(DataLoader(*positional)), batches_of(peer.DataLoader(*positional))
+    )
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_pinned_memory(workers):
+    samples = [{"x": torch.ones(2), "y": (torch.zeros(1), "name")}] * 4
+    loader = DataLoader(samples, 2, pin_memory=True, num_workers=workers)
+    if torch.accelerator.is_available():
+        batches = batches_of(loader)
+        assert all(b["x"].is_pinned() and b["y"][0].is_pinned() for b in batches)
+        assert batches[0]["y"][1] == ["name", "name"]
+    else:  # as PyTorch: a warning, and the same batches
+        with pytest.warns(UserWarning, match="without an accelerator"):
+            batches = batches_of(loader)
+        assert same(batches, batches_of(DataLoader(samples, 2)))
+
+
+def test_pinning_goes_as_deep_as_the_batch(monkeypatch):
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor + 1)
+    samples = [{"x": 1, "y": (Point(2, "a"), [3.0])}] * 2
+    batch = next(iter(DataLoader(samples, 2, pin_memory=True)))
+    assert batch["x"].tolist() == [2, 2]
+    point, numbers = batch["y"]
+    assert point.x.tolist() == [3, 3] and list(point.y) == ["a", "a"]
+    assert numbers[0].tolist() == [4.0, 4.0]
 
 
 # --------------------------------------------------------------------------- workers

@@ -1,0 +1,77 @@
+"""Data loading with Accelerate: workers that stay, and draws that no worker can repeat.
+
+One process: python FILE. Four GPUs: accelerate launch --num_processes 4 FILE. Two on a CPU:
+ACCELERATE_USE_CPU=yes OMP_NUM_THREADS=1 torchrun --standalone --nproc_per_node 2 FILE.
+"""
+
+import random
+
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator, DataLoaderConfiguration
+from sklearn.datasets import load_digits
+from torch import nn
+from torch.utils.data import DataLoader, Dataset, TensorDataset
+
+BATCH = 128  # rows an update, on all processes together: a multiple of their number
+WORKERS = 2  # for each process: raise it until the model no longer waits
+SEED, RATE, MOMENTUM, EPOCHS, TRAIN_ROWS = 0, 0.1, 0.9, 10, 1472
+
+
+class ShiftedDigits(Dataset):
+    """Digits, each moved by up to one pixel; the draws depend on seed, epoch and index."""
+
+    def __init__(self, images, labels):
+        self.images, self.labels = images, labels  # (n, 8, 8) and (n,)
+        self.epoch = torch.zeros((), dtype=torch.long).share_memory_()  # workers see it
+
+    def __getitem__(self, index):
+        draws = random.Random(f"{SEED} {int(self.epoch)} {index}")  # of this sample alone
+        shift = draws.randint(-1, 1), draws.randint(-1, 1)
+        return self.images[index].roll(shift, (0, 1)), self.labels[index]
+
+    def __len__(self):
+        return len(self.labels)
+
+
+def main():
+    split = DataLoaderConfiguration(split_batches=True, non_blocking=True)
+    accelerator = Accelerator(
+        dataloader_config=split
+    )  # each process takes a part of BATCH
+    torch.manual_seed(SEED)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
+    optimizer = torch.optim.SGD(model.parameters(), lr=RATE, momentum=MOMENTUM)
+    images, labels = load_digits(return_X_y=True)
+    images, labels = (
+        torch.tensor(images / 16).float().view(-1, 8, 8),
+        torch.tensor(labels),
+    )
+    data = ShiftedDigits(images[:TRAIN_ROWS], labels[:TRAIN_ROWS])
+    order, gpu = torch.Generator().manual_seed(SEED), torch.cuda.is_available()
+    ahead = dict(num_workers=WORKERS, persistent_workers=WORKERS > 0, pin_memory=gpu)
+    train = DataLoader(
+        data, BATCH, shuffle=True, generator=order, drop_last=True, **ahead
+    )
+    test = DataLoader(TensorDataset(images[TRAIN_ROWS:], labels[TRAIN_ROWS:]), 64)
+    model, optimizer, train, test = accelerator.prepare(model, optimizer, train, test)
+
+    for epoch in range(EPOCHS):
+        data.epoch.fill_(epoch)  # before the loop asks the workers for the first batch
+        for inputs, targets in train:
+            accelerator.backward(F.cross_entropy(model(inputs), targets))
+            optimizer.step()
+            optimizer.zero_grad()
+
+    model.eval()
+    with torch.no_grad():  # gather_for_metrics drops the rows that filled the last batch
+        pairs = [accelerator.gather_for_metrics((model(x), y)) for x, y in test]
+    outputs, targets = (torch.cat(parts) for parts in zip(*pairs, strict=True))
+    accuracy = (outputs.argmax(1) == targets).float().mean()
+    loss = F.cross_entropy(outputs, targets)
+    accelerator.print(f"test accuracy {accuracy:.4f}, test loss {loss:.4f}")
+    accelerator.end_training()
+
+
+if __name__ == "__main__":  # a worker that is spawned imports this file
+    main()
