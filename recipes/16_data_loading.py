@@ -19,7 +19,7 @@ SEED, RATE, MOMENTUM, EPOCHS, TRAIN_ROWS = 0, 0.1, 0.9, 10, 1472
 
 
 class ShiftedDigits(Dataset):
-    """Digits, each moved by up to one pixel; the draws depend on seed, epoch and index."""
+    """Digits moved by up to one pixel, drawn from seed, epoch and index alone."""
 
     def __init__(self, images, labels):
         self.images, self.labels = images, labels  # (n, 8, 8) and (n,)
@@ -35,24 +35,20 @@ class ShiftedDigits(Dataset):
 
 
 def main():
+    # each process takes a part of every batch
     split = DataLoaderConfiguration(split_batches=True, non_blocking=True)
-    accelerator = Accelerator(
-        dataloader_config=split
-    )  # each process takes a part of BATCH
+    accelerator = Accelerator(dataloader_config=split)
     torch.manual_seed(SEED)
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
     optimizer = torch.optim.SGD(model.parameters(), lr=RATE, momentum=MOMENTUM)
     images, labels = load_digits(return_X_y=True)
-    images, labels = (
-        torch.tensor(images / 16).float().view(-1, 8, 8),
-        torch.tensor(labels),
-    )
+    images, labels = torch.tensor(images / 16).float(), torch.tensor(labels)
+    images = images.view(-1, 8, 8)
     data = ShiftedDigits(images[:TRAIN_ROWS], labels[:TRAIN_ROWS])
-    order, gpu = torch.Generator().manual_seed(SEED), torch.cuda.is_available()
-    ahead = dict(num_workers=WORKERS, persistent_workers=WORKERS > 0, pin_memory=gpu)
-    train = DataLoader(
-        data, BATCH, shuffle=True, generator=order, drop_last=True, **ahead
-    )
+    order = torch.Generator().manual_seed(SEED)
+    ahead = {"num_workers": WORKERS, "persistent_workers": WORKERS > 0}
+    ahead["pin_memory"] = torch.cuda.is_available()
+    train = DataLoader(data, BATCH, True, generator=order, drop_last=True, **ahead)
     test = DataLoader(TensorDataset(images[TRAIN_ROWS:], labels[TRAIN_ROWS:]), 64)
     model, optimizer, train, test = accelerator.prepare(model, optimizer, train, test)
 

@@ -193,11 +193,9 @@ def pack_sequences(lengths: Sequence[int] | Tensor, capacity: int) -> list[list[
     room: list[int] = []
     for index in lengths.argsort(descending=True, stable=True).tolist():
         length = int(lengths[index])
-        for row, free in enumerate(room):
-            if length <= free:
-                break
-        else:
-            row = len(rows)
+        fitting = (row for row, free in enumerate(room) if length <= free)
+        row = next(fitting, len(rows))
+        if row == len(rows):
             rows.append([])
             room.append(capacity)
         rows[row].append(index)

@@ -273,9 +273,9 @@ def _check_rng(answer) -> None:
             other = owner.setdefault(value, place)
             expect(
                 other == place,
-                f"(seed, epoch, worker) = {other} and {place} share a stream. No sum, product or "
-                "row of digits keeps three numbers apart. A SeedSequence takes a list of "
-                "numbers and does.",
+                f"(seed, epoch, worker) = {other} and {place} share a stream. In a sum, or in digits "
+                "side by side, one number can pass for another. A SeedSequence takes a list of "
+                "numbers and keeps them apart.",
             )
 
 
@@ -536,7 +536,7 @@ EXERCISES = (
         {
             "workers split automatically": Wrong(_everybody_reads_all, "by themselves"),
             "processes are forgotten": Wrong(_workers_only, "Count the processes"),
-            "workers are forgotten": Wrong(_processes_only, "one reader"),
+            "workers are forgotten": Wrong(_processes_only, "by themselves"),
             "the rest is lost": Wrong(_rest_is_lost, "reach nobody"),
             "the whole stream in a list": Wrong(_from_a_list, "as they come"),
         },
