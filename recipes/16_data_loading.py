@@ -13,7 +13,7 @@ from sklearn.datasets import load_digits
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-BATCH = 128  # rows an update, on all processes together: a multiple of their number
+BATCH = 128  # rows an update: split_batches gives each process an equal part of them
 WORKERS = 2  # for each process: raise it until the model no longer waits
 SEED, RATE, MOMENTUM, EPOCHS, TRAIN_ROWS = 0, 0.1, 0.9, 10, 1472
 
@@ -35,15 +35,13 @@ class ShiftedDigits(Dataset):
 
 
 def main():
-    # each process takes a part of every batch
     split = DataLoaderConfiguration(split_batches=True, non_blocking=True)
     accelerator = Accelerator(dataloader_config=split)
     torch.manual_seed(SEED)
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
     optimizer = torch.optim.SGD(model.parameters(), lr=RATE, momentum=MOMENTUM)
-    images, labels = load_digits(return_X_y=True)
-    images, labels = torch.tensor(images / 16).float(), torch.tensor(labels)
-    images = images.view(-1, 8, 8)
+    digits = load_digits()
+    images, labels = torch.tensor(digits.images).float() / 16, torch.tensor(digits.target)
     data = ShiftedDigits(images[:TRAIN_ROWS], labels[:TRAIN_ROWS])
     order = torch.Generator().manual_seed(SEED)
     ahead = {"num_workers": WORKERS, "persistent_workers": WORKERS > 0}
@@ -59,13 +57,12 @@ def main():
             optimizer.step()
             optimizer.zero_grad()
 
-    model.eval()
     with torch.no_grad():  # gather_for_metrics drops the rows that filled the last batch
         pairs = [accelerator.gather_for_metrics((model(x), y)) for x, y in test]
     outputs, targets = (torch.cat(parts) for parts in zip(*pairs, strict=True))
     accuracy = (outputs.argmax(1) == targets).float().mean()
-    loss = F.cross_entropy(outputs, targets)
-    accelerator.print(f"test accuracy {accuracy:.4f}, test loss {loss:.4f}")
+    test_loss = F.cross_entropy(outputs, targets)
+    accelerator.print(f"test accuracy {accuracy:.4f}, test loss {test_loss:.4f}")
     accelerator.end_training()
 
 
