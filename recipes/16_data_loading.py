@@ -35,21 +35,21 @@ class ShiftedDigits(Dataset):
 
 
 def main():
-    split = DataLoaderConfiguration(split_batches=True, non_blocking=True)
-    accelerator = Accelerator(dataloader_config=split)
+    loading = DataLoaderConfiguration(
+        split_batches=True, use_seedable_sampler=True, data_seed=SEED, non_blocking=True
+    )  # the order depends on SEED and the epoch alone
+    accelerator = Accelerator(dataloader_config=loading)
     torch.manual_seed(SEED)
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
     optimizer = torch.optim.SGD(model.parameters(), lr=RATE, momentum=MOMENTUM)
     digits = load_digits()
     images, labels = torch.tensor(digits.images).float() / 16, torch.tensor(digits.target)
     data = ShiftedDigits(images[:TRAIN_ROWS], labels[:TRAIN_ROWS])
-    order = torch.Generator().manual_seed(SEED)
-    ahead = {"num_workers": WORKERS, "persistent_workers": WORKERS > 0}
-    ahead["pin_memory"] = torch.cuda.is_available()
-    train = DataLoader(data, BATCH, True, generator=order, drop_last=True, **ahead)
+    gpu = torch.cuda.is_available()
+    ahead = {"num_workers": WORKERS, "persistent_workers": True, "pin_memory": gpu}
+    train = DataLoader(data, BATCH, shuffle=True, drop_last=True, **ahead)
     test = DataLoader(TensorDataset(images[TRAIN_ROWS:], labels[TRAIN_ROWS:]), 64)
     model, optimizer, train, test = accelerator.prepare(model, optimizer, train, test)
-
     for epoch in range(EPOCHS):
         data.epoch.fill_(epoch)  # before the loop asks the workers for the first batch
         for inputs, targets in train:
