@@ -5,14 +5,19 @@ errors.
 from __future__ import annotations
 
 import collections
+import concurrent.futures
 import gc
+import itertools
 import multiprocessing
 import os
+import queue
 import random
+import re
 import signal
 import subprocess
 import sys
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -27,6 +32,8 @@ from dlcourse.data_loading import (
     Dataset,
     FaultySamples,
     IterableDataset,
+    JpegFolder,
+    KeyedDraws,
     NumberStream,
     Probe,
     RandomDraws,
@@ -40,12 +47,15 @@ from dlcourse.data_loading import (
     default_collate,
     draw_seed,
     get_worker_info,
+    pack_sequences,
     pad_collate,
     padding_share,
     prefetch,
     seed_worker,
     shard_indices,
+    write_jpegs,
 )
+from dlcourse.exercises import data_loading as exercises
 from dlcourse.lab.launching import launch
 
 # PyTorch warns of more workers than cores; that is no matter here.
@@ -164,6 +174,31 @@ def test_bucketing_cuts_the_padding():
         )
     assert padding_share([1, 3], [[0], [1]]) == 0
     assert padding_share([1, 3], [[0, 1]]) == pytest.approx(1 / 3)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_packing_invariants(seed):
+    rng = random.Random(seed)
+    capacity = rng.randint(1, 60)
+    lengths = [rng.randint(0, capacity) for _ in range(rng.randint(1, 80))]
+    rows = pack_sequences(torch.tensor(lengths) if seed % 2 else lengths, capacity)
+    assert sorted(sum(rows, [])) == list(range(len(lengths)))
+    tokens = sorted(sum(lengths[index] for index in row) for row in rows)
+    assert tokens[-1] <= capacity
+    assert len(tokens) < 2 or tokens[0] + tokens[1] > capacity
+    least = -(-sum(lengths) // capacity)
+    assert (
+        len(rows) <= 11 / 9 * max(least, 1) + 1
+    )  # Johnson's bound holds for the optimum
+
+
+def test_packing_errors():
+    with pytest.raises(ValueError, match="a sequence of 7 does not fit into rows of 6"):
+        pack_sequences([1, 7], 6)
+    with pytest.raises(ValueError, match="the dataset is empty"):
+        pack_sequences([], 6)
+    with pytest.raises(ValueError, match="capacity"):
+        pack_sequences([1], 0)
 
 
 @pytest.mark.parametrize("seed", range(40))
@@ -718,6 +753,47 @@ def test_seed_worker_finds_all_kinds_also_inside():
         seed_worker(0)
 
 
+def test_draws_from_seed_epoch_and_index_do_not_depend_on_the_workers():
+    found = []
+    for workers, stay in ((0, False), (1, True), (2, True), (2, False)):
+        dataset = KeyedDraws(12, seed=3)
+        loader = peer.DataLoader(
+            dataset, 4, num_workers=workers, persistent_workers=stay
+        )  # fmt: skip
+        found.append([])
+        for epoch in range(3):
+            dataset.epoch.fill_(epoch)
+            found[-1] += torch.cat(list(loader)).tolist()
+    assert found[0] == found[1] == found[2] == found[3]
+    assert len(set(found[0])) == 36
+    assert found[0] != [int(draw) for draw in KeyedDraws(36, seed=4)]
+
+
+def test_persistent_workers_change_torch_s_order_from_the_second_epoch_on():
+    """The chapter and its recipe say so: the seed of the workers is drawn only once."""
+    found = []
+    for stay in (False, True):
+        loader = peer.DataLoader(
+            range(20), shuffle=True, generator=seeded(0), num_workers=1,
+            persistent_workers=stay,
+        )  # fmt: skip
+        found.append([[int(i) for i in loader] for _ in range(2)])
+    assert found[0][0] == found[1][0] and found[0][1] != found[1][1]
+
+
+def test_jpegs_are_decoded_at_each_read(tmp_path):
+    write_jpegs(tmp_path, count=3, side=40, seed=1)
+    images = JpegFolder(tmp_path, size=16)
+    assert len(images) == 3
+    assert images[0].shape == (3, 16, 16) and images[0].dtype == torch.uint8
+    assert torch.equal(images[1], images[1]) and not torch.equal(images[0], images[1])
+    first = (tmp_path / "000.jpg").read_bytes()
+    write_jpegs(tmp_path, count=1, side=40, seed=1)
+    assert (tmp_path / "000.jpg").read_bytes() == first
+    batches = batches_of(DataLoader(images, 2, num_workers=1))
+    assert torch.equal(torch.cat(batches), torch.stack([images[i] for i in range(3)]))
+
+
 class WhoAmI(Dataset):
     def __getitem__(self, index):
         info = get_worker_info()
@@ -1046,3 +1122,157 @@ def test_two_processes_of_two_workers():
     for name, times in (("no", 4), ("workers", 2), ("all", 1), ("sampler", 1)):
         got = sorted(results[0][name] + results[1][name])
         assert got == sorted(list(range(10)) * times), name
+
+
+# --------------------------------------------------------------------------- exercises
+
+READ_AHEAD, WORKER_RNG, SHARD, PACK = exercises.EXERCISES
+
+
+def by_deque(batches, depth):
+    """Another right answer: a deque and a condition, and an iterator that is no generator."""
+    state, held, ended = threading.Condition(), collections.deque(), []
+
+    def fill():
+        error = None
+        try:
+            for batch in batches:
+                with state:
+                    state.wait_for(lambda: len(held) < depth)
+                    held.append(batch)
+                    state.notify_all()
+        except Exception as caught:
+            error = caught
+        with state:
+            ended.append(error)
+            state.notify_all()
+
+    class Ahead:
+        def __init__(self):
+            threading.Thread(target=fill, daemon=True).start()
+
+        def __iter__(self):
+            return self
+
+        def __next__(self):
+            with state:
+                state.wait_for(lambda: held or ended)
+                if held:
+                    batch = held.popleft()
+                    state.notify_all()
+                    return batch
+            raise ended[0] or StopIteration
+
+    return Ahead()
+
+
+@pytest.mark.parametrize(
+    "exercise, answer",
+    [
+        (READ_AHEAD, exercises._read_ahead_by_futures),
+        (READ_AHEAD, by_deque),
+        (READ_AHEAD, prefetch),
+        (WORKER_RNG, exercises._spawned_rng),
+        (WORKER_RNG, lambda s, e, w: np.random.Generator(np.random.Philox([w, s, e]))),
+        (WORKER_RNG, lambda s, e, w: np.random.default_rng(s * 10**14 + e * 10**7 + w)),
+        (SHARD, exercises._shard_worker_first),
+        (SHARD, lambda i, r, n, w, m: (x for k, x in enumerate(i) if k % (n * m) == w * n + r)),
+        (PACK, exercises._best_fit),
+        (PACK, lambda lengths, capacity: tuple(map(np.array, pack_sequences(lengths, capacity)))),
+    ],
+)  # fmt: skip
+def test_other_right_answers_pass(exercise, answer):
+    assert exercise.hint_for(answer) is None
+
+
+def reads_all_first(batches, depth):
+    yield from list(batches)
+
+
+def thread_then_list(batches, depth):
+    found = []
+    thread = threading.Thread(target=lambda: found.extend(batches))
+    thread.start()
+    thread.join()
+    return found
+
+
+def twice_the_depth(batches, depth):
+    return exercises._solve_read_ahead(batches, 2 * depth + 1)
+
+
+def error_first(batches, depth):
+    """Raises as soon as the thread has failed, before the batches that came earlier."""
+    ready, end, errors = queue.Queue(maxsize=depth), object(), []
+
+    def fill():
+        try:
+            for batch in batches:
+                ready.put(batch)
+        except Exception as error:
+            errors.append(error)
+        ready.put(end)
+
+    threading.Thread(target=fill, daemon=True).start()
+    while True:
+        batch = ready.get()
+        time.sleep(0.01)
+        if errors:
+            raise errors[0]
+        if batch is end:
+            return
+        yield batch
+
+
+def no_end(batches, depth):
+    ready = queue.Queue(maxsize=depth)
+    threading.Thread(target=lambda: [ready.put(b) for b in batches], daemon=True).start()
+    while True:
+        yield ready.get()
+
+
+def reordered(batches, depth):
+    return iter(sorted(batches, key=str))
+
+
+def swallows_none(batches, depth):
+    return (b for b in exercises._solve_read_ahead(batches, depth) if b is not None)
+
+
+def a_thread_for_each(batches, depth):
+    source, end = iter(batches), object()
+    with concurrent.futures.ThreadPoolExecutor(depth) as pool:
+        for due in [pool.submit(next, source, end) for _ in range(100)]:
+            if due.result() is end:
+                return
+            yield due.result()
+
+
+@pytest.mark.parametrize(
+    "exercise, answer, hint",
+    [
+        (READ_AHEAD, reads_all_first, "by the caller itself"),
+        (READ_AHEAD, thread_then_list, "without bound"),
+        (READ_AHEAD, twice_the_depth, "more than depth says"),
+        (READ_AHEAD, error_first, "behind the batches"),
+        (READ_AHEAD, no_end, "waits for ever"),
+        (READ_AHEAD, reordered, "in their order"),
+        (READ_AHEAD, swallows_none, "also None"),
+        (READ_AHEAD, lambda batches, depth: [], "All must come"),
+        (WORKER_RNG, lambda s, e, w: np.random.default_rng([e, w]), "seed must go in"),
+        (WORKER_RNG, lambda s, e, w: np.random.default_rng(s ^ e ^ w), "share"),
+        (WORKER_RNG, lambda s, e, w: np.random.default_rng(s + 10 * e + w), "share"),
+        (WORKER_RNG, lambda s, e, w: np.random.default_rng(s * 10**6 + e * 1000 + w), "share"),
+        (WORKER_RNG, lambda s, e, w: np.random.default_rng(sorted([s, e, w])), "share"),
+        (WORKER_RNG, lambda s, e, w: np.random.default_rng((s + 1) * (e + 2) * (w + 3)), "share"),
+        (SHARD, lambda i, r, n, w, m: itertools.islice(i, r + w, None, n * m), "times"),
+        (SHARD, lambda i, r, n, w, m: itertools.islice(i, r * n + w, None, n * m), "o"),
+        (SHARD, lambda i, r, n, w, m: [], "reach nobody"),
+        (PACK, lambda lengths, capacity: [], "exactly once"),
+        (PACK, lambda lengths, capacity: [list(range(len(lengths)))], "more than"),
+        (PACK, lambda lengths, capacity: [[0, 1], [2, 3, 4, 5]], "would fit|exactly|more"),
+    ],
+)  # fmt: skip
+def test_other_wrong_answers_get_a_hint(exercise, answer, hint):
+    found = exercise.hint_for(answer)
+    assert found is not None and re.search(hint, found), found
