@@ -1266,7 +1266,7 @@ def a_thread_for_each(batches, depth):
         (WORKER_RNG, lambda s, e, w: np.random.default_rng(sorted([s, e, w])), "share"),
         (WORKER_RNG, lambda s, e, w: np.random.default_rng((s + 1) * (e + 2) * (w + 3)), "share"),
         (SHARD, lambda i, r, n, w, m: itertools.islice(i, r + w, None, n * m), "times"),
-        (SHARD, lambda i, r, n, w, m: itertools.islice(i, r * n + w, None, n * m), "o"),
+        (SHARD, lambda i, r, n, w, m: itertools.islice(i, r * n + w, None, n * m), "times"),
         (SHARD, lambda i, r, n, w, m: [], "reach nobody"),
         (PACK, lambda lengths, capacity: [], "exactly once"),
         (PACK, lambda lengths, capacity: [list(range(len(lengths)))], "more than"),
