@@ -5,13 +5,19 @@ errors.
 from __future__ import annotations
 
 import collections
+import concurrent.futures
+import gc
+import itertools
 import multiprocessing
 import os
+import queue
 import random
+import re
 import signal
 import subprocess
 import sys
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -26,11 +32,14 @@ from dlcourse.data_loading import (
     Dataset,
     FaultySamples,
     IterableDataset,
+    JpegFolder,
+    KeyedDraws,
     NumberStream,
     Probe,
     RandomDraws,
     RandomSampler,
     RowStream,
+    SequentialSampler,
     SlowSamples,
     TensorLoader,
     WorkerError,
@@ -38,12 +47,15 @@ from dlcourse.data_loading import (
     default_collate,
     draw_seed,
     get_worker_info,
+    pack_sequences,
     pad_collate,
     padding_share,
     prefetch,
     seed_worker,
     shard_indices,
+    write_jpegs,
 )
+from dlcourse.exercises import data_loading as exercises
 from dlcourse.lab.launching import launch
 
 # PyTorch warns of more workers than cores; that is no matter here.
@@ -56,8 +68,12 @@ forked_only = pytest.mark.skipif(
 
 @pytest.fixture(autouse=True)
 def no_process_is_left():
-    """Every test here must end without a worker or a thread of its own."""
+    """Every test here must end without a worker or a thread of its own.
+
+    A loop that raised can go on, so its workers live as long as the error is held.
+    """
     yield
+    gc.collect()
     assert multiprocessing.active_children() == []
     assert "prefetch" not in {thread.name for thread in threading.enumerate()}
 
@@ -158,6 +174,31 @@ def test_bucketing_cuts_the_padding():
         )
     assert padding_share([1, 3], [[0], [1]]) == 0
     assert padding_share([1, 3], [[0, 1]]) == pytest.approx(1 / 3)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_packing_invariants(seed):
+    rng = random.Random(seed)
+    capacity = rng.randint(1, 60)
+    lengths = [rng.randint(0, capacity) for _ in range(rng.randint(1, 80))]
+    rows = pack_sequences(torch.tensor(lengths) if seed % 2 else lengths, capacity)
+    assert sorted(sum(rows, [])) == list(range(len(lengths)))
+    tokens = sorted(sum(lengths[index] for index in row) for row in rows)
+    assert tokens[-1] <= capacity
+    assert len(tokens) < 2 or tokens[0] + tokens[1] > capacity
+    least = -(-sum(lengths) // capacity)
+    assert (
+        len(rows) <= 11 / 9 * max(least, 1) + 1
+    )  # Johnson's bound holds for the optimum
+
+
+def test_packing_errors():
+    with pytest.raises(ValueError, match="a sequence of 7 does not fit into rows of 6"):
+        pack_sequences([1, 7], 6)
+    with pytest.raises(ValueError, match="the dataset is empty"):
+        pack_sequences([], 6)
+    with pytest.raises(ValueError, match="capacity"):
+        pack_sequences([1], 0)
 
 
 @pytest.mark.parametrize("seed", range(40))
@@ -367,6 +408,214 @@ def test_streams_are_torch_s(length, drop_last):
         del type(sized).__len__
 
 
+class Growing(Dataset):
+    """Sample i is i; `length` may be set anew."""
+
+    def __init__(self, length):
+        self.length = length
+
+    def __getitem__(self, index):
+        if index >= self.length:
+            raise IndexError(index)
+        return index
+
+    def __len__(self):
+        return self.length
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_the_length_is_taken_at_each_pass(shuffle, workers):
+    found = []
+    for kind in (DataLoader, peer.DataLoader):
+        dataset = Growing(6)
+        loader = kind(dataset, 4, shuffle, num_workers=workers, generator=seeded(1))
+        found.append([])
+        for length in (6, 11, 3, 4):
+            dataset.length = length
+            found[-1].append([len(loader), [batch.tolist() for batch in loader]])
+    assert found[0] == found[1]
+    assert sorted(sum(found[0][1][1], [])) == list(range(11))
+
+
+def test_samplers_take_the_length_at_each_pass():
+    source = list(range(5))
+    for replacement in (False, True):
+        pairs = [
+            (kind(source, replacement, generator=seeded(0)))
+            for kind in (RandomSampler, peer.RandomSampler)
+        ]
+        for length in (5, 40, 2):
+            source[:] = range(length)
+            assert len(pairs[0]) == pairs[0].num_samples == length
+            assert list(pairs[0]) == list(pairs[1])
+    source[:] = range(7)
+    fixed = RandomSampler(source, num_samples=3)
+    source[:] = range(9)
+    assert len(fixed) == len(list(fixed)) == 3
+    assert list(SequentialSampler(source)) == list(peer.SequentialSampler(source))
+
+
+def outcomes(loader) -> list:
+    """Return the batches of a loop that goes on after errors, with "error" in their place."""
+    iterator = iter(loader)
+    found = []
+    while len(found) < 100:
+        try:
+            found.append(next(iterator).tolist())
+        except StopIteration:
+            assert next(iterator, "over") == "over"
+            return found
+        except OSError:
+            found.append("error")
+    raise AssertionError("it does not end")
+
+
+class BreakingStream(IterableDataset):
+    def __iter__(self):
+        yield from range(5)
+        raise OSError("the line is down")
+
+
+class StubbornStream(IterableDataset):
+    """A stream that goes on after its error."""
+
+    def __init__(self):
+        self.position = 0
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        self.position += 1
+        if self.position == 4:
+            raise OSError("once")
+        if self.position > 8:
+            raise StopIteration
+        return self.position
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2, 3])
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_after_an_error_the_next_batch_comes(workers, shuffle):
+    found = []
+    for kind in (DataLoader, peer.DataLoader):
+        dataset = FaultySamples(23, 5)
+        loader = kind(dataset, 4, shuffle, num_workers=workers, generator=seeded(3))
+        found.append([outcomes(loader), outcomes(loader)])
+    assert found[0] == found[1]
+    assert all(len(batches) == 6 and "error" in batches for batches in found[0])
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
+@pytest.mark.parametrize("stream", [BreakingStream, StubbornStream])
+def test_after_an_error_a_stream_is_torch_s(workers, stream):
+    found = [
+        outcomes(kind(stream(), 2, num_workers=workers))
+        for kind in (DataLoader, peer.DataLoader)
+    ]
+    assert found[0] == found[1] and "error" in found[0]
+
+
+class Picky(Exception):
+    def __init__(self, first, second):
+        super().__init__(first, second)
+
+
+class Raises(Dataset):
+    def __init__(self, error):
+        self.error = error
+
+    def __getitem__(self, index):
+        raise self.error
+
+    def __len__(self):
+        return 2
+
+
+@pytest.mark.parametrize(
+    "error", [KeyError("k"), UnicodeDecodeError("utf8", b"x", 0, 1, "?"), Picky(1, 2),
+              StopIteration(), FileNotFoundError(2, "no", "name"), ValueError("v")]
+)  # fmt: skip
+def test_an_error_of_a_worker_is_of_the_raised_type_where_it_can_be(error):
+    iterator = iter(DataLoader(Raises(error), num_workers=1))
+    for _ in range(2):
+        with pytest.raises(WorkerError, match="worker 0 of 1 raised") as caught:
+            next(iterator)
+        assert type(error).__name__ in str(caught.value)
+        if type(error) in (KeyError, FileNotFoundError, ValueError):
+            assert isinstance(caught.value, type(error))
+    assert next(iterator, None) is None
+
+
+def test_a_dead_worker_ends_the_loop():
+    iterator = iter(DataLoader(FaultySamples(16, 1, "die"), 4, num_workers=2))
+    with pytest.raises(WorkerError, match="died"):
+        next(iterator)
+    assert multiprocessing.active_children() == []
+    assert next(iterator, None) is None
+
+
+def test_what_decides_the_batches_cannot_be_set_later():
+    for kind in (DataLoader, peer.DataLoader):
+        loader = kind(range(10), batch_size=4)
+        for name in ("batch_size", "batch_sampler", "sampler", "drop_last", "dataset"):
+            with pytest.raises(ValueError, match=name):
+                setattr(loader, name, getattr(loader, name))
+    loader = DataLoader(range(10), batch_size=4)
+    loader.num_workers = 1  # decides who reads, not what
+    assert [len(batch) for batch in loader] == [4, 4, 2]
+
+
+def test_the_sampler_can_be_asked_for():
+    own = list(range(4))
+    assert DataLoader(own, sampler=own).sampler is own
+    assert isinstance(DataLoader(own).sampler, SequentialSampler)
+    assert isinstance(DataLoader(own, shuffle=True).sampler, RandomSampler)
+    assert DataLoader(own, 2).batch_sampler.sampler.data_source is own
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_torch_s_defaults_may_be_written_out(workers):
+    settings = dict(
+        shuffle=None, sampler=None, batch_sampler=None, num_workers=workers,
+        collate_fn=None, pin_memory=False, drop_last=False, worker_init_fn=None,
+        multiprocessing_context=None, generator=None, prefetch_factor=None,
+    )  # fmt: skip
+    found = [batches_of(kind(range(5), 2, **settings)) for kind in
+             (DataLoader, peer.DataLoader)]  # fmt: skip
+    assert same(*found)
+    positional = (range(5), 2, None, None, None, workers, None, False, True)
+    assert same(
+        batches_of(DataLoader(*positional)), batches_of(peer.DataLoader(*positional))
+    )
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_pinned_memory(workers):
+    samples = [{"x": torch.ones(2), "y": (torch.zeros(1), "name")}] * 4
+    loader = DataLoader(samples, 2, pin_memory=True, num_workers=workers)
+    if torch.accelerator.is_available():
+        batches = batches_of(loader)
+        assert all(b["x"].is_pinned() and b["y"][0].is_pinned() for b in batches)
+        assert batches[0]["y"][1] == ["name", "name"]
+    else:  # as PyTorch: a warning, and the same batches
+        with pytest.warns(UserWarning, match="without an accelerator"):
+            batches = batches_of(loader)
+        assert same(batches, batches_of(DataLoader(samples, 2)))
+
+
+def test_pinning_goes_as_deep_as_the_batch(monkeypatch):
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor + 1)
+    samples = [{"x": 1, "y": (Point(2, "a"), [3.0])}] * 2
+    batch = next(iter(DataLoader(samples, 2, pin_memory=True)))
+    assert batch["x"].tolist() == [2, 2]
+    point, numbers = batch["y"]
+    assert point.x.tolist() == [3, 3] and list(point.y) == ["a", "a"]
+    assert numbers[0].tolist() == [4.0, 4.0]
+
+
 # --------------------------------------------------------------------------- workers
 
 
@@ -502,6 +751,47 @@ def test_seed_worker_finds_all_kinds_also_inside():
         assert all(len(column.unique()) == 8 for column in values.T)
     with pytest.raises(RuntimeError, match="worker_init_fn"):
         seed_worker(0)
+
+
+def test_draws_from_seed_epoch_and_index_do_not_depend_on_the_workers():
+    found = []
+    for workers, stay in ((0, False), (1, True), (2, True), (2, False)):
+        dataset = KeyedDraws(12, seed=3)
+        loader = peer.DataLoader(
+            dataset, 4, num_workers=workers, persistent_workers=stay
+        )  # fmt: skip
+        found.append([])
+        for epoch in range(3):
+            dataset.epoch.fill_(epoch)
+            found[-1] += torch.cat(list(loader)).tolist()
+    assert found[0] == found[1] == found[2] == found[3]
+    assert len(set(found[0])) == 36
+    assert found[0][:12] != [KeyedDraws(12, seed=4)[i] for i in range(12)]
+
+
+def test_persistent_workers_change_torch_s_order_from_the_second_epoch_on():
+    """The chapter and its recipe say so: the seed of the workers is drawn only once."""
+    found = []
+    for stay in (False, True):
+        loader = peer.DataLoader(
+            range(20), shuffle=True, generator=seeded(0), num_workers=1,
+            persistent_workers=stay,
+        )  # fmt: skip
+        found.append([[int(i) for i in loader] for _ in range(2)])
+    assert found[0][0] == found[1][0] and found[0][1] != found[1][1]
+
+
+def test_jpegs_are_decoded_at_each_read(tmp_path):
+    write_jpegs(tmp_path, count=3, side=40, seed=1)
+    images = JpegFolder(tmp_path, size=16)
+    assert len(images) == 3
+    assert images[0].shape == (3, 16, 16) and images[0].dtype == torch.uint8
+    assert torch.equal(images[1], images[1]) and not torch.equal(images[0], images[1])
+    first = (tmp_path / "000.jpg").read_bytes()
+    write_jpegs(tmp_path, count=1, side=40, seed=1)
+    assert (tmp_path / "000.jpg").read_bytes() == first
+    batches = batches_of(DataLoader(images, 2, num_workers=1))
+    assert torch.equal(torch.cat(batches), torch.stack([images[i] for i in range(3)]))
 
 
 class WhoAmI(Dataset):
@@ -832,3 +1122,157 @@ def test_two_processes_of_two_workers():
     for name, times in (("no", 4), ("workers", 2), ("all", 1), ("sampler", 1)):
         got = sorted(results[0][name] + results[1][name])
         assert got == sorted(list(range(10)) * times), name
+
+
+# --------------------------------------------------------------------------- exercises
+
+READ_AHEAD, WORKER_RNG, SHARD, PACK = exercises.EXERCISES
+
+
+def by_deque(batches, depth):
+    """Another right answer: a deque and a condition, and an iterator that is no generator."""
+    state, held, ended = threading.Condition(), collections.deque(), []
+
+    def fill():
+        error = None
+        try:
+            for batch in batches:
+                with state:
+                    state.wait_for(lambda: len(held) < depth)
+                    held.append(batch)
+                    state.notify_all()
+        except Exception as caught:
+            error = caught
+        with state:
+            ended.append(error)
+            state.notify_all()
+
+    class Ahead:
+        def __init__(self):
+            threading.Thread(target=fill, daemon=True).start()
+
+        def __iter__(self):
+            return self
+
+        def __next__(self):
+            with state:
+                state.wait_for(lambda: held or ended)
+                if held:
+                    batch = held.popleft()
+                    state.notify_all()
+                    return batch
+            raise ended[0] or StopIteration
+
+    return Ahead()
+
+
+@pytest.mark.parametrize(
+    "exercise, answer",
+    [
+        (READ_AHEAD, exercises._read_ahead_by_futures),
+        (READ_AHEAD, by_deque),
+        (READ_AHEAD, prefetch),
+        (WORKER_RNG, exercises._spawned_rng),
+        (WORKER_RNG, lambda s, e, w: np.random.Generator(np.random.Philox([w, s, e]))),
+        (WORKER_RNG, lambda s, e, w: np.random.default_rng(s * 10**14 + e * 10**7 + w)),
+        (SHARD, exercises._shard_worker_first),
+        (SHARD, lambda i, r, n, w, m: (x for k, x in enumerate(i) if k % (n * m) == w * n + r)),
+        (PACK, exercises._best_fit),
+        (PACK, lambda lengths, capacity: tuple(map(np.array, pack_sequences(lengths, capacity)))),
+    ],
+)  # fmt: skip
+def test_other_right_answers_pass(exercise, answer):
+    assert exercise.hint_for(answer) is None
+
+
+def reads_all_first(batches, depth):
+    yield from list(batches)
+
+
+def thread_then_list(batches, depth):
+    found = []
+    thread = threading.Thread(target=lambda: found.extend(batches))
+    thread.start()
+    thread.join()
+    return found
+
+
+def twice_the_depth(batches, depth):
+    return exercises._solve_read_ahead(batches, 2 * depth + 1)
+
+
+def error_first(batches, depth):
+    """Raises as soon as the thread has failed, before the batches that came earlier."""
+    ready, end, errors = queue.Queue(maxsize=depth), object(), []
+
+    def fill():
+        try:
+            for batch in batches:
+                ready.put(batch)
+        except Exception as error:
+            errors.append(error)
+        ready.put(end)
+
+    threading.Thread(target=fill, daemon=True).start()
+    while True:
+        batch = ready.get()
+        time.sleep(0.01)
+        if errors:
+            raise errors[0]
+        if batch is end:
+            return
+        yield batch
+
+
+def no_end(batches, depth):
+    ready = queue.Queue(maxsize=depth)
+    threading.Thread(target=lambda: [ready.put(b) for b in batches], daemon=True).start()
+    while True:
+        yield ready.get()
+
+
+def reordered(batches, depth):
+    return iter(sorted(batches, key=str))
+
+
+def swallows_none(batches, depth):
+    return (b for b in exercises._solve_read_ahead(batches, depth) if b is not None)
+
+
+def a_thread_for_each(batches, depth):
+    source, end = iter(batches), object()
+    with concurrent.futures.ThreadPoolExecutor(depth) as pool:
+        for due in [pool.submit(next, source, end) for _ in range(100)]:
+            if due.result() is end:
+                return
+            yield due.result()
+
+
+@pytest.mark.parametrize(
+    "exercise, answer, hint",
+    [
+        (READ_AHEAD, reads_all_first, "by the caller itself"),
+        (READ_AHEAD, thread_then_list, "without bound"),
+        (READ_AHEAD, twice_the_depth, "more than depth says"),
+        (READ_AHEAD, error_first, "behind the batches"),
+        (READ_AHEAD, no_end, "waits for ever"),
+        (READ_AHEAD, reordered, "in their order"),
+        (READ_AHEAD, swallows_none, "also None"),
+        (READ_AHEAD, lambda batches, depth: [], "All must come"),
+        (WORKER_RNG, lambda s, e, w: np.random.default_rng([e, w]), "seed must go in"),
+        (WORKER_RNG, lambda s, e, w: np.random.default_rng(s ^ e ^ w), "share"),
+        (WORKER_RNG, lambda s, e, w: np.random.default_rng(s + 10 * e + w), "share"),
+        (WORKER_RNG, lambda s, e, w: np.random.default_rng(s * 10**6 + e * 1000 + w), "share"),
+        (WORKER_RNG, lambda s, e, w: np.random.default_rng(sorted([s, e, w])), "share"),
+        (WORKER_RNG, lambda s, e, w: np.random.default_rng((s + 1) * (e + 2) * (w + 3)), "share"),
+        (SHARD, lambda i, r, n, w, m: itertools.islice(i, r + w, None, n * m), "times"),
+        (SHARD, lambda i, r, n, w, m: itertools.islice(i, r * n + w, None, n * m), "times"),
+        (SHARD, lambda i, r, n, w, m: [], "reach nobody"),
+        (PACK, lambda lengths, capacity: [], "exactly once"),
+        (PACK, lambda lengths, capacity: [list(range(len(lengths)))], "more than"),
+        (PACK, lambda lengths, capacity: [[0, 1], [2, 3, 4, 5]], "would fit|exactly|more"),
+    ],
+)  # fmt: skip
+def test_other_wrong_answers_get_a_hint(exercise, answer, hint):
+    found = exercise.hint_for(answer)
+    assert found is not None and re.search(hint, found), found

@@ -11,6 +11,7 @@ from dlcourse.data_loading.collating import default_collate, pad_collate
 from dlcourse.data_loading.datasets import Dataset, IterableDataset
 from dlcourse.data_loading.demonstrations import (
     FaultySamples,
+    KeyedDraws,
     NumberStream,
     Probe,
     RandomDraws,
@@ -18,13 +19,16 @@ from dlcourse.data_loading.demonstrations import (
     SlowSamples,
 )
 from dlcourse.data_loading.in_memory import TensorLoader
+from dlcourse.data_loading.jpegs import JpegFolder, write_jpegs
 from dlcourse.data_loading.loader import DataLoader, WorkerError
 from dlcourse.data_loading.prefetching import prefetch
 from dlcourse.data_loading.sampling import (
     BatchSampler,
     BucketSampler,
     RandomSampler,
+    SequentialSampler,
     draw_seed,
+    pack_sequences,
     padding_share,
     shard_indices,
 )
@@ -36,7 +40,9 @@ __all__ = [
     "BatchSampler",
     "BucketSampler",
     "RandomSampler",
+    "SequentialSampler",
     "draw_seed",
+    "pack_sequences",
     "padding_share",
     "shard_indices",
     "default_collate",
@@ -49,9 +55,12 @@ __all__ = [
     "prefetch",
     "TensorLoader",
     "FaultySamples",
+    "JpegFolder",
+    "KeyedDraws",
     "NumberStream",
     "Probe",
     "RandomDraws",
     "RowStream",
     "SlowSamples",
+    "write_jpegs",
 ]

@@ -58,6 +58,24 @@ class RandomDraws(Dataset):
         return self.length
 
 
+class KeyedDraws(Dataset):
+    """Sample i is a random int in [0, 2**31), drawn from (seed, epoch, i) and nothing else.
+
+    `epoch` lies in shared memory, so that workers that stay see it change.
+    """
+
+    def __init__(self, length: int, seed: int = 0) -> None:
+        self.length, self.seed = length, seed
+        self.epoch = torch.zeros((), dtype=torch.long).share_memory_()
+
+    def __getitem__(self, index: int) -> int:
+        rng = np.random.default_rng([self.seed, int(self.epoch), index])
+        return int(rng.integers(2**31))
+
+    def __len__(self) -> int:
+        return self.length
+
+
 class NumberStream(IterableDataset):
     """The numbers from 0 to length - 1 as a stream; `shard` divides them among all
     readers.
@@ -69,12 +87,8 @@ class NumberStream(IterableDataset):
     def __init__(
         self, length: int, shard: str = "no", rank: int = 0, num_replicas: int = 1
     ):
-        self.length, self.shard, self.rank, self.num_replicas = (
-            length,
-            shard,
-            rank,
-            num_replicas,
-        )
+        self.length, self.shard = length, shard
+        self.rank, self.num_replicas = rank, num_replicas
 
     def __iter__(self) -> Iterator[int]:
         info = get_worker_info()

@@ -16,11 +16,24 @@ def draw_seed(generator: torch.Generator | None = None) -> int:
     return int(torch.empty((), dtype=torch.int64).random_(generator=generator))
 
 
+class SequentialSampler:
+    """Yields the indices of `data_source` from first to last, as many as there are now."""
+
+    def __init__(self, data_source: Sequence) -> None:
+        self.data_source = data_source
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(len(self.data_source)))
+
+    def __len__(self) -> int:
+        return len(self.data_source)
+
+
 class RandomSampler:
     """Yields `num_samples` indices of `data_source` in random order, new in each pass.
 
     replacement: draw each index anew from all; otherwise each pass over the data is a
-    permutation. num_samples: at least 1; None is len(data_source). generator: None draws
+    permutation. num_samples: at least 1; None is len(data_source), taken at each pass. generator: None draws
     a seed from the global one for each pass.
 
     Raises ValueError for an empty source or fewer than one sample.
@@ -39,12 +52,17 @@ class RandomSampler:
         _check_not_empty(len(data_source))
         if num_samples is not None:
             _check_whole("num_samples", num_samples)
-        self.data_source, self.replacement, self.generator = (
-            data_source,
-            replacement,
-            generator,
-        )
-        self.num_samples = num_samples or len(data_source)
+        self.data_source = data_source
+        self.replacement = replacement
+        self.generator = generator
+        self._num_samples = num_samples
+
+    @property
+    def num_samples(self) -> int:
+        """How many indices a pass has; the length of the source is taken anew."""
+        if self._num_samples is None:
+            return len(self.data_source)
+        return self._num_samples
 
     def __iter__(self) -> Iterator[int]:
         generator = self.generator or torch.Generator().manual_seed(draw_seed())
@@ -151,6 +169,38 @@ def padding_share(
     lengths = torch.as_tensor(lengths)
     total = sum(int(lengths[batch].max()) * len(batch) for batch in map(list, batches))
     return 1 - int(lengths.sum()) / total
+
+
+def pack_sequences(lengths: Sequence[int] | Tensor, capacity: int) -> list[list[int]]:
+    """Return which sequences go together into rows of `capacity` tokens: lists of indices.
+
+    First fit, longest first (Johnson 1973): each sequence goes into the first row that has
+    room, and opens a new one where none has.
+
+    Raises ValueError for no lengths, or one that is longer than the capacity.
+
+    Invariants: each index comes once; no row exceeds the capacity; no two rows would fit
+    into one.
+    """
+    lengths = torch.as_tensor(lengths)
+    _check_not_empty(len(lengths))
+    _check_whole("capacity", capacity)
+    if int(lengths.max()) > capacity:
+        raise ValueError(
+            f"a sequence of {int(lengths.max())} does not fit into rows of {capacity}: cut it first"
+        )
+    rows: list[list[int]] = []
+    room: list[int] = []
+    for index in lengths.argsort(descending=True, stable=True).tolist():
+        length = int(lengths[index])
+        fitting = (row for row, free in enumerate(room) if length <= free)
+        row = next(fitting, len(rows))
+        if row == len(rows):
+            rows.append([])
+            room.append(capacity)
+        rows[row].append(index)
+        room[row] -= length
+    return rows
 
 
 def shard_indices(
