@@ -19,8 +19,10 @@ from many_seeds import machine
 from sklearn.model_selection import GridSearchCV
 from sklearn.svm import SVC
 
+from dlcourse.capstone.data import load_data
+from dlcourse.capstone.running import train
+from dlcourse.capstone.settings import Recipe
 from dlcourse.lab.trials import interval, paired
-from dlcourse.recipe import Recipe, load_data, train
 
 GRID = {"C": [0.3, 1, 3, 10, 30, 100], "gamma": np.geomspace(1e-3, 1e-1, 7).tolist()}
 

@@ -23,7 +23,7 @@ STATEMENTS = [
     "import dlcourse.gradient_clipping",
     "import dlcourse.lab.training",
     "import dlcourse.lab.trials, dlcourse.lab.plotting, dlcourse.lab.datasets",
-    "import dlcourse.train; dlcourse.train.parser()",
+    "from dlcourse.capstone.options import parser; parser()",
     LIBRARIES,
 ]
 

@@ -2,8 +2,8 @@
 
     python benchmarks/many_seeds.py [--rounds 21] [--steps 200]
 
-Both arms are the same call, with `stack=True` and `stack=False`, so both count building
-the models. They run in turn, and each ratio is of two runs that stand side by side.
+Both arms are the same call, as `run_trials` chooses by itself and with `stack=False`, so
+both count building the models, and the first also what the choice costs. They run in turn, and each ratio is of two runs that stand side by side.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 
 from dlcourse.lab.datasets import load
 from dlcourse.lab.models import MLP, RowRNN, SmallCNN
@@ -32,6 +33,14 @@ AGREE = 1e-3
 def mlp(width: int, depth: int):
     """Return a function that builds the MLP of a seed, for digits."""
     return lambda seed: MLP(64, 10, width=width, depth=depth, seed=seed)
+
+
+def dropout_network(seed: int) -> nn.Module:
+    """Return a hidden layer of 64 units with dropout, for digits."""
+    torch.manual_seed(seed)
+    return nn.Sequential(
+        nn.Flatten(), nn.Linear(64, 64), nn.ReLU(), nn.Dropout(), nn.Linear(64, 10)
+    )
 
 
 # name, model, batch size, share of --steps, further settings
@@ -57,6 +66,23 @@ SETTINGS = [
         0.1,
         {},
     ),
+    (
+        "MLP 256 x 3, batch 32, 32 seeds",
+        mlp(256, 3),
+        32,
+        0.5,
+        {"seeds": range(32)},
+    ),
+    (
+        "SmallCNN 32, batch 128",
+        lambda seed: SmallCNN(1, 10, width=32, seed=seed),
+        128,
+        0.1,
+        {},
+    ),
+    ("dropout 0.5 in 64, batch 50", dropout_network, 50, 1.0, {"dropout": 0.5}),
+    ("L1 and L2 on 64 x 2, batch 50", mlp(64, 2), 50, 1.0, {"l1": 0.003, "l2": 0.03}),
+    ("SAM on 64 x 2, batch 50", mlp(64, 2), 50, 1.0, {"sam": 0.1}),
 ]
 
 
@@ -86,13 +112,13 @@ def spread(ratios) -> str:
     return f"{middle:.3f} | {low:.3f} to {high:.3f} | {values[first]:.3f} to {values[last]:.3f}"
 
 
-def seconds(build, data, stack: bool, **settings):
-    """Train all seeds, and return the seconds it took and the training losses."""
+def seconds(build, data, stack: bool | None, **settings):
+    """Train all seeds, and return the seconds it took, the training losses and the way."""
     start = time.perf_counter()
-    trials = run_trials(build, data, seeds=SEEDS, stack=stack, **settings)
+    trials = run_trials(build, data, stack=stack, **{"seeds": SEEDS, **settings})
     took = time.perf_counter() - start
-    assert trials.stacked == stack
-    return took, trials.train_loss
+    assert stack is None or trials.stacked == stack
+    return took, trials.train_loss, trials.stacked
 
 
 def main() -> None:
@@ -104,32 +130,34 @@ def main() -> None:
     data = load()
     print(machine())
     print(
-        f"{len(SEEDS)} seeds, {arguments.rounds} rounds; ratio: loop / stacked, above 1 is faster"
+        f"{len(SEEDS)} seeds, {arguments.rounds} rounds; ratio: loop / chosen, above 1 is faster"
     )
     print()
     print(
-        "| Setting | steps | loop, s | stacked, s | ratio | quartiles | 95 % of the median |",
+        "| Setting | steps | loop, s | chosen, s | stacked | ratio | quartiles | 95 % of the median |",
         end="",
     )
     print(" largest difference of losses |")
-    print("|---|---|---|---|---|---|---|---|")
+    print("|---|---|---|---|---|---|---|---|---|")
     for name, build, batch_size, share, more in SETTINGS:
         settings = {"lr": 0.02, "steps": max(2, round(arguments.steps * share))}
         settings |= {"batch_size": batch_size} | more
-        difference, loops, stacks = 0.0, [], []
+        difference, loops, chosen, ways = 0.0, [], [], []
         for number in range(arguments.rounds + 1):
-            order = (True, False) if number % 2 else (False, True)
+            order = (None, False) if number % 2 else (False, None)
             runs = {stack: seconds(build, data, stack, **settings) for stack in order}
             difference = max(
-                difference, float(np.abs(runs[True][1] - runs[False][1]).max())
+                difference, float(np.abs(runs[None][1] - runs[False][1]).max())
             )
             if number:  # the first round warms up
                 loops.append(runs[False][0])
-                stacks.append(runs[True][0])
+                chosen.append(runs[None][0])
+                ways.append(runs[None][2])
         if not difference < AGREE:
             raise SystemExit(f"{name}: the losses differ by {difference:.2g}")
-        ratio = spread(np.array(loops) / stacks)
-        medians = f"{np.median(loops):.3f} | {np.median(stacks):.3f}"
+        ratio = spread(np.array(loops) / chosen)
+        medians = f"{np.median(loops):.3f} | {np.median(chosen):.3f}"
+        medians += f" | {sum(ways)} of {len(ways)}"
         steps = settings["steps"]
         print(
             f"| {name} | {steps} | {medians} | {ratio} | {difference:.0e} |", flush=True

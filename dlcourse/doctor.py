@@ -28,12 +28,17 @@ NEEDED = {
     "torch": "2.11",
     "torchvision": "0.26",
     "accelerate": "1.10",
-    "numpy": "1.26",
-    "matplotlib": "3.9",
-    "scikit-learn": "1.6",
-    "scipy": "1.13",
+    "numpy": "2.3",
+    "matplotlib": "3.10",
+    "scikit-learn": "1.8",
+    "scipy": "1.16",
+    "pandas": "2.3",
+    "mlxtend": "0.25",
     "safetensors": "0.4.5",
     "tqdm": "4.66",
+    "pydantic": "2.11",
+    "jsonargparse": "4.40",
+    "tomlkit": "0.13",
 }
 NOTEBOOKS = {"jupyterlab": "4.2", "ipywidgets": "8.1", "nbval": "0.11", "optuna": "4.5"}
 OLDEST = {**NEEDED, **NOTEBOOKS}

@@ -49,7 +49,7 @@ OLD_SECTIONS = [
     "In one minute",
 ]
 CARD = ["You will be able to", "Know first", "Minutes", "Seconds to run", "Hardware"]
-RUN = {"predict", "recipe", "studies", "train"}
+RUN = {"capstone", "predict", "train"}
 ALSO_IMPORTS = {
     "your_own_run": RUN | set(TECHNIQUES),
     "warmup": {"learning_rate_decay"},

@@ -35,14 +35,11 @@ COMMANDS = (
     "doctor",
     "handout",
     "predict",
-    "recipe",
-    "report",
-    "studies",
     "train",
 )
 # around the chapters, none of them
 GUIDES = {"00_start_here.ipynb", "17_your_own_run.ipynb"}
-ROOMS = {"exercises", "lab"}
+ROOMS = {"capstone", "exercises", "lab", "workshop"}
 OTHER_MODULES = {"__init__", "__main__", *COMMANDS}
 BUILDS_ON = {
     "warmup": {"dlcourse.learning_rate_decay"},
@@ -279,7 +276,9 @@ def every_public_name_is_used(root: Path) -> list[str]:
 def every_public_name_has_a_docstring(root: Path) -> list[str]:
     """Each public function or class at the top level of a module has a docstring."""
     paths = [root / "dlcourse" / f"{name}.py" for name in COMMANDS]
+    paths += sorted((root / "dlcourse" / "capstone").glob("*.py"))
     commands = [path for path in paths if path.exists()]
+    commands += sorted((root / "dlcourse" / "workshop").glob("*.py"))
     return [
         f"{path.name}:{node.lineno} {node.name} has no docstring"
         for path in [*techniques(root), *lab(root), *commands]

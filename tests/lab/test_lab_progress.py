@@ -12,7 +12,7 @@ from nbformat.v4 import new_code_cell, new_notebook
 from dlcourse.lab import progress
 from dlcourse.lab.progress import bar, show_progress
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 CELLS = [
     "import sys, time\nfrom IPython.display import display\n"
     "from dlcourse.lab import progress\nfrom dlcourse.lab.progress import bar\n"

@@ -8,8 +8,9 @@ import textwrap
 
 import pytest
 
-from dlcourse.lab import claims, exercises, models, plotting, training, trials
+from dlcourse.lab import claims, exercises, models, plotting, training
 from dlcourse.lab.source import show_source, source_of
+from dlcourse.lab.trials import arms, run, stack, stacked, statistics
 
 
 class Example:
@@ -37,7 +38,18 @@ THINGS = [
     Example.only_a_docstring,
     *(
         thing
-        for module in (claims, exercises, models, plotting, training, trials)
+        for module in (
+            claims,
+            exercises,
+            models,
+            plotting,
+            training,
+            arms,
+            run,
+            stack,
+            stacked,
+            statistics,
+        )
         for thing in vars(module).values()
         if (inspect.isfunction(thing) or inspect.isclass(thing))
         and thing.__module__ == module.__name__

@@ -12,21 +12,29 @@ import torch.nn.functional as F
 from scipy import stats
 from torch import nn
 
-from dlcourse.lab import trials as module
-from dlcourse.lab.models import MLP, ResidualCNN, RowRNN
+from dlcourse import regularization as rg
+from dlcourse.lab.models import MLP, ResidualCNN, RowRNN, SmallCNN
+from dlcourse.lab.training import fit
 from dlcourse.lab.trials import (
+    BIASES_SPARED,
     ELEMENTWISE,
     OPTIMIZERS,
+    Arms,
     CannotStack,
     Comparison,
     Interval,
     Trials,
     best_each,
+    best_of_rates,
     interval,
     mean,
     paired,
+    run_arms,
     run_trials,
 )
+from dlcourse.lab.trials import run as run_module
+from dlcourse.lab.trials import stack as stack_module
+from dlcourse.lab.trials.noise import DropoutNoise
 
 G = torch.Generator().manual_seed(0)
 X = torch.randn(70, 1, 4, 4, generator=G)
@@ -155,9 +163,11 @@ def test_stacked_equals_the_loop(settings, model):
 @pytest.mark.parametrize("model", MODELS)
 def test_every_kind_of_model_equals_the_loop(model, monkeypatch):
     used_vmap = []
-    whole = module.functional_call
+    whole = stack_module.functional_call
     monkeypatch.setattr(
-        module, "functional_call", lambda *args: used_vmap.append(True) or whole(*args)
+        stack_module,
+        "functional_call",
+        lambda *args: used_vmap.append(True) or whole(*args),
     )
     stacked, loop = both_ways(MODELS[model], lr=[0.1, 0.03], test=(X[:33], Y[:33]))
     assert_same(stacked, loop, rows=33)
@@ -377,3 +387,331 @@ def test_best_each_chooses_on_validation_and_reports_on_test():
     assert best_each(a, b).mean == pytest.approx(0.15)
     with pytest.raises(ValueError, match="no test results"):
         best_each(a, Trials([1.0], [0, 1], np.zeros((1, 2, 1)), a.validation))
+
+
+# --------------------------------------------------------------- what an arm may change
+
+
+def with_dropout(seed):
+    torch.manual_seed(seed)
+    return nn.Sequential(
+        nn.Flatten(), nn.Linear(16, 8), nn.ReLU(), nn.Dropout(0.3), nn.Linear(8, 3)
+    )
+
+
+class ConvolutionalDropout(nn.Module):
+    """Two layers of dropout, one on images, and a batch norm: no chain."""
+
+    def __init__(self, seed):
+        super().__init__()
+        torch.manual_seed(seed)
+        # a bias has no gradient before a norm, and Adam makes steps of the rounding
+        self.conv = nn.Conv2d(1, 4, 3, stride=2, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(4)
+        self.drop1, self.drop2 = nn.Dropout(0.2), rg.Dropout(0.5)
+        self.head = nn.Linear(16, 3)
+
+    def forward(self, x):
+        x = self.drop1(F.relu(self.norm(self.conv(x))))
+        return self.head(self.drop2(x.flatten(1)))
+
+
+ARMS = {
+    "proximal": {"l1": 0.05, "l2": 0.1, "momentum": 0.9},
+    "groups": {
+        "l1": 0.05,
+        "weight_decay": 0.1,
+        "groups": {**BIASES_SPARED, "*.weight": {"lr_factor": 0.5}},
+    },
+    "groups of AdamW": {
+        "optimizer": "adamw",
+        "weight_decay": 0.5,
+        "groups": BIASES_SPARED,
+    },
+    "smoothing": {"label_smoothing": 0.2},
+    "average": {"ema": 0.8, "momentum": 0.9},
+    "sharpness": {"sam": 0.1},
+    "sharpness, clipped": {"sam": 0.1, "grad_transform": clip},
+    "falling rate": {"schedule": lambda t: 1 - t / 15, "l1": 0.05},
+}
+NETWORKS = {
+    "mlp": build,
+    "cnn": lambda seed: SmallCNN(1, 3, width=4, seed=seed),
+    "dropout": with_dropout,
+    "dropout in a cnn": ConvolutionalDropout,
+}
+
+
+@pytest.mark.parametrize("arm", ARMS)
+@pytest.mark.parametrize("network", NETWORKS)
+def test_every_arm_is_the_same_both_ways(arm, network):
+    settings = dict(validation=(X, Y), test=(X[:33], Y[:33]), validate_every=6)
+    stacked, loop = both_ways(NETWORKS[network], **settings, **ARMS[arm])
+    assert_same(stacked, loop, rows=33, atol=1e-4)
+    assert stacked.times == loop.times == [0, 6, 12, 15]
+    for part in ("validation", "test"):
+        ours, theirs = stacked.curves[part]["loss"], loop.curves[part]["loss"]
+        assert ours.shape == (2, 3, 4)
+        np.testing.assert_allclose(ours, theirs, atol=1e-4)
+        np.testing.assert_allclose(ours[..., -1], getattr(stacked, part)["loss"])
+    assert stacked.weights.keys() == loop.weights.keys()
+    for name, weight in stacked.weights.items():
+        torch.testing.assert_close(weight, loop.weights[name], atol=1e-4, rtol=1e-3)
+    outputs = stacked.predict(X)
+    assert outputs.shape == (2, 3, 70, 3)
+    torch.testing.assert_close(outputs, loop.predict(X), atol=1e-3, rtol=1e-3)
+    accuracy = (outputs[:, :, :33].argmax(-1) == Y[:33]).double().mean(-1)
+    np.testing.assert_allclose(accuracy.numpy(), stacked.test["accuracy"])
+
+
+def test_the_proximal_steps_are_those_of_the_technique():
+    settings = dict(steps=20, batch_size=16, seed=3)
+    model = with_dropout(3).eval()
+    model[3] = nn.Identity()
+    optimizer = rg.ProximalSGD(model.parameters(), 0.1, momentum=0.9, l1=0.05, l2=0.1)
+    fit(model, (X, Y), optimizer, cpu=True, **settings)
+    trials = run_trials(
+        with_dropout, (X, Y), seeds=[3], lr=0.1, steps=20, batch_size=16, momentum=0.9,
+        l1=0.05, l2=0.1, dropout=0.0,
+    )  # fmt: skip
+    ours = trials.weights["1.weight"][0, 0]
+    theirs = model[1].weight.detach()
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
+    assert torch.equal(ours == 0, theirs == 0) and (ours == 0).any()
+
+
+def test_the_steps_of_sharpness_and_the_average_are_those_of_the_techniques():
+    model, averages = build(3), []
+
+    def step(run, batch):
+        loss = rg.sam_step(0.2)(run, batch)
+        if not averages:
+            averages.append(rg.ExponentialMovingAverage(run.model, 0.8))
+        averages[0].update_parameters(run.model)
+        return loss
+
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    history = fit(model, (X, Y), optimizer, steps=20, seed=3, step=step, cpu=True)
+    trials = run_trials(build, (X, Y), seeds=[3], lr=0.1, steps=20, sam=0.2, ema=0.8)
+    np.testing.assert_allclose(trials.train_loss[0, 0], history.loss, atol=1e-5)
+    for name, weight in averages[0].module.named_parameters():
+        torch.testing.assert_close(trials.weights[name][0, 0], weight.detach())
+
+
+@pytest.mark.parametrize("make", [with_dropout, ConvolutionalDropout])
+def test_the_seed_alone_decides_what_dropout_drops(make):
+    settings = dict(lr=[0.1, 0.1], steps=5, dropout=0.5)
+    runs = run_trials(make, (X, Y), seeds=[0, 1], **settings).train_loss
+    torch.manual_seed(99)
+    alone = run_trials(make, (X, Y), seeds=[1], stack=False, **settings).train_loss
+    np.testing.assert_allclose(runs[0], runs[1], atol=1e-6)
+    np.testing.assert_allclose(runs[:, 1:], alone, atol=1e-5)
+    whole = run_trials(make, (X, Y), seeds=[1], **{**settings, "dropout": 0.0})
+    assert abs(whole.train_loss - alone).max() > 0.01
+
+
+def test_dropout_drops_the_share_and_keeps_the_mean():
+    noise = DropoutNoise([0, 1], 1, 0.3)
+    model = nn.Sequential(nn.Flatten(), nn.Dropout())
+    ones = torch.ones(500, 1, 4, 4)
+    with noise.installed(model):
+        noise.draw_one(model, ones)
+        dropped = model(ones)
+    assert (dropped == 0).float().mean() == pytest.approx(0.3, abs=0.02)
+    assert dropped.mean() == pytest.approx(1.0, abs=0.03)
+    assert type(model[1]) is nn.Dropout and model[1].p == 0.5
+
+
+def test_each_seed_may_have_rows_of_its_own():
+    def rows(seed):
+        order = torch.randperm(70, generator=torch.Generator().manual_seed(seed))[:40]
+        return X[order], Y[order]
+
+    stacked, loop = both_ways(build, rows, test=(X, Y))
+    assert_same(stacked, loop)
+    alone = run_trials(build, rows(3), seeds=[3], lr=0.01, steps=15, batch_size=16)
+    np.testing.assert_allclose(
+        stacked.train_loss[0, 1], alone.train_loss[0, 0], atol=1e-5
+    )
+    own = torch.stack([rows(seed)[0] for seed in (0, 3, 11)])
+    outputs = stacked.predict(own, of_each_seed=True)
+    torch.testing.assert_close(outputs[:, 1], stacked.predict(own[1])[:, 1])
+    torch.testing.assert_close(outputs, loop.predict(own, True), atol=1e-4, rtol=1e-3)
+    with pytest.raises(ValueError, match="as many"):
+        run_trials(
+            build,
+            lambda seed: (X[: 9 + seed], Y[: 9 + seed]),
+            seeds=[0, 1],
+            lr=1,
+            steps=1,
+        )
+
+
+# ------------------------------------------------------------------ the choice of a way
+
+
+@pytest.mark.parametrize("alone, stacked", [(1e9, True), (0.0, False)])
+def test_the_faster_way_is_chosen_and_changes_nothing(alone, stacked, monkeypatch):
+    asked = []
+    monkeypatch.setattr(run_module, "seconds_alone", lambda job: asked.append(1) or alone)
+    monkeypatch.setattr(run_module, "SURELY_SMALL", 0)
+    torch.manual_seed(5)
+    start = torch.get_rng_state()
+
+    def unseeded(seed):  # takes its weights from the global random state
+        return sequential()
+
+    settings = dict(seeds=[0, 1], lr=0.1, steps=15, batch_size=16, test=(X, Y))
+    chosen = run_trials(unseeded, (X, Y), **settings)
+    assert asked and chosen.stacked == stacked
+    torch.set_rng_state(start)
+    other = run_trials(unseeded, (X, Y), stack=not stacked, **settings)
+    np.testing.assert_allclose(chosen.train_loss, other.train_loss, atol=2e-5)
+
+
+def test_timing_one_replica_changes_neither_it_nor_the_random_state(monkeypatch):
+    monkeypatch.setattr(run_module, "SURELY_SMALL", 0)
+    models = [with_dropout(seed) for seed in range(2)]
+    before = [p.clone() for model in models for p in model.parameters()]
+    state = torch.get_rng_state()
+    run_trials(lambda seed: models[seed], (X, Y), seeds=[0, 1], lr=[0.1, 1.0], steps=12)
+    after = [p for model in models for p in model.parameters()]
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def test_a_model_with_random_numbers_of_its_own_is_always_stacked(monkeypatch):
+    monkeypatch.setattr(run_module, "seconds_alone", lambda job: 0.0)
+    monkeypatch.setattr(run_module, "SURELY_SMALL", 0)
+
+    class Noisy(nn.Module):
+        def __init__(self, seed):
+            super().__init__()
+            self.inner = build(seed)
+
+        def forward(self, x):
+            return self.inner(x + torch.randn_like(x))
+
+    assert run_trials(Noisy, (X, Y), seeds=[0, 1], lr=0.1, steps=12).stacked
+
+
+def test_a_looped_run_puts_the_callers_models_back():
+    models = [build(seed) for seed in range(2)]
+    runs = [
+        run_trials(
+            lambda seed: models[seed],
+            (X, Y),
+            seeds=[0, 1],
+            lr=[0.1, 0.3],
+            steps=9,
+            stack=s,
+        )
+        for s in (True, False)
+    ]
+    np.testing.assert_allclose(runs[0].train_loss, runs[1].train_loss, atol=2e-5)
+    assert torch.equal(models[0].head.weight, build(0).head.weight)
+
+
+# ---------------------------------------------------------------------- arms and rates
+
+
+def test_arms_are_tuned_on_validation_and_compared_on_test():
+    common = dict(seeds=[0, 1, 2], lr=[0.01, 0.1, 3.0], steps=20, batch_size=16)
+    common |= dict(validation=(X[:30], Y[:30]), test=(X[30:], Y[30:]))
+    arms = {
+        "none": {},
+        "L2": [{"l2": 0.01}, {"l2": 1.0}],
+        "dropout": {"build": with_dropout, "dropout": 0.5, "lr": [0.1, 0.3]},
+    }
+    done = run_arms(arms, build, (X, Y), **common)
+    best = done.best("L2", "loss")
+    own = [run_trials(build, (X, Y), l2=strength, **common) for strength in (0.01, 1.0)]
+    lowest = [t.validation["loss"].mean(1).min() for t in own]
+    assert best.setting == int(np.argmin(lowest))
+    at = best.rate.index
+    expected = own[best.setting].test["loss"][at]
+    np.testing.assert_allclose(best.test["loss"], expected)
+    found = done.difference("L2", "none", "loss")
+    plain = done.best("none", "loss").test["loss"]
+    assert found.mean == pytest.approx((expected - plain).mean()) and found.n == 3
+    assert done.result("L2", "loss").mean == pytest.approx(expected.mean())
+    # of two rates each lies at an edge
+    assert done.at_edge("loss")["dropout"] in (0.1, 0.3)
+    with pytest.raises(ValueError, match="edge of its grid for .*dropout"):
+        done.check_rates("loss")
+
+
+def with_validation(values):
+    values = np.array(values, dtype=float)[:, None].repeat(2, 1)
+    lrs = [0.01, 0.1, 1.0][: len(values)]
+    return Trials(lrs, [0, 1], np.zeros((len(lrs), 2, 1)), {"accuracy": values})
+
+
+def test_a_best_rate_at_the_edge_of_its_grid_shows():
+    best = best_of_rates(
+        {
+            "low": with_validation([0.9, 0.5, 0.1]),
+            "inside": with_validation([0.5, 0.9, 0.1]),
+            "high": with_validation([0.5, 0.6, 0.9]),
+            "only one": with_validation([0.5]),
+        }
+    )
+    assert {name: rate.at_edge for name, rate in best.items()} == {
+        "low": True, "inside": False, "high": True, "only one": True,
+    }  # fmt: skip
+    assert best["inside"].inside("inside").lr == 0.1
+    with pytest.raises(ValueError, match="high: the best rate, 1, lies at the edge"):
+        best["high"].inside("high")
+
+
+def test_a_run_stopped_early_is_the_one_with_the_lowest_validation_loss():
+    settings = dict(seeds=[0, 1], lr=[0.1, 3.0], steps=20, validation=(X[:30], Y[:30]))
+    runs = run_trials(build, (X, Y), test=(X, Y), validate_every=4, **settings)
+    early = runs.stopped_early()
+    seen = runs.curves["validation"]["loss"]
+    np.testing.assert_array_equal(early.validation["loss"], np.nanmin(seen, axis=2))
+    at = int(np.nanargmin(seen[1, 0]))
+    assert early.test["loss"][1, 0] == runs.curves["test"]["loss"][1, 0, at]
+    with pytest.raises(ValueError, match="hold no models"):
+        early.predict(X)
+    with pytest.raises(ValueError, match="no curves"):
+        run_trials(build, (X, Y), **settings).stopped_early()
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"optimizer": "adam", "l1": 0.1}, "use weight_decay="),
+        ({"optimizer": "adamw", "groups": {"*": {"l2": 0.1}}}, "use weight_decay="),
+        ({"groups": {"*gain": {"l2": 0.1}}}, "'\\*gain' fits no parameter"),
+        ({"groups": {"*": {"lr": 0.1}}}, "choose from lr_factor"),
+        ({"dropout": 0.5}, "it has none"),
+        ({"dropout": 50}, "from 0 to 1"),
+        ({"ema": 1.5}, "from 0 to 1"),
+        ({"l2": -1.0}, "at least 0"),
+        ({"label_smoothing": 0.1, "loss_fn": squared_error}, "into your loss_fn"),
+        ({"validate_every": 5}, "needs validation="),
+        ({"validate_every": 0, "test": (X, Y)}, "at least 1"),
+    ],
+)
+@pytest.mark.parametrize("stack", [True, False])
+def test_settings_of_arms_that_cannot_work(settings, message, stack):
+    with pytest.raises(ValueError, match=message):
+        run_trials(
+            build,
+            (X, Y),
+            **{"seeds": [0], "lr": 0.1, "steps": 1, "stack": stack, **settings},
+        )
+
+
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (lambda: run_arms({}, build, (X, Y)), "no arms"),
+        (lambda: run_arms({"none": []}, build, (X, Y)), "no settings"),
+        (lambda: Arms({}, {}).best("L2"), "no arm 'L2'"),
+    ],
+)
+def test_arms_that_cannot_be(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import re
@@ -14,9 +15,9 @@ import nbformat
 import pytest
 from house_rules import TECHNIQUES
 
-from dlcourse import check, handout
+from dlcourse.workshop import handout, plan, reading, running
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 CHAPTERS = sorted((ROOT / "chapters").glob("[0-9][0-9]_*.ipynb"))
 CARD = "# 4 Clipping (梯度)\n\n- **Know first** nothing.\n- **Minutes** 40 to read, 30 for the rest.\n"
 
@@ -119,11 +120,9 @@ def test_every_chapter_is_copied_without_answers(everything):
         book = nbformat.reads(text, 4)
         nbformat.validate(book)
         assert len(book.cells) == len(before.cells)
-        asked = check.section(check.cells_of(json.loads(text)), "Exercises")
+        asked = reading.exercise_cells(book)
         counts, changed = [], 0
-        for number, (old, new) in enumerate(
-            zip(before.cells, book.cells, strict=True), 1
-        ):
+        for number, (old, new) in enumerate(zip(before.cells, book.cells, strict=True)):
             assert new.id == old.id
             if new.cell_type == "markdown":
                 changed += new.source != old.source
@@ -142,18 +141,19 @@ def test_the_check_finds_a_handout_untouched(everything):
     out, _ = everything
     for path in sorted(out.glob("*.ipynb")):
         notes = []
-        task = check.prepare(path, "anna", notes)
+        task = reading.prepare(path, "anna", notes)
         assert not task.problem
-        if path.stem[3:] in check.GUIDES:
+        if path.stem[3:] in reading.GUIDES:
             continue
         assert not notes
-        assert {verdict for verdict, *_ in task.known.values()} == {check.BLANK}
-        assert len(task.known) == len(task.questions) >= 2
+        found = asyncio.run(running.judge_task(task, running.Limits(), None))
+        assert {result.verdict for result in found.values()} == {"not started"}
+        assert len(found) == len(task.questions) >= 2
 
 
 @pytest.mark.parametrize(
     ("outputs", "kept"),
-    [("keep", [1, 2, 3]), ("exercises", [1, 2, None]), ("none", [None, None, None])],
+    [("keep", [1, 2, 3, 4]), ("exercises", [1, 2, None, None]), ("none", [None] * 4)],
 )
 def test_outputs_and_counts(tmp_path, outputs, kept):
     path = put(
@@ -163,6 +163,7 @@ def test_outputs_and_counts(tmp_path, outputs, kept):
         code_cell("print(3)", stream("3"), count=9),
         text_cell("## Exercises"),
         code_cell("your_x = ...", stream("Not yet."), count=12),
+        code_cell("_ = EXERCISES[0].check(your_x)", stream("Not yet."), count=13),
         metadata={
             "kernelspec": {"name": "my-env", "display_name": "x"},
             "vscode": {"a": 1},
@@ -255,7 +256,7 @@ def test_no_path_of_this_machine_remains(tmp_path):
 def chapter(number: int, reading=40, exercises=30, needs=(), helped_by=(), name=None):
     """Return a chapter."""
     path = Path(f"{number:02d}_{name or TECHNIQUES[number - 1]}.ipynb")
-    return handout.Chapter(
+    return plan.Chapter(
         path,
         f"Title {number}",
         reading,
@@ -266,8 +267,8 @@ def chapter(number: int, reading=40, exercises=30, needs=(), helped_by=(), name=
 
 
 def test_priority_names_every_technique():
-    assert sorted(handout.PRIORITY) == sorted([*TECHNIQUES, *check.GUIDES])
-    place = handout.PRIORITY.index
+    assert sorted(plan.PRIORITY) == sorted([*TECHNIQUES, *reading.GUIDES])
+    place = plan.PRIORITY.index
     for first, second in (
         ("learning_rate_decay", "warmup"),
         ("learning_rate_decay", "lr_schedulers"),
@@ -279,7 +280,7 @@ def test_priority_names_every_technique():
 
 def test_order_follows_what_builds_on_what():
     def numbers(*chapters):
-        return [chapter.number for chapter in handout.in_order(list(chapters))]
+        return [chapter.number for chapter in plan.in_order(list(chapters))]
 
     assert numbers(chapter(14, needs={8, 13}), chapter(13), chapter(8)) == [8, 13, 14]
     assert numbers(chapter(1, helped_by={16}), chapter(16)) == [16, 1]
@@ -291,9 +292,9 @@ def test_order_follows_what_builds_on_what():
 
 
 def test_the_real_chapters_are_read_from_their_cards():
-    chapters = handout.read_chapters(ROOT / "chapters")
+    chapters = plan.read_chapters(ROOT / "chapters")
     assert [c.path for c in chapters] == CHAPTERS
-    assert handout.in_order(chapters)[0].name in ("start_here", "data_splitting")
+    assert plan.in_order(chapters)[0].name in ("start_here", "data_splitting")
     assert not [c.label for c in chapters if c.assumed]
     by = {c.name: c for c in chapters}
     clipping = by["gradient_clipping"]
@@ -306,7 +307,7 @@ def test_the_real_chapters_are_read_from_their_cards():
     assert by["hyperparameter_tuning"].helped_by == {1}
     # helps, but is not needed
     assert by["gradient_accumulation"].helped_by == frozenset()
-    ordered = [c.number for c in handout.in_order(chapters)]
+    ordered = [c.number for c in plan.in_order(chapters)]
     assert sorted(ordered) == [c.number for c in chapters]
     for c in chapters:
         assert all(
@@ -314,7 +315,7 @@ def test_the_real_chapters_are_read_from_their_cards():
         )
 
 
-def slots_are_sound(days: list[handout.Day], start: int, length: int) -> None:
+def slots_are_sound(days: list[plan.Day], start: int, length: int) -> None:
     """Assert that the slots of each day follow each other and end in time, with enough
     breaks.
     """
@@ -326,14 +327,14 @@ def slots_are_sound(days: list[handout.Day], start: int, length: int) -> None:
             rest = slot.what in ("Break", "Lunch", "Long break")
             worked = 0 if rest else worked + slot.minutes
             longest = max(
-                longest, worked - (handout.CLOSING if slot.what[:7] == "Closing" else 0)
+                longest, worked - (plan.CLOSING if slot.what[:7] == "Closing" else 0)
             )
         assert now <= start + length
-        assert longest <= max(handout.WORK, handout.START_UP + handout.PIECE)
+        assert longest <= max(plan.WORK, plan.START_UP + plan.PIECE)
         assert day.slots[-1].what.startswith("Closing")
         assert day.slots[-2].what not in ("Break", "Lunch", "Long break")
         meals = [slot for slot in day.slots if slot.what in ("Lunch", "Long break")]
-        assert len(meals) <= (length > handout.HALF_DAY)
+        assert len(meals) <= (length > plan.HALF_DAY)
         if now - start > 300:
             assert meals and 150 <= meals[0].start - start <= 300
 
@@ -346,8 +347,8 @@ def slots_are_sound(days: list[handout.Day], start: int, length: int) -> None:
 def test_no_plan_is_longer_than_its_day(start, sizes, chosen):
     chapters = [chapter(n, *sizes) for n in range(1, 17)]
     chapters[3] = chapter(4, 55, 20)
-    for days, length in ((1, handout.HALF_DAY), (1, handout.DAY), (2, handout.DAY)):
-        laid, left = handout.fit(chapters, start, days, length, chosen)
+    for days, length in ((1, plan.HALF_DAY), (1, plan.DAY), (2, plan.DAY)):
+        laid, left = plan.fit(chapters, start, days, length, chosen)
         assert 1 <= len(laid) <= days
         slots_are_sound(laid, start, length)
         text = " ".join(slot.what for day in laid for slot in day.slots)
@@ -363,10 +364,10 @@ def test_no_plan_is_longer_than_its_day(start, sizes, chosen):
 
 def test_a_choice_is_kept_in_its_order():
     chapters = [chapter(11), chapter(4), chapter(1)]
-    (day,), left = handout.fit(chapters, 540, 1, handout.HALF_DAY, chosen=True)
+    (day,), left = plan.fit(chapters, 540, 1, plan.HALF_DAY, chosen=True)
     titles = [slot.what[:2] for slot in day.slots]
     assert titles == ["St", "11", "11", "Br", "04", "04", "Cl"] and left == [chapters[2]]
-    (day,), left = handout.fit(chapters, 540, 1, handout.HALF_DAY, chosen=False)
+    (day,), left = plan.fit(chapters, 540, 1, plan.HALF_DAY, chosen=False)
     assert [slot.what[:2] for slot in day.slots] == [
         "St",
         "01",
@@ -380,7 +381,7 @@ def test_a_choice_is_kept_in_its_order():
 
 
 def test_the_text_of_a_plan():
-    text = handout.plan([chapter(1), chapter(4, 50, 30)], 540, chosen=True)
+    text = plan.plan([chapter(1), chapter(4, 50, 30)], 540, chosen=True)
     assert (
         "| 09:00 | 09:15 | 15 | Start-up" in text
         and "| 09:15 | 09:55 | 40 | 01 Title 1: r" in text
@@ -388,13 +389,13 @@ def test_the_text_of_a_plan():
     assert text.count("Nothing is left out.") == 3 and "1 of 2 days are enough." in text
     half = text.split("## ")[1]
     assert "Free until 12:30: 20 minutes." in half and "| 12:10 |" in half
-    text = handout.plan([chapter(1, 300, 100)], 540, chosen=False)
+    text = plan.plan([chapter(1, 300, 100)], 540, chosen=False)
     assert text.count("Left out for want of time: 01 Title 1 (400 min).") == 3
-    text = handout.plan([chapter(1)], 17 * 60, chosen=False)
+    text = plan.plan([chapter(1)], 17 * 60, chosen=False)
     assert text.count("Not from 17:00: it would end after midnight. Start by 16:00.") == 2
     assert "| 17:00 | 17:15 |" in text
-    assumed = handout.Chapter(Path("04_x.ipynb"), "X", 45, 30, assumed=True)
-    assert "No minutes on the card, 45 and 30 assumed: 04 X." in handout.plan(
+    assumed = plan.Chapter(Path("04_x.ipynb"), "X", 45, 30, assumed=True)
+    assert "No minutes on the card, 45 and 30 assumed: 04 X." in plan.plan(
         [assumed], 540, True
     )
 
@@ -443,7 +444,7 @@ def test_chosen_chapters_and_the_readme(tmp_path, capsys):
     assert "jupyter lab" in text and "python -m dlcourse.doctor" in text
     assert "your_name/11_gradient_accumulation.ipynb" in text
     assert "your_name__11_gradient_accumulation.ipynb" in text
-    names = check.collect([out], [])
+    names = reading.collect([out], [])
     assert [path.name for path, _ in names] == [
         "04_gradient_clipping.ipynb",
         "11_gradient_accumulation.ipynb",

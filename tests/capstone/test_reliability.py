@@ -1,6 +1,6 @@
 """What can go wrong while training, really made to go wrong.
 
-The first line of each docstring is a row of docs/reliability.md: what happens | what you
+Each docstring of a test is a row of docs/reliability.md: what happens | what you
 see. Every message is one line, the exit code is not 0, and no process is left behind.
 """
 
@@ -22,14 +22,15 @@ import torch
 from PIL import Image
 from processes import alive
 
-from dlcourse import recipe as rc
-from dlcourse import studies, train
+from dlcourse.capstone import ablation, running, studies
+from dlcourse.capstone.cli import main
+from dlcourse.capstone.folder import load_model
+from dlcourse.capstone.settings import Problem, Recipe
 from dlcourse.lab.datasets import ImageData, Split
-from dlcourse.train import main
 
 pytestmark = pytest.mark.usefixtures("pictures_are_drawn_once")
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 FAST = ["--model", "mlp", "--width", "2", "--train-limit", "321", "--norm", "none"]
 COMMAND = [sys.executable, "-m", "dlcourse.train", *FAST]
 LINUX = pytest.mark.skipif(
@@ -315,7 +316,8 @@ def test_studies_stopped(tmp_path, monkeypatch, capsys):
             raise KeyboardInterrupt
         return real(*arguments, **more)
 
-    monkeypatch.setattr(studies, "train", stops)
+    for module in (studies, ablation):
+        monkeypatch.setattr(module, "train", stops)
     for study, table in (
         (["--tune", "4"], "tune"),
         (["--ablate", "--seeds", "2"], "ablation"),
@@ -441,7 +443,7 @@ def test_folder_of_another_run(tmp_path, capsys):
 def test_what_this_machine_lacks(tmp_path, capsys, monkeypatch):
     """float16 without a GPU, or a tracker that is not installed | said before any work"""
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    monkeypatch.setattr(rc, "get_available_trackers", lambda: [])
+    monkeypatch.setattr(running, "get_available_trackers", lambda: [])
     out = ("--out", str(tmp_path / "run"))
     assert "use --precision bf16" in refused(capsys, "--precision", "fp16", *out)
     assert "pip install tensorboard" in refused(capsys, "--log", "tensorboard", *out)
@@ -512,8 +514,8 @@ def test_labels_out_of_range_and_nan():
         rows = Split(images, labels)
         one, zero = torch.ones(1), torch.zeros(1)
         data = ImageData("own", rows, rows, rows, ("a", "b"), zero, one)
-        with pytest.raises(rc.Problem, match=words):
-            rc.train(rc.Recipe(), data=data)
+        with pytest.raises(Problem, match=words):
+            running.train(Recipe(), data=data)
 
 
 def test_fewer_rows_than_the_batch(capsys, tmp_path):
@@ -553,13 +555,13 @@ def test_two_processes_with_an_uneven_last_batch(tmp_path):
         out = tmp_path / processes
         arguments = ["--epochs", "3", "--processes", processes, "--out", str(out)]
         assert main([*FAST, *arguments]) == 0
-        models.append(rc.load_model(out)[0].state_dict())
+        models.append(load_model(out)[0].state_dict())
     for name, value in models[0].items():
         assert (value - models[1][name]).abs().max() < 1e-4, name
 
 
 def job_that_dies(values: dict, out: str, log: list[str]) -> dict:
-    """The job of `dlcourse.train`; its process of rank 1 is killed once there is a
+    """The job of a run; its process of rank 1 is killed once there is a
     checkpoint.
     """
     (Path(out).parent / f"pid{os.environ['RANK']}").write_text(str(os.getpid()))
@@ -571,7 +573,7 @@ def job_that_dies(values: dict, out: str, log: list[str]) -> dict:
 
     if os.environ["RANK"] == "1":
         threading.Thread(target=die, daemon=True).start()
-    return train.job(values, out, log)
+    return running.job(values, out, log)
 
 
 @LINUX
@@ -579,7 +581,7 @@ def test_child_that_dies(tmp_path, monkeypatch, capsys):
     """One of several processes dies | all end at once, none is left; `--resume` goes on"""
     out = str(tmp_path / "run")
     with monkeypatch.context() as patch:
-        patch.setattr(train, "job", job_that_dies)
+        patch.setattr(running, "job", job_that_dies)
         arguments = ["--epochs", "40", "--processes", "2", "--out", out]
         line = refused(capsys, *arguments, code=1)
     assert "died by signal 9" in line and line.endswith(f"--resume --out {out}")
@@ -635,7 +637,7 @@ def test_the_page_says_what_these_tests_show():
     """docs/reliability.md holds one row for each test above, word for word."""
     page = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")
     rows = [
-        "| " + test.__doc__.splitlines()[0] + " |"
+        "| " + " ".join(test.__doc__.split()) + " |"
         for name, test in globals().items()
         if name.startswith("test_") and " | " in (test.__doc__ or "")
     ]

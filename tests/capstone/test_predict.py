@@ -12,12 +12,12 @@ import pytest
 import torch
 from PIL import Image
 
-from dlcourse import predict as pr
+from dlcourse.capstone import predict as pr
+from dlcourse.capstone.cli import main as train
+from dlcourse.capstone.settings import Problem
 from dlcourse.predict import Classifier, main
-from dlcourse.recipe import Problem
-from dlcourse.train import main as train
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def draw(path: Path, bright: bool, seed: int, mode: str = "RGB") -> None:

@@ -5,7 +5,7 @@ anything.
 from __future__ import annotations
 
 import ast
-import copy
+import asyncio
 import csv
 import importlib
 import inspect
@@ -18,45 +18,97 @@ import sys
 import time
 from pathlib import Path
 
+import nbformat
 import pytest
 from processes import alive
 
-from dlcourse import check
+from dlcourse.workshop import check, reading, running, table
+from dlcourse.workshop.judging import BLANK, ERROR, HINT, PASS
+from dlcourse.workshop.reading import Cell, Task
+from dlcourse.workshop.running import GONE, Limits
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOKS = sorted((ROOT / "chapters").glob("[0-9][0-9]_*.ipynb"))
-CHAPTERS = [path for path in NOTEBOOKS if path.stem[3:] not in check.GUIDES]
+CHAPTERS = [path for path in NOTEBOOKS if path.stem[3:] not in reading.GUIDES]
 POSIX = pytest.mark.skipif(os.name == "nt", reason="forks and signals")
 
 
+# --- one kernel for many notebooks ----------------------------------------------------------------
+
+
+class Warm(running.Kernel):
+    """A kernel that several notebooks use one after the other, each in empty names."""
+
+    ready: Warm | None = None
+    broken = False
+
+    async def start(self) -> None:
+        """Start it, unless it runs."""
+        if not self.manager.has_kernel:
+            await super().start()
+
+    async def run(self, source: str, seconds: float, ours: bool = False) -> tuple:
+        """Run a cell; note where that ends the kernel."""
+        try:
+            return await super().run(source, seconds, ours)
+        except BaseException:
+            self.broken = True
+            raise
+
+    async def end(self) -> None:
+        """Empty its names and leave it running, but not where it has died or hangs."""
+        if not self.broken:
+            await self.run("%reset -f", running.START_LIMIT, ours=True)
+        if self.broken:
+            await self.close()
+
+    async def close(self) -> None:
+        """End it."""
+        Warm.ready = None
+        await super().end()
+
+    @classmethod
+    def give(cls) -> Warm:
+        """Return the kernel that runs, or a new one."""
+        cls.ready = cls.ready or cls()
+        return cls.ready
+
+
+@pytest.fixture(scope="module")
+def loop():
+    """Give an event loop; the warm kernel ends with it."""
+    loop = asyncio.new_event_loop()
+    yield loop
+    if Warm.ready:
+        loop.run_until_complete(Warm.ready.close())
+    loop.close()
+
+
+def task_of(cells: list[Cell], technique="learning_rate_decay") -> Task:
+    """Return a task of cells; it holds what `prepare` would find in a file."""
+    task = Task(Path("anna.ipynb"), "anna", technique=technique, cells=cells)
+    task.questions = reading.questions_of(technique)
+    reading.find_answers(task, [])
+    return task
+
+
+@pytest.fixture
+def judged(loop):
+    """Give a function that returns (verdict, hint) of one exercise (by default: rescale a
+    rate) in cells of these sources.
+    """
+
+    def judge(*sources: str, number: int = 2, full=False) -> tuple[str, str]:
+        cells = [Cell(n, source) for n, source in enumerate(sources, 2)]
+        limits = Limits(cell=30, full=full)
+        done = running.judge_task(task_of(cells), limits, Warm.give)
+        verdict, hint, _ = loop.run_until_complete(done)[number]
+        return verdict, hint
+
+    return judge
+
+
 # --- notebooks ------------------------------------------------------------------------------------
-
-
-@pytest.fixture(autouse=True)
-def own_main():
-    """Leave __main__ and the path as they were: answers run in this process in some
-    tests.
-    """
-    main, path = sys.modules["__main__"], sys.path[:]
-    yield
-    sys.modules["__main__"], sys.path[:] = main, path
-
-
-def code(*sources: str) -> list[check.Cell]:
-    """Return code cells under the heading Exercises."""
-    cells = [check.Cell(1, "markdown", "## Exercises")]
-    return cells + [check.Cell(n, "code", source) for n, source in enumerate(sources, 2)]
-
-
-def judged(*sources: str, number: int = 2, technique="learning_rate_decay", full=False):
-    """Return the verdict of one exercise (by default: rescale a rate) in cells of these
-    sources.
-    """
-    book = check.Book(code(*sources))
-    runner = check.Runner(book, technique)
-    if full:
-        return next((v, h) for n, v, h in runner.judge_all() if n == number)
-    return runner.judge(number)
 
 
 def source_of(answer, name: str, module) -> tuple[str, str]:
@@ -67,30 +119,26 @@ def source_of(answer, name: str, module) -> tuple[str, str]:
         and not answer.__closure__
     )
     if not plain or answer.__module__ != module.__name__:  # a library's own, say
-        return f"import dlcourse.{module.__name__[9:]}", f"{module.__name__}.{name}"
+        return f"import {module.__name__} as own", f"own.{name}"
     text = inspect.getsource(answer)
-    now, later, binds = check.names(ast.parse(text).body[0])
-    used = [
-        name
-        for name in sorted(now | later)
-        if hasattr(module, name) and name not in binds
-    ]
+    words = {part.id for part in ast.walk(ast.parse(text)) if isinstance(part, ast.Name)}
+    used = sorted(word for word in words if hasattr(module, word))
     taken = f"from {module.__name__} import {', '.join(used)}\n" if used else ""
     return taken + text, answer.__name__
 
 
-def with_answer(cells: list[check.Cell], index: int, text: str, expression: str):
+def with_answer(cells: list[Cell], index: int, text: str, expression: str) -> list[Cell]:
     """Return a chapter's cells with an answer put in place of the dots of one exercise."""
+    calls = [
+        name for cell in cells for at, name in reading.sites(cell.source) if at == index
+    ]
+    line = re.compile(rf"^{calls[0]}\s*=.*$", re.M)
+    answer = f"{text}\n{calls[0]} = {expression}"
     changed, count = [], 0
     for cell in cells:
-        source = cell.source
-        call = re.search(rf"EXERCISES\[{index}\]\.check\((\w+)\)", source)
-        if cell.kind == "code" and call:
-            line = re.compile(rf"^{call[1]}\s*=.*$", re.M)
-            source, count = line.subn(
-                lambda _, c=call: f"{text}\n{c[1]} = {expression}", source
-            )
-        changed.append(check.Cell(cell.number, cell.kind, source))
+        source, found = line.subn(lambda _: answer, cell.source)
+        changed.append(Cell(cell.number, source, cell.unchanged and not found))
+        count += found
     assert count == 1, f"exercise {index + 1} has no stub of the usual kind"
     return changed
 
@@ -127,44 +175,50 @@ def answered(*answers: str) -> dict:
 # --- every chapter --------------------------------------------------------------------------------
 
 
+def no_kernel():
+    """Stand for a kernel where none may start."""
+    raise AssertionError("a kernel was started")
+
+
 @pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.stem)
-def test_every_chapter_blank_right_and_wrong(path):
+def test_every_chapter_blank_right_and_wrong(path, loop):
+    task = reading.prepare(path, "anna", notes := [])
     name = path.stem[3:]
     module = importlib.import_module(f"dlcourse.exercises.{name}")
-    cells = check.cells_of(check.load_book(path))
-    book, count = check.Book(cells), len(module.EXERCISES)
-    assert book.module() == name and not book.broken
-    assert {index for step in book.steps for index, _ in step.sites} == set(range(count))
+    assert task.technique == name and not notes and not task.problem
+    assert task.asked == set(range(1, len(module.EXERCISES) + 1))
+    blank = asyncio.run(running.judge_task(task, Limits(), no_kernel))
+    assert set(blank.values()) == {(BLANK, "", 0.0)}
+    tried = {}  # of each exercise: (what, answer, words of its hint)
     for number, exercise in enumerate(module.EXERCISES, 1):
-        assert book.blank(number, exercise.question, count) == (check.BLANK, "")
-        assert check.Runner(book, name).judge(number) == (check.BLANK, "")
-        tried = [("solve", exercise.solve, None)]
+        tried[number] = [("solve", exercise.solve, None)]
         for label, wrong in exercise.wrong.items():
-            tried.append((f"wrong[{label!r}].answer", wrong.answer, wrong.hint))
-        for label, answer, hint in tried:
-            text, expression = source_of(
-                answer, f"EXERCISES[{number - 1}].{label}", module
-            )
-            changed = with_answer(cells, number - 1, text, expression)
-            got = check.Runner(check.Book(changed), name).judge(number)
+            tried[number].append((f"wrong[{label!r}].answer", wrong.answer, wrong.hint))
+    for turn in range(max(map(len, tried.values()))):
+        cells = task.cells
+        expected = {number: ("", "none", "") for number in tried}
+        for number, answers in tried.items():
+            if turn < len(answers):
+                expected[number] = label, answer, _ = answers[turn]
+                where = f"EXERCISES[{number - 1}].{label}"
+                cells = with_answer(cells, number - 1, *source_of(answer, where, module))
+        job = running.judge_task(task_of(cells, name), Limits(), Warm.give)
+        for number, got in loop.run_until_complete(job).items():
+            label, _, hint = expected[number]
+            where = (number, label, got)
             if hint is None:
-                assert got == (check.PASS, ""), (number, label)
+                assert got[:2] == (PASS, ""), where
+            elif label:
+                assert got.verdict in (HINT, ERROR) and hint in got.hint, where
             else:
-                assert got[0] in (check.HINT, check.ERROR) and hint in got[1], (
-                    number,
-                    label,
-                    got,
-                )
+                assert got.verdict == BLANK, where
 
 
-@pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.stem)
-def test_no_cell_of_a_chapter_trains_for_an_answer(path):
-    book = check.Book(check.cells_of(check.load_book(path)))
-    module = importlib.import_module(f"dlcourse.exercises.{path.stem[3:]}")
-    for number, exercise in enumerate(module.EXERCISES, 1):
-        for group in book.programs(number, exercise.question, len(module.EXERCISES)):
-            for program in group:
-                assert {step.cell for step in program.steps} <= book.asked
+def write(path: Path, *sources: str) -> Path:
+    """Write a notebook of these code cells and return its path."""
+    cells = list(map(nbformat.v4.new_code_cell, sources))
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), path)
+    return path
 
 
 # --- finding an answer ----------------------------------------------------------------------------
@@ -233,45 +287,40 @@ CHECK2 = ASK.format(1, "your_rescale")
         (USE, RESCALE + "\nprint(your_rescale())\nassert False\n" + CHECK2),
         (USE, CHECK2, WRONG + "\n" + CHECK2, RESCALE + "\n" + CHECK2),  # several attempts
         (USE, RESCALE + "\n" + CHECK2, WRONG + "\n" + CHECK2),
-        ("import nowhere, math", USE, RESCALE.replace("k**0.5", "math.sqrt(k)"), CHECK2),
         (RESCALE,),  # the check is gone
     ],
 )
-def test_a_right_answer_is_found(sources):
-    assert judged(*sources) == (check.PASS, "")
-    names_at_run_time = "from nowhere" in str(sources) or "__file__" in str(sources)
-    late = "import os, math" in str(sources) or "hour()" in str(sources)
-    if not names_at_run_time and not late and "import nowhere" not in str(sources):
-        assert judged(*sources, full=True) == (check.PASS, "")
+def test_a_right_answer_is_found(sources, judged):
+    assert judged(*sources) == (PASS, "")
 
 
 @pytest.mark.parametrize(
     ("sources", "verdict", "words"),
     [
-        ((USE, "your_rescale = ...\n" + CHECK2), check.BLANK, ""),
+        ((USE, "your_rescale = ...\n" + CHECK2), BLANK, ""),
         (
             (USE, "def your_rescale(a):\n    '''Say.'''\n    ...\n", CHECK2),
-            check.BLANK,
+            BLANK,
             "",
         ),
-        ((USE, "your_rescale = lambda *a: ...\n" + CHECK2), check.BLANK, ""),
-        ((USE,), check.BLANK, check.GONE),
-        ((USE, WRONG, CHECK2), check.HINT, "you kept the rate"),
-        ((USE, "your_rescale = 3\n" + CHECK2), check.ERROR, "TypeError"),
+        ((USE, "your_rescale = lambda *a: ...\n" + CHECK2), BLANK, ""),
+        ((USE,), BLANK, GONE),
+        ((USE, WRONG, CHECK2), HINT, "you kept the rate"),
+        ((USE, "your_rescale = 3\n" + CHECK2), ERROR, "TypeError"),
         (
             (USE, "your_rescale = 3\n+\n" + CHECK2),
-            check.ERROR,
+            ERROR,
             "cell 3, line 2: SyntaxError",
         ),
         (
             (USE, "def your_rescale(:\n  pass", CHECK2),
-            check.ERROR,
+            ERROR,
             "cell 3, line 1: SyntaxError",
         ),
-        ((USE, CHECK2), check.ERROR, "cell 3, line 1: NameError: name 'your_rescale'"),
+        ((USE, CHECK2), ERROR, "cell 3, line 1: NameError: name 'your_rescale'"),
         (
             (USE, RESCALE.replace("k**0.5", "helper(k)"), CHECK2),
-            check.ERROR,
+            ERROR,
             "name 'helper'",
         ),
         (
@@ -283,44 +332,47 @@ def test_a_right_answer_is_found(sources):
                 + CHECK2,
             ),
         )
-        + (check.ERROR, "cell 3, line 1: ModuleNotFoundError"),
+        + (ERROR, "cell 3, line 1: ModuleNotFoundError"),
+        (
+            ("import nowhere", USE, RESCALE.replace("k**0.5", "nowhere.f(k)"), CHECK2),
+            ERROR,
+            "(The first cell that failed: cell 2, line 1: ModuleNotFoundError: No module",
+        ),
         (
             (USE, "raise_ = 1 / 0\n" + RESCALE.replace("0.5", "raise_"), CHECK2),
-            check.ERROR,
+            ERROR,
             "ZeroDiv",
         ),
         (
             (USE, "import sys\nyour_rescale = sys.exit(0)\n" + CHECK2),
-            check.ERROR,
+            ERROR,
             "exit()",
         ),
         (
             (USE, "import sys\ndef your_rescale(*a):\n    sys.exit(0)", CHECK2),
-            check.ERROR,
+            ERROR,
             "exit()",
         ),
         (
             (USE, "def your_rescale(a, b, c, d):\n    return a / 0", CHECK2),
-            check.ERROR,
+            ERROR,
             "stopped",
         ),
         (
             (USE, "def your_rescale(a, b, c, d):\n    return e.f", CHECK2),
-            check.ERROR,
+            ERROR,
             "NameError",
         ),
         (
             (USE, "def your_rescale(a, b, c, d):\n    return c[b]", CHECK2),
-            check.ERROR,
+            ERROR,
             "stopped",
         ),
     ],
 )
-def test_other_verdicts_and_their_words(sources, verdict, words):
+def test_other_verdicts_and_their_words(sources, verdict, words, judged):
     got = judged(*sources)
     assert got[0] == verdict and words in got[1], got
-    if "import nowhere" not in str(sources) and "raise_" not in str(sources):
-        assert judged(*sources, full=True)[0] == verdict
 
 
 @pytest.mark.parametrize(
@@ -335,40 +387,102 @@ def test_other_verdicts_and_their_words(sources, verdict, words):
         "from dlcourse.lab.exercises import Exercise\nExercise.hint_for = lambda s, a: None\n"
         "Exercise.check = lambda s, a: True",
         "import builtins\nbuiltins.print('Right.')",
+        "from IPython.display import display\n"
+        "display({'application/x-dlcourse+json': ['pass', '']}, raw=True)",
     ],
 )
-def test_a_pass_cannot_be_faked(trick, monkeypatch):
-    from dlcourse.exercises import learning_rate_decay
-    from dlcourse.lab.exercises import Exercise
-
-    for owner, name in (
-        (Exercise, "hint_for"),
-        (Exercise, "check"),
-        (learning_rate_decay, "expect"),
-    ):
-        monkeypatch.setattr(owner, name, getattr(owner, name))
-    monkeypatch.setattr(learning_rate_decay, "EXERCISES", learning_rate_decay.EXERCISES)
+def test_a_pass_cannot_be_faked(trick, judged):
     sources = (USE, f"{trick}\n{WRONG}\n{CHECK2}", "done = True\nEXERCISES = None")
     for full in (False, True):
         got = judged(*sources, full=full)
-        assert got[0] == check.HINT and "you kept the rate" in got[1]
+        assert got[0] == HINT and "you kept the rate" in got[1]
 
 
-def test_only_what_is_needed_runs(tmp_path):
-    mark = tmp_path / "ran"
-    sources = (
-        f"other = open({str(mark)!r}, 'w')",
-        "for step in range(3):\n    open(" + repr(str(mark)) + ", 'w')",
-        USE + f"\nimport nowhere\nEPS = 0.5\nopen({str(mark)!r}, 'w')",
-        RESCALE.replace("0.5", "EPS") + "\n" + CHECK2,
-    )
-    assert judged(*sources) == (check.PASS, "")
+def test_a_changed_exercise_is_not_asked(judged, loop):
+    trick = "object.__setattr__(EXERCISES[1], 'check_answer', lambda answer: None)"
+    got = judged(USE, f"{trick}\n{WRONG}\n{CHECK2}")
+    loop.run_until_complete(Warm.ready.close())  # the next notebook needs a clean one
+    assert got[0] == HINT and "you kept the rate" in got[1]
+
+
+@pytest.fixture
+def chapter(tmp_path, monkeypatch):
+    """Give a function that makes these sources the course's chapter, with a training cell
+    that leaves a mark; it returns (cells, the mark's path).
+    """
+
+    def make(*sources: str) -> tuple[list[str], Path]:
+        mark, folder = tmp_path / "ran", tmp_path / "own"
+        trains = f"for step in range(3):\n    open({str(mark)!r}, 'a').write('x')\nFOUND = sum([0.5])"
+        more = (
+            f"EPS = 0.5\nloud = open({str(mark)!r}, 'a')\n\n\ndef half():\n    return EPS"
+        )
+        cells = [USE, trains, more, *sources]
+        folder.mkdir()
+        book = nbformat.v4.new_notebook(cells=list(map(nbformat.v4.new_code_cell, cells)))
+        nbformat.write(book, folder / CHAPTER.name)
+        monkeypatch.setattr(reading, "CHAPTERS", folder)
+        return cells, mark
+
+    return make
+
+
+def check_file(path: Path, loop, **limits) -> list[table.Row]:
+    """Return the rows of a notebook, run in the warm kernel."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(running, "Kernel", Warm.give)
+        defaults = (*running.judge_task.__defaults__[:-1], Warm.give)
+        patch.setattr(running.judge_task, "__defaults__", defaults)
+        job = check.rows_of(reading.prepare(path, "anna", []), Limits(**limits))
+        return loop.run_until_complete(job)
+
+
+STUB = "your_rescale = ...\n" + CHECK2
+
+
+@pytest.mark.parametrize(
+    ("power", "full", "runs"),
+    [("0.5", False, 0), ("half()", False, 0), ("FOUND", False, 3), ("0.5", True, 3)],
+)
+def test_only_what_is_needed_runs(tmp_path, loop, chapter, power, full, runs):
+    cells, mark = chapter(STUB)
+    cells[-1] = RESCALE.replace("0.5", power) + "\n" + CHECK2
+    path = write(tmp_path / CHAPTER.name, *cells)
+    rows = check_file(path, loop, full=full)
+    assert [row.verdict for row in rows] == [BLANK, PASS, BLANK]
+    assert (len(mark.read_text()) if mark.exists() else 0) == runs
+
+
+def test_a_name_that_no_cell_has_does_not_train_the_chapter(tmp_path, loop, chapter):
+    cells, mark = chapter(STUB)
+    cells[-1] = RESCALE.replace("0.5", "helper()") + "\n" + CHECK2
+    row = check_file(write(tmp_path / CHAPTER.name, *cells), loop)[1]
+    assert row.verdict == ERROR and "name 'helper'" in row.hint
     assert not mark.exists()
-    judged(*sources, full=True)
-    assert mark.exists()
 
 
-def test_statements_that_change_a_needed_object_run_in_their_order():
+def test_the_chapters_own_function_is_no_answer(tmp_path, loop, chapter):
+    cells, _ = chapter(RESCALE.replace("your_", ""), STUB)
+    path = write(tmp_path / CHAPTER.name, *cells, "more = 1")
+    assert [row.verdict for row in check_file(path, loop)] == [BLANK] * 3
+
+
+def test_a_stub_and_its_check_in_two_cells_in_mid_chapter(tmp_path, loop, chapter):
+    cells, mark = chapter("your_own = ...", CHECK2.replace("your_rescale", "your_own"))
+    cells[-2] = RESCALE.replace("your_rescale", "your_own")
+    path = write(tmp_path / CHAPTER.name, *cells, "other = 1")
+    assert check_file(path, loop)[1].verdict == PASS
+    assert not mark.exists()
+
+
+def test_shell_lines_do_not_run(tmp_path, judged):
+    mark = tmp_path / "ran"
+    sources = (f"!touch {mark}", f"%%bash\ntouch {mark}", f"x = !touch {mark}")
+    assert judged(USE, *sources, f"%system touch {mark}", RESCALE, CHECK2) == (PASS, "")
+    assert not mark.exists()
+
+
+def test_statements_that_change_a_needed_object_run_in_their_order(judged):
     sources = (
         USE,
         "A = [1]",
@@ -377,122 +491,105 @@ def test_statements_that_change_a_needed_object_run_in_their_order():
         RESCALE.replace("0.5", "A[0]"),
         CHECK2,
     )
-    assert judged(*sources)[0] == check.PASS
+    assert judged(*sources)[0] == PASS
     swapped = (*sources[:2], "A[0] = A[-1]", "A.append(0.5)", *sources[4:])
-    assert judged(*swapped)[0] == check.HINT
+    assert judged(*swapped)[0] == HINT
 
 
-def test_the_answers_of_one_cell_do_not_mix():
+def test_the_answers_of_one_cell_do_not_mix(judged):
     cell = f"{THRESHOLD}\n{ASK.format(0, 'your_threshold')}\n{WRONG}\n{CHECK2}"
-    assert judged(USE, cell, number=1)[0] == check.PASS
-    assert judged(USE, cell, number=2)[0] == check.HINT
-    assert judged(USE, cell, number=3) == (check.BLANK, check.GONE)
+    assert judged(USE, cell, number=1)[0] == PASS
+    assert judged(USE, cell, number=2)[0] == HINT
+    assert judged(USE, cell, number=3) == (BLANK, GONE)
 
 
-def test_a_chapter_in_the_opposite_order_or_without_its_exercises():
+def test_a_chapter_in_the_opposite_order(tmp_path, loop):
     book = answered(THRESHOLD, RESCALE, TOTAL)
-    heading = next(c for c in book["cells"] if "## Exercises" in "".join(c["source"]))
-    rest = [cell for cell in book["cells"] if cell is not heading]
-    turned = check.Book(check.cells_of({"cells": [heading, *rest[::-1]]}))
-    deleted = [c for c in answered()["cells"] if "EXERCISES[" not in "".join(c["source"])]
-    deleted.insert(0, {"cell_type": "code", "source": RESCALE})
-    left = check.Book(check.cells_of({"cells": deleted}))
-    for number in (1, 2, 3):
-        got = check.Runner(turned, "learning_rate_decay").judge(number)
-        assert got == (check.PASS, "")
-        got = check.Runner(left, "learning_rate_decay").judge(number)
-        assert got == ((check.PASS, "") if number == 2 else (check.BLANK, check.GONE))
+    path = tmp_path / CHAPTER.name
+    path.write_text(json.dumps(book | {"cells": book["cells"][::-1]}), encoding="utf-8")
+    assert [row.verdict for row in check_file(path, loop)] == [PASS] * 3
 
 
-def test_names_of_a_statement():
-    def of(text):
-        return check.names(ast.parse(text).body[0])
-
-    assert of("x = [i for i in r if (last := i)]") == ({"r"}, set(), {"x", "last"})
-    assert of("x = {k: v for k, v in r.items()} | {s for s in t}") == (
-        {"r", "t"},
-        set(),
-        {"x"},
-    )
-    assert of("x += y") == ({"x", "y"}, set(), {"x"})
-    assert of("import a.b, c as d") == (set(), set(), {"a", "d"})
-    assert of("x: int") == ({"int"}, set(), set())
-    now, later, binds = of(
-        "@deco\ndef f(x, y=z):\n    global g\n    g = x + h\n    return [q for _ in x]"
-    )
-    assert (now, later, binds) == ({"deco", "z"}, {"h", "q"}, {"f", "g"})
-    now, later, binds = of(
-        "class C(B):\n    a = k\n    def m(self):\n        return self.a + n"
-    )
-    assert (now - {"__name__"}, later, binds) == ({"B", "k"}, {"n"}, {"C"})
-    assert check.touched(ast.parse("a.b[0].c = 1").body[0]) == {"a"}
-    assert check.touched(ast.parse("for i in x: rows.append(i)").body[0]) == {"rows"}
-    assert check.touched(ast.parse("def f():\n    rows.append(1)").body[0]) == set()
+def test_a_chapter_without_its_exercises(tmp_path, loop):
+    book = answered()
+    left = [cell for cell in book["cells"] if "EXERCISES[" not in "".join(cell["source"])]
+    path = tmp_path / CHAPTER.name
+    path.write_text(json.dumps(book | {"cells": left}), encoding="utf-8")
+    rows = check_file(path, loop)
+    assert [(row.verdict, row.hint) for row in rows] == [(BLANK, GONE)] * 3
+    cell = nbformat.v4.new_code_cell(RESCALE)
+    path.write_text(json.dumps(book | {"cells": [cell, *left]}), encoding="utf-8")
+    rows = check_file(path, loop)
+    assert [row.verdict for row in rows] == [BLANK, PASS, BLANK]
+    assert [row.hint for row in rows] == [GONE, "", GONE]
 
 
-def test_magics_become_plain_python():
-    assert check.plain("%%bash\nrm -rf x") == ""
-    assert check.plain("%%time\nx = 1") == "\nx = 1"
-    assert check.plain("x = 7 \\\n% 4") == "x = 7 \\\n% 4"
-    assert (
-        check.plain("if x:\n    %time f()\ny = !ls\nf?\n?g.h")
-        == "if x:\n    pass\npass\npass\npass"
-    )
+@pytest.mark.parametrize(
+    ("source", "kept"),
+    [
+        ("import a\nb = a.train()\nc = 3", "import a\nc = 3"),
+        ("def f():\n    return g()\n\n\nf()", "def f():\n    return g()"),
+        ("class C(B):\n    pass\nfor i in x: train()", "class C(B):\n    pass"),
+        ("no python", ""),
+        ("%%time\nx = 1", ""),
+    ],
+)
+def test_what_is_kept_of_a_cell_of_the_chapter(source, kept):
+    assert Cell(1, source, True).definitions() == kept
 
 
-def test_the_chapter_is_found_from_its_code():
-    book = check.Book(
-        code(
-            "from dlcourse.exercises import warmup, learning_rate_decay as d\nd.EXERCISES[0]"
-        )
-    )
-    assert book.module() == "learning_rate_decay"
-    assert check.Book(code("import numpy")).module() is None
-    assert check.Book(
-        code("from dlcourse.exercises import warmup\nfrom dlcourse.lab import claims")
-    ).module() == ("warmup")
-    assert check.named(Path("x/anna__13_warmup (1).ipynb")) == "warmup"
-    assert check.named(Path("notes.ipynb")) == ""
+@pytest.mark.parametrize(
+    ("source", "technique"),
+    [
+        (
+            "from dlcourse.exercises import warmup, learning_rate_decay as d\nd.EXERCISES[0]",
+            "learning_rate_decay",
+        ),
+        ("import numpy", ""),
+        (
+            "from dlcourse.exercises import warmup\nfrom dlcourse.lab import claims",
+            "warmup",
+        ),
+        (USE, "learning_rate_decay"),
+    ],
+)
+def test_the_chapter_is_found_from_its_code(source, technique):
+    assert reading.technique_in(source) == technique
 
 
-def test_section_ends_at_the_next_heading():
-    cells = [
-        check.Cell(1, "markdown", "## Idea\n```\n## Exercises\n```"),
-        check.Cell(2, "code", ""),
-        check.Cell(3, "markdown", "text\n\n## Exercises  \nmore"),
-        check.Cell(4, "code", "## Idea"),
-        check.Cell(5, "markdown", "### Sub"),
-        check.Cell(6, "markdown", "## In one minute"),
-        check.Cell(7, "code", ""),
-    ]
-    assert check.section(cells, "Exercises") == {3, 4, 5}
+def test_the_chapter_is_found_from_its_name():
+    assert reading.named(Path("x/anna__13_warmup (1).ipynb")) == "warmup"
+    assert reading.named(Path("notes.ipynb")) == ""
 
 
 # --- files ----------------------------------------------------------------------------------------
 
 
+CONFLICT = b'{"cells": [\n<<<<<<< HEAD\n{}\n=======\n{}\n>>>>>>> theirs\n]}'
+
+
 @pytest.mark.parametrize(
-    "content",
+    ("content", "words"),
     [
-        b"",
-        b"{",
-        b"[]",
-        b'{"cells": 3}',
-        b'{"cells": [1]}',
-        b"\xff\xfe\x00",
-        b"[" * 100_000,
+        (b"", "is empty .0 bytes.*; ask for it again"),
+        (CONFLICT, "has merge-conflict marks .<<<<<<<"),
+        (b"{", "is no valid notebook"),
+        (b"[]", "is no valid notebook"),
+        (b'{"cells": 3}', "is no valid notebook"),
+        (b'{"cells": [1], "nbformat": 4, "nbformat_minor": 5}', "is no valid notebook"),
+        (b"\xff\xfe\x00", "is no valid notebook"),
+        (b"[" * 100_000, "is no valid notebook"),
     ],
 )
-def test_an_unreadable_file_is_said_so(tmp_path, content):
+def test_an_unreadable_file_is_said_so(tmp_path, content, words):
     path = tmp_path / "04_gradient_clipping.ipynb"
     path.write_bytes(content)
-    with pytest.raises(check.Unreadable):
-        check.load_book(path)
-    task = check.prepare(path, "anna", [])
-    (row,) = check.check_task(task, check.Limits(), None)
-    assert row.verdict == check.ERROR and row.hint.startswith(
-        "04_gradient_clipping.ipynb "
-    )
+    with pytest.raises(reading.Unreadable, match=words):
+        reading.load_book(path)
+    task = reading.prepare(path, "anna", [])
+    (row,) = asyncio.run(check.rows_of(task, Limits()))
+    assert row.verdict == ERROR and row.exercise == ""
+    assert row.hint.startswith("04_gradient_clipping.ipynb ") and "\n" not in row.hint
 
 
 @pytest.mark.parametrize(
@@ -512,38 +609,38 @@ def test_an_unreadable_file_is_said_so(tmp_path, content):
         "f" + "\n" * 10**5 + "(",
     ],
 )
-def test_a_strange_cell_stops_nothing(tmp_path, source):
+def test_a_strange_cell_stops_nothing(tmp_path, source, judged):
     path = tmp_path / CHAPTER.name
     book = answered()
-    book["cells"].insert(3, {"cell_type": "code", "source": source})
+    cell = {"cell_type": "code", "source": source, "outputs": [], "metadata": {}}
+    book["cells"].insert(3, cell | {"execution_count": None, "id": "strange"})
     path.write_text(json.dumps(book), encoding="utf-8")
-    (row, *_) = check.check_task(check.prepare(path, "anna", []), check.Limits(), None)
-    assert row.verdict == check.BLANK
-    assert judged(USE, source, RESCALE, CHECK2) == (check.PASS, "")
+    task = reading.prepare(path, "anna", [])
+    assert not task.problem and len(task.questions) == 3
+    assert judged(USE, source, RESCALE, CHECK2) == (PASS, "")
 
 
 def test_an_error_of_the_check_itself_is_one_row(tmp_path, monkeypatch):
     path = tmp_path / CHAPTER.name
     path.write_text(json.dumps(answered()), encoding="utf-8")
-    monkeypatch.setattr(check.Book, "blank", lambda *a: 1 / 0)
-    (row,) = check.check_task(check.prepare(path, "anna", []), check.Limits(), None)
-    assert (
-        row.hint
-        == f"{CHAPTER.name} cannot be checked (ZeroDivisionError: division by zero)"
-    )
+    told = f"{CHAPTER.name} cannot be checked (ZeroDivisionError: division by zero)"
+    with monkeypatch.context() as patch:
+        patch.setattr(running, "judge_task", lambda *a: 1 / 0)
+        task = reading.prepare(path, "anna", [])
+        (row,) = asyncio.run(check.rows_of(task, Limits()))
+        assert (row.verdict, row.hint) == (ERROR, told)
+    monkeypatch.setattr(reading, "find_answers", lambda *a: 1 / 0)
+    task = reading.prepare(path, "anna", [])
+    (row,) = asyncio.run(check.rows_of(task, Limits()))
+    assert (row.verdict, row.hint) == (ERROR, told)
 
 
-def test_cells_of_any_shape():
-    book = {
-        "cells": [
-            {},
-            {"cell_type": "code", "source": ["a\n", 3], "outputs": [4, {"text": 5}]},
-        ]
-    }
-    assert check.cells_of(book) == [
-        check.Cell(1, "None", ""),
-        check.Cell(2, "code", "a\n"),
-    ]
+def test_a_kernel_that_does_not_start_is_one_row(tmp_path, monkeypatch):
+    path = tmp_path / CHAPTER.name
+    path.write_text(json.dumps(answered(RESCALE)), encoding="utf-8")
+    monkeypatch.setattr(running.sys, "executable", "/nowhere/python")
+    (row,) = asyncio.run(check.rows_of(reading.prepare(path, "anna", []), Limits()))
+    assert row.verdict == ERROR and "cannot be checked" in row.hint
 
 
 def test_whose_notebook_it_is(tmp_path):
@@ -563,7 +660,7 @@ def test_whose_notebook_it_is(tmp_path):
     notes = []
 
     def names(*paths):
-        found = check.collect([tmp_path / path for path in paths], notes)
+        found = reading.collect([tmp_path / path for path in paths], notes)
         return [(owner, path.name) for path, owner in found]
 
     anna = ("anna", "04_gradient_clipping.ipynb")
@@ -582,7 +679,7 @@ def test_whose_notebook_it_is(tmp_path):
         ("gone", "not exist"),
         ("class/notes/readme.txt", ".ip"),
     ):
-        with pytest.raises(check.Misuse, match=words):
+        with pytest.raises(reading.Misuse, match=words):
             names(path)
 
 
@@ -595,26 +692,26 @@ def test_an_old_copy_and_a_wrong_name_are_noted(tmp_path):
     ):
         path = tmp_path / name
         path.write_text(json.dumps(book), encoding="utf-8")
-        task = check.prepare(path, "anna", notes)
+        task = reading.prepare(path, "anna", notes)
         assert task.chapter == "08_learning_rate_decay" and not task.problem
     assert "another version of the chapter" in notes[0]
     assert "named after warmup, but it holds learning_rate_decay" in notes[1]
     changed = json.dumps(answered()).replace("Write rescale(", "Write rescale_it(")
     path.write_text(changed, encoding="utf-8")
-    check.prepare(path, "anna", notes)
+    reading.prepare(path, "anna", notes)
     assert "another version of the chapter" in notes[-1]
 
 
-@pytest.mark.parametrize("name", check.GUIDES)
+@pytest.mark.parametrize("name", reading.GUIDES)
 def test_a_guide_has_nothing_to_check(tmp_path, name):
     real = [path for path in NOTEBOOKS if path.stem[3:] == name]
     path = tmp_path / f"00_{name}.ipynb"
     path.write_text(real[0].read_text(encoding="utf-8") if real else json.dumps(FOREIGN))
     notes = []
-    task = check.prepare(path, "anna", notes)
-    assert not task.problem and check.check_task(task, check.Limits(), None) == []
+    task = reading.prepare(path, "anna", notes)
+    assert not task.problem and asyncio.run(check.rows_of(task, Limits())) == []
     assert notes == [f"{path}: a guide; it has no exercises to check."]
-    assert check.report([[]]) == "participant  chapter"
+    assert table.report([[]]) == "participant  chapter"
 
 
 # --- telling --------------------------------------------------------------------------------------
@@ -632,32 +729,32 @@ def test_a_spreadsheet_sees_no_formula():
         " =1",
         "\x00=1",
     ):
-        assert check.safe(text).startswith("'")
+        assert table.safe(text).startswith("'")
     assert (
-        check.safe("李雷") == "李雷"
-        and check.safe(0.25) == "0.2"
-        and check.safe(3) == "3"
+        table.safe("李雷") == "李雷"
+        and table.safe(0.25) == "0.2"
+        and table.safe(3) == "3"
     )
-    assert check.safe("a\nb\x1b[31m\ud800") == "a b [31m"
-    assert len(check.safe("x" * 10_000)) == check.LONGEST
+    assert table.safe("a\nb\x1b[31m\ud800") == "a b [31m"
+    assert len(table.safe("x" * 10_000)) == table.LONGEST
 
 
 def test_the_report():
     def rows(person, *verdicts):
         return [
-            check.Row(
+            table.Row(
                 person,
                 "04_x",
                 n,
                 f"Write f{n}(x)",
                 v,
-                "Think." if v == check.HINT else "",
+                "Think." if v == HINT else "",
             )
             for n, v in enumerate(verdicts, 1)
         ]
 
-    unread = [check.Row("carl", "05_y", "", "", check.ERROR, "05_y.ipynb is no notebook")]
-    text = check.report(
+    unread = [table.Row("carl", "05_y", "", "", ERROR, "05_y.ipynb is no notebook")]
+    text = table.report(
         [
             rows("anna", "pass", "hint"),
             rows("李雷", "pass", "time-out"),
@@ -722,7 +819,7 @@ def rows_of(path: Path) -> list[dict]:
         return list(csv.DictReader(file))
 
 
-FOREIGN = {"cells": [{"cell_type": "code", "source": "import numpy", "outputs": []}]}
+FOREIGN = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("import numpy")])
 FORK = """
 import os, subprocess, sys, time
 for start in (False, True) if FIRST else ():
@@ -763,7 +860,7 @@ def workshop(tmp_path_factory):
         "fork": answered(
             THRESHOLD, "FIRST = [1]\n" + first + fork + "\n" + "\n".join(last[1:])
         ),
-        "leave": answered(THRESHOLD, first + "import os; os._exit(0)", TOTAL),
+        "leave": answered(THRESHOLD, RESCALE + "\nimport os; os._exit(0)", TOTAL),
         "crash": answered(THRESHOLD, first + "import ctypes; ctypes.string_at(0)", TOTAL),
         "syntax": answered(
             "def your_threshold(c):\n    raise ValueError('of my own')",
@@ -813,7 +910,7 @@ def verdicts(workshop, name: str) -> list[str]:
     return [row["verdict"] for row in workshop["by"][name]]
 
 
-P, H, B, E, T = check.VERDICTS
+P, H, B, E, T = table.VERDICTS
 
 
 @POSIX
@@ -856,7 +953,7 @@ def test_the_report_and_the_exit_code_of_a_workshop(workshop):
     assert workshop["code"] == 1
     rows = [row for group in workshop["by"].values() for row in group]
     assert len(workshop["by"]) == 22 and len(rows) == 20 * 3 + 2
-    assert list(rows[0]) == list(check.COLUMNS)
+    assert list(rows[0]) == list(table.COLUMNS)
     assert all(re.fullmatch(r"\d+\.\d", row["seconds"]) for row in rows)
     out = workshop["out"]
     passed = sum(row["verdict"] == P for row in rows if row["exercise"] == "2")
@@ -901,15 +998,12 @@ def test_control_c_leaves_no_process_and_keeps_the_rows(tmp_path):
 
 
 def test_exit_code_zero_with_the_whole_notebook(tmp_path):
-    cells = [{"cell_type": "code", "source": text} for text in ("x = 0.5\n1 / 0", USE)]
+    sources = ["x = 0.5\n1 / 0", USE]
     late = RESCALE.replace("0.5", "x")
     for index, text in enumerate((THRESHOLD, late, TOTAL)):
         name = re.match(r"def (\w+)", text)[1]
-        cells.append(
-            {"cell_type": "code", "source": text + "\n" + ASK.format(index, name)}
-        )
-    path = tmp_path / "anna__08_learning_rate_decay.ipynb"
-    path.write_text(json.dumps({"cells": cells}), encoding="utf-8")
+        sources.append(text + "\n" + ASK.format(index, name))
+    path = write(tmp_path / "anna__08_learning_rate_decay.ipynb", *sources)
     process = command(path, "--full")
     out, errors = process.communicate(timeout=100)
     assert process.returncode == 0 and not errors, (out, errors)
@@ -949,13 +1043,16 @@ def test_misuse_is_one_line_and_exit_code_two(
 def test_importing_the_check_imports_nothing_heavy():
     program = (
         "import sys, dlcourse.check\n"
-        "sys.exit(bool({'torch', 'numpy', 'nbformat', 'psutil'} & sys.modules.keys()))"
+        "sys.exit(bool({'torch', 'numpy', 'nbformat', 'nbclient', 'psutil'} & sys.modules.keys()))"
     )
     assert subprocess.run([sys.executable, "-c", program], cwd=ROOT).returncode == 0
 
 
-def test_a_copy_is_not_changed_by_the_check(tmp_path):
-    book = answered(THRESHOLD)
-    before = copy.deepcopy(book)
-    check.Book(check.cells_of(book))
-    assert book == before
+def test_a_missing_library_is_one_line(tmp_path, monkeypatch, capsys):
+    path = write(tmp_path / CHAPTER.name, USE)
+    monkeypatch.setitem(sys.modules, "nbclient", None)
+    handler = signal.getsignal(signal.SIGTERM)
+    assert check.main([str(path)]) == 2
+    signal.signal(signal.SIGTERM, handler)
+    told = "dlcourse-check: needs nbclient, which is not installed: "
+    assert capsys.readouterr().err == told + "pip install 'dlcourse[notebooks]'\n"

@@ -12,7 +12,7 @@ from PIL import Image
 from sklearn.metrics import confusion_matrix as sk_confusion
 from sklearn.metrics import precision_score, recall_score
 
-from dlcourse import report
+from dlcourse.capstone import report
 
 
 @pytest.mark.parametrize("seed", range(20))

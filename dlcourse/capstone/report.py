@@ -1,7 +1,6 @@
 """What a classifier gets right and wrong: class by class, and image by image.
 
-`dlcourse.recipe` writes these beside the weights, for the test images; `dlcourse.predict`
-prints them for new images that stand in one folder for each class.
+`running` writes these beside the weights, for the test images; `predict` prints them for new images that stand in one folder for each class.
 """
 
 from __future__ import annotations
@@ -22,8 +21,7 @@ HARDEST = 12  # images in the picture of the hardest
 
 
 def confusion_matrix(true: Tensor, predicted: Tensor, classes: int) -> Tensor:
-    """Return int64 (classes, classes): images of each class (row) that got each name
-    (column).
+    """Return int64 (classes, classes): images of a class (row) that got a name (column).
 
     Labels are int64 (n,), from 0 to classes - 1; raises ValueError for others.
     Invariants: a row sums to the images of its class, the diagonal to those that are
@@ -43,8 +41,7 @@ def confusion_matrix(true: Tensor, predicted: Tensor, classes: int) -> Tensor:
 
 
 def by_class(counts: Tensor, classes: Sequence[str]) -> str:
-    """Return a Markdown table of each class: its images, its recall with 95 % interval,
-    precision.
+    """Return a Markdown table: images, recall with 95 % interval, precision of a class.
 
     Recall: the share of its images that got its name. Precision: the share of the images
     with its name that are its own. Classes without images are left out; of more than 30
@@ -69,9 +66,7 @@ def by_class(counts: Tensor, classes: Sequence[str]) -> str:
 
 
 def most_confused(counts: Tensor, classes: Sequence[str], longest: int = 5) -> list[str]:
-    """Return the most frequent mistakes, as in "cat taken for dog (3)", at most
-    `longest`.
-    """
+    """Return the most frequent mistakes, at most `longest`: "cat taken for dog (3)"."""
     wrong = counts - torch.diag(counts.diagonal())
     order = wrong.flatten().argsort(descending=True, stable=True)[:longest].tolist()
     pairs = [divmod(place, len(classes)) for place in order]
@@ -108,8 +103,7 @@ def write_predictions(
     classes: Sequence[str],
     true: Tensor | None = None,
 ) -> None:
-    """Write a line for each image: its name, what was predicted, and all probabilities
-    (n, c).
+    """Write a line for each image: name, predicted class, all probabilities (n, c).
 
     With `true` (n,) also the true class and its probability. Four digits.
     """
@@ -120,16 +114,14 @@ def write_predictions(
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow([*head, *(f"p({name})" for name in classes)])
         for row, name in enumerate(names):
-            cells = [name, classes[said[row]], f"{top[row]:.4f}"]
+            cells = [name, classes[int(said[row])], f"{top[row]:.4f}"]
             if true is not None:
-                cells += [classes[true[row]], f"{probabilities[row, true[row]]:.4f}"]
+                cells += [classes[int(true[row])], f"{probabilities[row, true[row]]:.4f}"]
             writer.writerow([*cells, *(f"{p:.4f}" for p in probabilities[row].tolist())])
 
 
 def draw_confusion(path: Path, counts: Tensor, classes: Sequence[str]) -> None:
-    """Write a PNG of the matrix; the colour is the share of the row, the number the
-    images.
-    """
+    """Write a PNG of the matrix: the colour is the share of a row, the number images."""
     from dlcourse.lab.plotting import figure
 
     side = 2 + 0.38 * len(classes)
@@ -164,8 +156,7 @@ def draw_hardest(
     probabilities: Tensor,
     classes: Sequence[str],
 ) -> None:
-    """Write a PNG of the images (n, c, h, w, in [0, 1]) to whose class least probability
-    went.
+    """Write a PNG of the images (n, c, h, w, in [0, 1]) whose class was least probable.
 
     At most twelve, the hardest first. Above each stand its class and what the model said
     of it.
@@ -185,9 +176,7 @@ def draw_hardest(
         )
         said = int(probabilities[row].argmax())
         verdict = f"said {_short(classes[said])}" if said != true[row] else "right"
-        title = (
-            f"{_short(classes[true[row]])}\n{verdict} ({probabilities[row, said]:.2f})"
-        )
+        title = f"{_short(classes[int(true[row])])}\n{verdict} ({probabilities[row, said]:.2f})"
         ax.set_title(title, fontsize=8, color="black" if said == true[row] else "#B00000")
         ax.axis("off")
     _save(fig, path)

@@ -1,13 +1,9 @@
-"""A recipe is what it says in its file, and a run of it can be repeated, resumed and
-loaded.
-"""
+"""A run can be repeated, resumed and loaded; files of others run no code."""
 
 from __future__ import annotations
 
 import json
-import math
 import pickle
-import random
 import struct
 
 import numpy as np
@@ -15,16 +11,12 @@ import pytest
 import torch
 from PIL import Image
 
-from dlcourse import recipe as rc
+from dlcourse.capstone import running
+from dlcourse.capstone.building import build_model
+from dlcourse.capstone.folder import CHECKPOINT, FORMAT, load_model, save_model
+from dlcourse.capstone.running import train
+from dlcourse.capstone.settings import Problem, Recipe
 from dlcourse.lab.datasets import ImageData, Split, load
-from dlcourse.recipe import (
-    Problem,
-    Recipe,
-    build_model,
-    build_schedule,
-    load_model,
-    train,
-)
 
 pytestmark = pytest.mark.usefixtures("pictures_are_drawn_once")
 
@@ -39,205 +31,6 @@ def weights(model) -> torch.Tensor:
 def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run") / "one"
     return folder, train(SMALL, folder, log=("csv",), progress=False)
-
-
-# --------------------------------------------------------------------------- the settings
-
-
-@pytest.mark.parametrize("seed", range(20))
-def test_toml_gives_the_same_recipe_back(seed):
-    rng = random.Random(seed)
-    values = {}
-    for name, spec in rc.FIELDS().items():
-        about = spec.metadata
-        if name in ("data", "split", "root"):
-            continue
-        if about["choices"]:
-            values[name] = rng.choice(about["choices"])
-        elif rc.kind(spec) is bool:
-            values[name] = rng.random() < 0.5
-        elif rc.kind(spec) is int:
-            values[name] = int(about["low"]) + rng.randrange(5)
-        elif rc.kind(spec) is float:
-            values[name] = about["low"] + rng.random() * 0.4
-    values |= {
-        "max_norm": math.inf,
-        "root": 'a "quoted" \\ path\twith é 😀 \x7f',
-        "accumulation_steps": 1,
-    }
-    one = Recipe(**values)
-    assert Recipe.from_toml(one.to_toml()) == one
-
-
-@pytest.mark.parametrize(
-    ("settings", "words"),
-    [
-        ({"lr": 0.0}, "lr=0.0: give at least"),
-        ({"lr": "fast"}, "is no float"),
-        ({"lr": math.nan}, "give at least"),
-        ({"lr": math.inf}, "give at most"),
-        ({"weight_decay": math.inf}, "give at most"),
-        ({"seed": 2**63}, "give at most"),
-        ({"epochs": True}, "is no int"),
-        ({"epochs": 0}, "give at least 1"),
-        ({"augment": "rotate"}, "choose one of none, shift"),
-        ({"validation": 0.7}, "give at most"),
-        ({"data": "folder"}, "needs a path"),
-        ({"data": "mnist", "split": "group"}, "split group"),
-        ({"data": "mnist", "split": "random"}, "its own test images"),
-        ({"accumulation_steps": 65}, "lower it"),
-    ],
-)
-def test_settings_out_of_range_are_refused(settings, words):
-    with pytest.raises(Problem, match=words):
-        Recipe(**settings)
-
-
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        ("lr = ", "is not TOML"),
-        ("rate = 1.0", "sets rate, which is no setting"),
-        ("lr=1", ""),
-    ],
-)
-def test_files_that_are_no_recipe_are_refused(text, words):
-    if not words:
-        assert Recipe.from_toml(text).lr == 1
-        return
-    with pytest.raises(Problem, match=words):
-        Recipe.from_toml(text, "recipe.toml")
-
-
-# --------------------------------------------------------------------------- the parts
-
-
-@pytest.mark.parametrize("schedule", rc.SCHEDULES)
-@pytest.mark.parametrize("warmup", [0.0, 0.1])
-def test_schedules_warm_up_to_one_and_never_exceed_it(schedule, warmup):
-    factor = build_schedule(Recipe(schedule=schedule, warmup=warmup), 100)
-    values = [factor(t) for t in range(100)]
-    assert max(values) == pytest.approx(1.0) and min(values) >= 0 and values[0] > 0
-    if schedule != "constant":
-        assert values[-1] < 0.25
-    assert values[: round(100 * warmup)] == sorted(values[: round(100 * warmup)])
-
-
-@pytest.mark.parametrize("augment", rc.AUGMENTATIONS)
-@pytest.mark.parametrize("channels", [1, 3])
-def test_augmentations_keep_shapes_and_draw_from_the_generator(augment, channels):
-    g = torch.Generator().manual_seed(0)
-    split = Split(torch.rand(20, channels, 16, 16, generator=g), torch.arange(20) % 4)
-    mean, std = torch.full((channels,), 0.5), torch.full((channels,), 0.25)
-    images = (split.images - 0.5) / 0.25
-    data = ImageData("own", split, split, split, tuple("abcd"), mean, std)
-    outputs = []
-    for _ in range(2):
-        transform = rc.build_transform(
-            Recipe(augment=augment), data, torch.Generator().manual_seed(3)
-        )
-        if transform is None:
-            assert augment == "none"
-            return
-        torch.rand(3)  # the global state plays no part
-        outputs.append(transform(images, split.labels))
-    (one, labels), (two, _) = outputs
-    assert (
-        torch.equal(one, two)
-        and one.shape == images.shape
-        and not torch.equal(one, images)
-    )
-    assert labels.shape == ((20, 4) if augment == "mixup" else (20,))
-
-
-@pytest.mark.parametrize("init", rc.INITS)
-@pytest.mark.parametrize("model", ["cnn", "mlp"])
-def test_models_start_alike_from_one_seed(init, model):
-    recipe = Recipe(init=init, model=model, width=4, norm="group")
-    images = torch.randn(64, 3, 24, 24, generator=torch.Generator().manual_seed(0))
-    pair = [
-        rc.initialize(build_model(recipe, 3, 24, 5), recipe, images) for _ in range(2)
-    ]
-    assert torch.equal(weights(pair[0]), weights(pair[1]))
-    outputs = pair[0](images)
-    assert (
-        outputs.shape == (64, 5)
-        and outputs.isfinite().all()
-        and 0.01 < outputs.std() < 20
-    )
-
-
-def test_split_by_group_keeps_writers_apart():
-    data = rc.load_data(Recipe(split="group", validation=0.2, test=0.2))
-    train_groups, test_groups = (
-        set(data.train.groups.tolist()),
-        set(data.test.groups.tolist()),
-    )
-    assert train_groups.isdisjoint(test_groups) and len(test_groups) >= 2
-    flat = data.train.images.double()
-    assert abs(flat.mean()) < 1e-5 and abs(flat.std(correction=0) - 1) < 1e-5
-
-
-@pytest.mark.parametrize("split", ["random", "group"])
-def test_the_limit_on_training_images_holds_for_every_split(split):
-    whole = rc.load_data(Recipe(split=split))
-    data = rc.load_data(Recipe(split=split, train_limit=320))
-    assert len(data.train) == 320 and len(data.train.labels.unique()) == 10
-    assert torch.equal(data.test.labels, whole.test.labels)
-    with pytest.raises(Problem, match=f"at most {len(whole.train)}"):
-        rc.load_data(Recipe(split=split, train_limit=1700))
-
-
-def test_with_split_refuses_rows_used_twice_and_normalised_images():
-    raw = load("digits", normalize=False)
-    with pytest.raises(ValueError, match="two parts"):
-        raw.with_split([0, 1], [1, 2], [3])
-    with pytest.raises(ValueError, match="normalize=False"):
-        load("digits").with_split([0, 1], [2], [3])
-
-
-# --------------------------------------------------------------------------- data that cannot serve
-
-
-def own(images=None, labels=None, classes="ab"):
-    images = torch.rand(80, 1, 8, 8) if images is None else images
-    labels = torch.arange(80) % 2 if labels is None else labels
-    split = Split(images, labels)
-    return ImageData(
-        "own", split, split, split, tuple(classes), torch.zeros(1), torch.ones(1)
-    )
-
-
-@pytest.mark.parametrize(
-    ("data", "words"),
-    [
-        (own(images=torch.full((80, 1, 8, 8), math.nan)), "80 train images hold NaN"),
-        (own(images=torch.full((80, 1, 8, 8), math.inf)), "hold NaN or infinity"),
-        (own(labels=torch.arange(80) % 3), "labels run from 0 to 2, but 2 classes"),
-        (own(labels=torch.arange(80) % 2 - 1), "labels run from -1 to 0"),
-        (own(labels=torch.zeros(80, dtype=torch.long)), "one class only"),
-        (own(classes="abc"), "no training image of class c"),
-        (own(torch.rand(20, 1, 8, 8), torch.arange(20) % 2), "use --batch-size 5"),
-        (own(torch.rand(0, 1, 8, 8), torch.arange(0)), "no train images"),
-    ],
-    ids=[
-        "nan",
-        "inf",
-        "label too high",
-        "label below 0",
-        "one class",
-        "empty class",
-        "few",
-        "none",
-    ],
-)
-def test_data_that_would_waste_a_run_is_refused_before_it(data, words, tmp_path):
-    with pytest.raises(Problem, match=words):
-        train(SMALL, tmp_path / "run", data=data)
-    assert not (tmp_path / "run" / rc.CHECKPOINT).exists()
-
-
-# --------------------------------------------------------------------------- the run
 
 
 def test_the_folder_holds_all_that_is_promised(finished):
@@ -315,7 +108,7 @@ def test_a_run_that_was_cut_short_ends_as_the_whole_one(settings, tmp_path, monk
     # saves in the middle of epochs
     recipe = SMALL.changed(epochs=12, train_limit=640, **settings)
     whole = train(recipe, tmp_path / "whole", log=("csv",), progress=False)
-    real, rounds = rc.Watch.__call__, []
+    real, rounds = running.Watch.__call__, []
 
     def cut(watch, run, row):
         rounds.append(row)
@@ -323,11 +116,11 @@ def test_a_run_that_was_cut_short_ends_as_the_whole_one(settings, tmp_path, monk
             raise SystemExit
         return real(watch, run, row)
 
-    monkeypatch.setattr(rc.Watch, "__call__", cut)
-    monkeypatch.setattr(rc, "updates", lambda *_: (10, 12))
+    monkeypatch.setattr(running.Watch, "__call__", cut)
+    monkeypatch.setattr(running, "updates", lambda *_: (10, 12))
     with pytest.raises(SystemExit):
         train(recipe, tmp_path / "cut", log=("csv",), progress=False)
-    step = torch.load(tmp_path / "cut" / rc.CHECKPOINT, weights_only=True)["step"]
+    step = torch.load(tmp_path / "cut" / CHECKPOINT, weights_only=True)["step"]
     assert step == 30
     again = train(recipe, tmp_path / "cut", resume=True, log=("csv",), progress=False)
     assert torch.equal(weights(again.model), weights(whole.model))
@@ -371,7 +164,7 @@ def test_what_the_machine_lacks_is_said_before_any_work(monkeypatch, tmp_path):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     with pytest.raises(Problem, match="fp16 does nothing on a CPU"):
         train(SMALL.changed(precision="fp16"), tmp_path / "run")
-    monkeypatch.setattr(rc, "get_available_trackers", lambda: [])
+    monkeypatch.setattr(running, "get_available_trackers", lambda: [])
     with pytest.raises(Problem, match="pip install tensorboard"):
         train(SMALL, tmp_path / "run", log=("csv", "tensorboard"))
     assert not (tmp_path / "run").exists()
@@ -380,7 +173,9 @@ def test_what_the_machine_lacks_is_said_before_any_work(monkeypatch, tmp_path):
 def test_the_card_names_the_images_and_how_they_were_held_out(
     tmp_path, monkeypatch, capsys
 ):
-    data = own(classes=("a|b", "ひ"))
+    images, labels = torch.rand(80, 1, 8, 8), torch.arange(80) % 2
+    rows, one, zero = Split(images, labels), torch.ones(1), torch.zeros(1)
+    data = ImageData("own", rows, rows, rows, ("a|b", "ひ"), zero, one)
     train(SMALL, tmp_path / "run", data=data, progress=False)
     card = (tmp_path / "run" / "MODEL_CARD.md").read_text(encoding="utf-8")
     assert "mlp on own" in card and "tested on own alone" in card and r"a\|b, ひ" in card
@@ -407,10 +202,10 @@ def test_a_pickle_in_place_of_a_checkpoint_runs_no_code(tmp_path):
     evil = Malicious()
     evil.path = str(tmp_path / "owned")
     for content in (pickle.dumps(evil), pickle.dumps({"format": 1, "model": evil})):
-        (folder / rc.CHECKPOINT).write_bytes(content)
+        (folder / CHECKPOINT).write_bytes(content)
         with pytest.raises(ValueError, match="cannot be read as a checkpoint"):
             train(SMALL, folder, resume=True, progress=False)
-    torch.save({"format": 1, "facts": evil}, folder / rc.CHECKPOINT)
+    torch.save({"format": 1, "facts": evil}, folder / CHECKPOINT)
     with pytest.raises(ValueError, match="cannot be read as a checkpoint"):
         train(SMALL, folder, resume=True, progress=False)
     (folder / "model.safetensors").write_bytes(pickle.dumps(evil))
@@ -434,13 +229,13 @@ def test_a_pickle_in_place_of_a_checkpoint_runs_no_code(tmp_path):
     ids=["a setting", "a choice", "other weights", "no classes", "foreign"],
 )
 def test_weights_of_another_version_say_which_version_reads_them(change, words, tmp_path):
-    facts = {"format": rc.FORMAT, "version": "0.0.7", "recipe": {"model": "mlp"}, "channels": 1,
+    facts = {"format": FORMAT, "version": "0.0.7", "recipe": {"model": "mlp"}, "channels": 1,
              "size": 8, "classes": list("ab")}  # fmt: skip
     model = build_model(Recipe(model="mlp"), 1, 8, 2)
-    rc.save_model(model, tmp_path / "model.safetensors", facts)
+    save_model(model, tmp_path / "model.safetensors", facts)
     assert load_model(tmp_path)[1] == facts
     other = change and facts | change
-    rc.save_model(model, tmp_path / "model.safetensors", other)
+    save_model(model, tmp_path / "model.safetensors", other)
     with pytest.raises(Problem, match=words) as caught:
         load_model(tmp_path)
     assert len(str(caught.value).splitlines()) == 1
@@ -451,7 +246,7 @@ def test_cut_short_foreign_and_older_files_are_refused(tmp_path):
     train(SMALL, folder, progress=False)
     for name, reader in (
         ("model.safetensors", lambda: load_model(folder)),
-        (rc.CHECKPOINT, lambda: train(SMALL, folder, resume=True, progress=False)),
+        (CHECKPOINT, lambda: train(SMALL, folder, resume=True, progress=False)),
     ):
         whole = (folder / name).read_bytes()
         for content in (whole[: len(whole) // 2], whole[:3], b"", b"GIF89a" + whole):
@@ -460,8 +255,8 @@ def test_cut_short_foreign_and_older_files_are_refused(tmp_path):
                 reader()
         (folder / name).write_bytes(whole)
         reader()
-    state = torch.load(folder / rc.CHECKPOINT, weights_only=True)
-    torch.save(state | {"format": 99}, folder / rc.CHECKPOINT)
+    state = torch.load(folder / CHECKPOINT, weights_only=True)
+    torch.save(state | {"format": 99}, folder / CHECKPOINT)
     with pytest.raises(ValueError, match="has format 99"):
         train(SMALL, folder, resume=True, progress=False)
     path = folder / "model.safetensors"

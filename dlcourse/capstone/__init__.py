@@ -1,0 +1,1 @@
+"""The command that trains with all sixteen techniques, and what it leaves behind."""

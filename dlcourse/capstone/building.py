@@ -1,0 +1,177 @@
+"""From a recipe to its parts: network, optimizer, schedule, variants of images, loss."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dlcourse import data_augmentation as da
+from dlcourse import initialization, learning_rate_decay, lr_schedulers
+from dlcourse.capstone.settings import Recipe
+from dlcourse.lab.datasets import ImageData
+from dlcourse.regularization import Dropout, param_groups
+from dlcourse.warmup import WarmupWrapper
+
+ACTIVATIONS = {
+    "relu": nn.ReLU, "leaky_relu": nn.LeakyReLU, "gelu": nn.GELU, "silu": nn.SiLU,
+    "tanh": nn.Tanh, "sigmoid": nn.Sigmoid, "none": nn.Identity,
+}  # fmt: skip
+RULES = {
+    "kaiming": initialization.kaiming_normal_,
+    "xavier": initialization.xavier_normal_,
+    "orthogonal": initialization.orthogonal_,
+}
+
+
+class Block(nn.Module):
+    """x plus twice (norm, activation, 3x3 convolution) of x."""
+
+    def __init__(self, width: int, norm: str, activation: type[nn.Module]) -> None:
+        super().__init__()
+        self.branch = nn.Sequential(
+            _norm(norm, width), activation(), nn.Conv2d(width, width, 3, padding=1),
+            _norm(norm, width), activation(), nn.Conv2d(width, width, 3, padding=1),
+        )  # fmt: skip
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.branch(x)
+
+
+def _norm(name: str, width: int) -> nn.Module:
+    if name == "group":
+        return nn.GroupNorm(math.gcd(width, 4), width)
+    return nn.BatchNorm2d(width) if name == "batch" else nn.Identity()
+
+
+def build_model(recipe: Recipe, channels: int, size: int, classes: int) -> nn.Module:
+    """Return the network of a recipe, for square images, with torch's own weights.
+
+    The CNN has a stem, which halves the grid of images of 24 pixels or more, `blocks`
+    residual blocks, a convolution that halves the grid and doubles the width, and
+    `blocks` more.
+    """
+    width, act = recipe.width, ACTIVATIONS[recipe.activation]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.seed)
+        if recipe.model == "mlp":
+            sizes = [channels * size * size] + [8 * width] * recipe.blocks
+            layers: list[nn.Module] = [nn.Flatten()]
+            for fan_in, fan_out in zip(sizes, sizes[1:], strict=False):
+                layers += [nn.Linear(fan_in, fan_out), act()]
+            layers += [Dropout(recipe.dropout), nn.Linear(sizes[-1], classes)]
+        else:
+            stem = nn.Conv2d(channels, width, 3, padding=1, stride=2 if size >= 24 else 1)
+            layers = [
+                stem,
+                *(Block(width, recipe.norm, act) for _ in range(recipe.blocks)),
+            ]
+            layers += [_norm(recipe.norm, width), act()]
+            layers += [nn.Conv2d(width, 2 * width, 3, padding=1, stride=2)]
+            layers += [Block(2 * width, recipe.norm, act) for _ in range(recipe.blocks)]
+            layers += [_norm(recipe.norm, 2 * width), act()]
+            layers += [nn.AdaptiveAvgPool2d(1), nn.Flatten(), Dropout(recipe.dropout)]
+            layers += [nn.Linear(2 * width, classes)]
+        return nn.Sequential(*layers)
+
+
+def initialize(model: nn.Module, recipe: Recipe, images: Tensor) -> nn.Module:
+    """Fill the weights by the rule that the recipe names; a residual branch starts small.
+
+    `images` (n, c, h, w) are training rows, by which "lsuv" sets the scales.
+    """
+    generator = torch.Generator().manual_seed(recipe.seed)
+    if recipe.init == "lsuv":
+        return initialization.lsuv_(model, images, generator=generator)
+    if recipe.init != "default":
+        initialization.initialize_(model, RULES[recipe.init], generator)
+        with torch.no_grad():
+            for module in model.modules():
+                if isinstance(module, Block):
+                    module.get_parameter("branch.5.weight").mul_(
+                        (2 * recipe.blocks) ** -0.5
+                    )
+    return model
+
+
+def build_optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
+    """Return the optimizer; biases, norms and the like do not decay.
+
+    SGD has momentum .9; its decay is in the gradient, so it is times the learning rate.
+    """
+    groups = param_groups(model, recipe.weight_decay)
+    if recipe.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=recipe.lr)
+    return torch.optim.SGD(groups, lr=recipe.lr, momentum=0.9)
+
+
+def build_schedule(recipe: Recipe, steps: int) -> Callable[[int], float]:
+    """Return the factor on the rate for each of `steps` updates: warm-up, then decay."""
+    warm = round(recipe.warmup * steps)
+    left = max(1, steps - warm)
+    shapes = {
+        "constant": lambda: learning_rate_decay.constant(),
+        "cosine": lambda: lr_schedulers.cosine(left),
+        "linear": lambda: learning_rate_decay.polynomial_decay(left),
+        "step": lambda: lr_schedulers.multi_step_decay(
+            [max(1, left // 2), max(1, left * 3 // 4)], 0.1
+        ),
+        "exponential": lambda: learning_rate_decay.exponential_decay(0.01 ** (1 / left)),
+        "wsd": lambda: lr_schedulers.wsd(left, cooldown_steps=left // 5),
+    }
+    return WarmupWrapper(shapes[recipe.schedule](), warm, start=1 / (warm + 1))
+
+
+def build_transform(recipe: Recipe, data: ImageData, generator: torch.Generator):
+    """Return what `fit` does to a batch, or None; each image has a decision of its own.
+
+    All processes draw whole batches, so `generator` must be seeded alike on all of them.
+    """
+    if recipe.augment == "none":
+        return None
+    if recipe.augment == "mixup":
+
+        def mix(images, labels, generator):
+            return da.mixup(
+                images, labels, data.num_classes, alpha=0.2, generator=generator
+            )
+
+        return da.on_batches(mix=mix, generator=generator)
+    black: Any = ((0 - data.mean) / data.std).tolist()
+    side = max(1, data.size // 8)
+    share = side / data.size
+    shift = da.RandomCrop(padding=side, fill=black)
+    colours = {"colour": da.ColorJitter(0.3, 0.3, 0.3), "trivial": da.TrivialAugment()}
+
+    def colour(images: Tensor, generator: torch.Generator) -> Tensor:  # it wants [0, 1]
+        mean, std = (v.to(images).view(-1, 1, 1) for v in (data.mean, data.std))
+        pixels = colours[recipe.augment]((images * std + mean).clamp(0, 1), generator)
+        return (pixels - mean) / std
+
+    steps = {
+        "shift": [shift],
+        "flip": [shift, da.RandomHorizontalFlip()],
+        "affine": [da.RandomAffine(10, (share, share), (0.9, 1.1), fill=black)],
+        "colour": [colour, shift],
+        "trivial": [colour, shift],
+    }
+    return da.on_batches(da.Compose(steps[recipe.augment]), generator=generator)
+
+
+def updates(recipe: Recipe, rows: int) -> tuple[int, int]:
+    """Return (updates an epoch, epochs): those of the recipe, or for 40,000 images."""
+    epochs = recipe.epochs or max(3, round(40_000 / rows))
+    return math.ceil(rows / recipe.batch_size), epochs
+
+
+def loss_function(recipe: Recipe) -> Callable[[Tensor, Tensor], Tensor]:
+    """Return cross entropy, smoothed as the recipe says; targets may be probabilities."""
+
+    def loss(outputs: Tensor, targets: Tensor) -> Tensor:
+        return F.cross_entropy(outputs, targets, label_smoothing=recipe.label_smoothing)
+
+    return loss

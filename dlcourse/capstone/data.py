@@ -1,0 +1,93 @@
+"""The images of a recipe: read, split, normalised, and checked before any work begins."""
+
+from __future__ import annotations
+
+import torch
+
+from dlcourse.capstone.settings import Problem, Recipe
+from dlcourse.data_splitting import train_val_test_split
+from dlcourse.lab.datasets import ImageData, load
+
+AS_OPTIONS = {  # what the loader advises, and the same as options of the command
+    "pass skip_corrupt=True.": "leave them out with --skip-corrupt.",
+    "lay the images out as root/<class>/<image> and pass root=..., or set DLCOURSE_ROOT": (
+        "put the images of each class into a folder of its own, PATH/<class>/<image>, and give "
+        "--data folder PATH"
+    ),
+}
+
+
+def load_data(recipe: Recipe) -> ImageData:
+    """Return the images of a recipe, split and normalised; else raise Problem."""
+    elsewhere = recipe.split != "stratified"
+    try:
+        data = load(
+            recipe.data, recipe.root, size=recipe.size, validation=recipe.validation,
+            test=recipe.test, seed=recipe.seed, skip_corrupt=recipe.skip_corrupt,
+            train_limit=None if elsewhere else recipe.train_limit, normalize=not elsewhere,
+        )  # fmt: skip
+        if elsewhere:
+            data = _cut_elsewhere(data, recipe)
+    except (ValueError, OSError) as error:
+        said = " ".join(str(error).split())
+        for there, here in AS_OPTIONS.items():
+            said = said.replace(there, here)
+        raise Problem(said) from error
+    check_data(data, recipe)
+    return data
+
+
+def _cut_elsewhere(data: ImageData, recipe: Recipe) -> ImageData:
+    parts = (data.train, data.validation, data.test)
+    groups = (
+        torch.cat([part.groups for part in parts if part.groups is not None])
+        if recipe.split == "group"
+        else None
+    )
+    train, *held = train_val_test_split(
+        sum(map(len, parts)),
+        recipe.validation,
+        recipe.test,
+        groups=groups,
+        seed=recipe.seed,
+    )
+    limit = recipe.train_limit or len(train)
+    if limit > len(train):
+        raise Problem(
+            f"train_limit={limit}: give at most {len(train)}, the training images"
+        )
+    return data.with_split(train[:limit], *held)
+
+
+def check_data(data: ImageData, recipe: Recipe) -> None:
+    """Raise Problem for images that would waste a run: NaN, wrong labels, too few."""
+    for name in ("train", "validation", "test"):
+        part = getattr(data, name)
+        if len(part) == 0:
+            raise Problem(
+                f"there are no {name} images: hold out another share, or add images"
+            )
+        if not part.images.isfinite().all():
+            bad = int((~part.images.flatten(1).isfinite().all(1)).sum())
+            raise Problem(
+                f"{bad} {name} images hold NaN or infinity: mend or remove them"
+            )
+        low, high = int(part.labels.min()), int(part.labels.max())
+        if low < 0 or high >= data.num_classes:
+            raise Problem(
+                f"{name} labels run from {low} to {high}, but {data.num_classes} classes are "
+                f"numbered 0 to {data.num_classes - 1}: renumber them"
+            )
+    if data.num_classes < 2 or len(data.train.labels.unique()) < 2:
+        raise Problem("the training images show one class only: add images of another")
+    missing = set(range(data.num_classes)) - set(data.train.labels.tolist())
+    if missing:
+        names = ", ".join(data.classes[number] for number in sorted(missing))
+        raise Problem(
+            f"no training image of class {names}: add some, or remove the class"
+        )
+    if len(data.train) < recipe.batch_size:
+        raise Problem(
+            f"{len(data.train)} training images are fewer than batch_size={recipe.batch_size}: "
+            f"use --batch-size {max(1, len(data.train) // 4)}"
+        )

@@ -1,0 +1,196 @@
+"""The folder of a run: what may go into it, and what a finished run leaves there."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import platform
+import re
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from dlcourse import __version__
+from dlcourse.capstone.building import build_model
+from dlcourse.capstone.card import draw_curves, model_card
+from dlcourse.capstone.report import (
+    SHOWN_CLASSES,
+    confusion_matrix,
+    draw_confusion,
+    draw_hardest,
+    write_confusion,
+    write_predictions,
+)
+from dlcourse.capstone.result import Result
+from dlcourse.capstone.settings import Problem, Recipe
+from dlcourse.lab.datasets import ImageData
+from dlcourse.lab.training import replacing
+
+FORMAT = 1  # of the folder that a run leaves
+CHECKPOINT = "resume.pt"
+SEARCH = r"untuned\.toml|tune\.csv"  # what --tune leaves before the run
+PART = r"\.probe\d+|.*\.part\d+"  # files that a killed process leaves half written
+PACKAGES = ("torch", "torchvision", "accelerate", "numpy", "safetensors")
+
+
+def refuse_used(folder: Path, resume: bool, name: str = "recipe.toml") -> None:
+    """Raise Problem where a run cannot go into a folder because of what it holds."""
+    if (folder / name).exists():
+        if not resume:
+            raise Problem(
+                f"{folder} holds a run: continue it with --resume, or choose another --out"
+            )
+    elif folder.is_dir():
+        if not all(
+            re.fullmatch(rf"{SEARCH}|{PART}", path.name) for path in folder.iterdir()
+        ):
+            raise Problem(f"{folder} holds other files: choose a new folder with --out")
+
+
+def open_folder(
+    folder: Path, recipe: Recipe, resume: bool, name: str = "recipe.toml"
+) -> None:
+    """Store the recipe in a new folder, or see that it is the one stored there.
+
+    Raises Problem where it is another one, or where the folder may not be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".probe{os.getpid()}"
+        probe.write_bytes(b"x" * 4096)
+        probe.unlink()
+    except OSError as error:
+        raise Problem(
+            f"cannot write to {folder} ({error.strerror}): choose another folder with --out"
+        ) from error
+    stored = folder / name
+    begun = stored.exists()
+    refuse_used(folder, resume, name)
+    if begun:
+        before = Recipe.from_toml(stored.read_text(encoding="utf-8"), str(stored))
+        old, new = before.model_dump(), recipe.model_dump()
+        other = [name for name in new if old[name] != new[name]]
+        if other:
+            changes = ", ".join(f"{name} was {old[name]!r}" for name in other)
+            raise Problem(
+                f"{folder} holds a run of another recipe ({changes}): leave such options out to "
+                f"go on with it, or choose another --out"
+            )
+    for path in folder.rglob("*"):
+        if re.fullmatch(PART, path.name):
+            path.unlink(missing_ok=True)
+    if not begun:
+        with replacing(stored) as file:
+            file.write(recipe.to_toml().encode())
+
+
+def save_model(model: nn.Module, path: Path, facts: Mapping) -> None:
+    """Write weights and buffers to a safetensors file, with `facts` in its header."""
+    state = {
+        name: tensor.detach().cpu().contiguous()
+        for name, tensor in model.state_dict().items()
+    }
+    with replacing(path) as file:
+        # one entry: their order varies
+        file.write(save(state, {"dlcourse": json.dumps(facts)}))
+
+
+def load_model(folder: str | os.PathLike[str]) -> tuple[nn.Module, dict]:
+    """Return (model in evaluation mode, facts) of a run; no code of the file is run.
+
+    Raises Problem where the file is missing, cut short, foreign, or of another version.
+    """
+    folder = Path(folder)
+    path = folder / "model.safetensors"
+    if not path.exists():
+        raise Problem(
+            f"{folder} has no model.safetensors: train with --out, or finish with --resume"
+        )
+    try:
+        with safe_open(str(path), "pt") as file:
+            facts = json.loads((file.metadata() or {}).get("dlcourse", "null"))
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError) as error:
+        raise Problem(
+            f"{path} is no whole safetensors file ({error}): train again"
+        ) from error
+    if not isinstance(facts, dict) or "format" not in facts:
+        raise Problem(f"{path} was not written by dlcourse: train with --out to make one")
+    advice = f"install dlcourse {facts.get('version', 'of the time')}, or train again"
+    if facts["format"] != FORMAT:
+        raise Problem(
+            f"{path} has format {facts['format']}, this version reads {FORMAT}: {advice}"
+        )
+    try:
+        recipe = Recipe.from_values(facts["recipe"], "its recipe")
+        model = build_model(
+            recipe, facts["channels"], facts["size"], len(facts["classes"])
+        )
+        model.load_state_dict(state)
+    except (Problem, KeyError, TypeError, RuntimeError) as error:
+        why = str(error).strip().splitlines()[0]
+        raise Problem(f"{path} is of another version ({why}): {advice}") from error
+    return model.eval(), facts
+
+
+def leave(folder: Path, recipe: Recipe, data: ImageData, result: Result) -> None:
+    """Write all that a finished run leaves beside its recipe and its checkpoint."""
+    # to hand on, without paths
+    shown = recipe.changed(root=recipe.root and Path(recipe.root).name)
+    facts = {
+        "format": FORMAT, "version": __version__, "recipe": shown.model_dump(),
+        "channels": data.channels, "size": data.size, "classes": list(data.classes),
+        "mean": data.mean.tolist(), "std": data.std.tolist(),
+    }  # fmt: skip
+    save_model(result.model, folder / "model.safetensors", facts)
+    result.history.to_csv(folder / "history.csv")
+    with open(folder / "validation.csv", "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, ["step", "loss", "accuracy", "count"])
+        writer.writeheader()
+        writer.writerows(result.history.validation)
+    for name, values in (("versions", versions()), ("result", result.numbers())):
+        (folder / f"{name}.json").write_text(
+            json.dumps(values, indent=2) + "\n", encoding="utf-8"
+        )
+    draw_curves(result.history, folder / "curves.png")
+    counts = leave_report(folder, data, result)
+    card = model_card(folder, recipe, data, result, counts)
+    (folder / "MODEL_CARD.md").write_text(card, encoding="utf-8")
+
+
+def leave_report(folder: Path, data: ImageData, result: Result) -> Tensor:
+    """Write which test images are wrong; return the confusion matrix of the classes.
+
+    predictions.csv has the images, the hardest first; the others are confusion and
+    hardest.
+    """
+    images, labels = data.test.tensors()
+    shares = result.probabilities
+    counts = confusion_matrix(labels, shares.argmax(1), data.num_classes)
+    order = shares[torch.arange(len(labels)), labels].argsort(stable=True)
+    files = data.test.files or [f"test row {row}" for row in range(len(labels))]
+    names = [files[row] for row in order.tolist()]
+    write_predictions(
+        folder / "predictions.csv", names, shares[order], data.classes, labels[order]
+    )
+    write_confusion(folder / "confusion.csv", counts, data.classes)
+    if data.num_classes <= SHOWN_CLASSES:
+        draw_confusion(folder / "confusion.png", counts, data.classes)
+    draw_hardest(
+        folder / "hardest.png", data.denormalize(images), labels, shares, data.classes
+    )
+    return counts
+
+
+def versions() -> dict:
+    """Return what the run depended on: Python, packages, machine."""
+    found = {"dlcourse": __version__, "python": platform.python_version()}
+    found |= {name: version(name) for name in PACKAGES}
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+    return found | {"system": platform.platform(), "device": device}

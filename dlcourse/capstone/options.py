@@ -1,0 +1,182 @@
+"""The options of the command: one for each setting, made from the settings themselves.
+
+jsonargparse gives each setting its option, its type and its place in the help. What it
+refuses is said in the words of `settings`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from jsonargparse import ArgumentParser, Namespace
+
+from dlcourse.capstone.settings import GROUPS, Problem, Recipe, choices
+
+SCREEN = 100  # columns of the help
+OPTION = r"--[\w-]+"
+
+
+def dashes(text: str) -> str:
+    """Return a text with its options as they are shown: --weight-decay."""
+    return re.sub(OPTION, lambda found: found[0].replace("_", "-"), text)
+
+
+def underscores(argument: str) -> str:
+    """Return an argument, its option called like the setting: --weight_decay."""
+    name, equals, value = argument.partition("=")
+    if re.fullmatch(OPTION, name):
+        name = "--" + name[2:].replace("-", "_")
+    return name + equals + value
+
+
+class OneScreen(argparse.HelpFormatter):
+    """Help in two columns: the choices and the default of a setting after its text."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=30, width=SCREEN)
+
+    def _format_args(self, action, default_metavar) -> str:
+        if action.nargs == "+":
+            return f"{action.metavar} ..."
+        if action.choices or str(action.metavar).startswith("{"):
+            return "NAME"
+        return super()._format_args(action, "VALUE")
+
+    def _format_action_invocation(self, action) -> str:
+        return dashes(super()._format_action_invocation(action))
+
+    def _get_help_string(self, action) -> str:
+        text, metavar = str(action.help), str(action.metavar)
+        if metavar.startswith("{"):
+            text += ": " + metavar.strip("{}").replace(",", ", ")
+        shown = action.default not in (None, [], argparse.SUPPRESS) and action.nargs != 0
+        return f"{text} (%(default)s)" if shown else text
+
+
+class OneLine(ArgumentParser):
+    """A parser whose errors are one line, with the option that was probably meant."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Raise Problem: what is wrong and what to do."""
+        value = re.match(r'Parser key "(\w+)":.*Got value: (.*)', message, re.DOTALL)
+        if value and value[1] in Recipe.model_fields:
+            Recipe.from_values({value[1]: value[2]}, "the command line", strict=False)
+        if value:
+            message = f"--{value[1]} takes no {value[2]}"
+        unknown = re.search(rf"unrecognized arguments: ({OPTION})", message)
+        known = self._option_string_actions
+        near = difflib.get_close_matches(unknown[1], known, 1) if unknown else []
+        advice = f"did you mean {near[0]}? " if near else ""
+        raise Problem(dashes(f"{message}; {advice}--help lists all options")) from ex
+
+
+def parser(stored: Mapping[str, Any] | None = None) -> OneLine:
+    """Return the parser: the command's own options, and one for each setting.
+
+    `stored`: values that stand in place of the defaults.
+    """
+    command = OneLine(
+        prog="dlcourse-train",
+        usage="dlcourse-train [--data digits|mnist|fashion_mnist|cifar10|folder PATH] [options]",
+        description="Train an image classifier. Without options: the digits, in seconds.",
+        formatter_class=OneScreen,
+        allow_abbrev=False,
+        add_help=False,
+    )
+    add = command.add_argument_group("run").add_argument
+    add("-h", "--help", action="help", help="show this list and stop")
+    add("--data", nargs="+", metavar="DATA", default="digits", help="images to learn")
+    add("--config", metavar="FILE", help="read settings from TOML; options go first")
+    add("--out", metavar="DIR", help="the run's folder (runs/DATA, then runs/DATA-2 ...)")
+    add("--resume", action="store_true", help="go on with the run in --out")
+    add("--dry_run", action="store_true", help="print the plan and stop")
+    add(
+        "--log",
+        nargs="+",
+        metavar="TRACKER",
+        default=[],
+        help="write to csv, tensorboard, ...",
+    )
+    add("--tune", type=int, metavar="N", help="search N settings first, by validation")
+    add("--compress", nargs="+", metavar="HOW", help="smaller: prune, quantize, distil")
+    add("--ablate", action="store_true", help="what each technique contributes")
+    add("--seeds", type=int, metavar="N", help="seeds of each arm of --ablate (5)")
+    for group in GROUPS:
+        command.add_class_arguments(group, skip={"data", "skip_corrupt"})
+    add = (command.groups or {})["Data"].add_argument
+    add("--skip_corrupt", action="store_true", help="leave unreadable images out")
+    if stored:
+        command.set_defaults(dict(stored))
+    return command
+
+
+def read(arguments: Sequence[str]) -> tuple[Namespace, Recipe]:
+    """Return (the command's own options, the recipe), from the command line and --config.
+
+    Raises Problem for options and settings that cannot be.
+    """
+    given = [underscores(argument) for argument in arguments]
+    options = parser().parse_args(given)
+    if options.seeds is not None and not options.ablate:
+        raise Problem("--seeds goes with --ablate; --seed chooses the seed of one run")
+    options.seeds = 5 if options.seeds is None else options.seeds
+    if options.resume and options.out is None:
+        raise Problem("--resume needs --out, the folder of the run to go on with")
+    before = stored_settings(options)
+    world = os.environ.get("WORLD_SIZE")
+    if world:  # torchrun or accelerate launch: the recipe stores what is true
+        before["processes"] = int(world)
+    values = parser(before).parse_args(given).as_dict()
+    if world and values["processes"] != int(world):
+        raise Problem(
+            f"--processes {values['processes']}, but {world} were launched: leave it out"
+        )
+    if isinstance(values["data"], list):
+        values |= chosen_data(*values["data"])
+    settings = {name: values[name] for name in Recipe.model_fields}
+    recipe = Recipe.from_values(settings, "the command line")
+    if recipe.data != "digits":  # so that the run goes on from another folder too
+        root = Path(recipe.root or os.environ.get("DLCOURSE_ROOT") or "data")
+        recipe = recipe.changed(root=str(root.absolute()))
+    return options, recipe
+
+
+def chosen_data(name: str, *path: str) -> dict[str, str]:
+    """Return the settings for the words after --data: a name, or folder and a path."""
+    names = choices("data")
+    if name not in names and Path(name).is_dir():
+        raise Problem(
+            f"--data {name}: write --data folder {name}, with one folder a class"
+        )
+    if len(path) > 1 or (path and name != "folder"):
+        raise Problem(
+            f"--data {name} {' '.join(path)}: only folder takes one path after it"
+        )
+    return {"data": name, "root": path[0]} if path else {"data": name}
+
+
+def stored_settings(options: Namespace) -> dict[str, Any]:
+    """Return the settings of --config, or of the run that --resume goes on with."""
+    stored = options.config
+    if stored is None and options.resume:
+        untuned = Path(options.out) / "untuned.toml"
+        stored = Path(options.out) / "recipe.toml"
+        if untuned.exists() and (options.tune or not stored.exists()):
+            stored = untuned
+        if not stored.exists():
+            raise Problem(
+                f"{options.out} holds no run to resume: leave --resume out to start one"
+            )
+    if stored is None:
+        return {}
+    try:
+        text = Path(stored).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise Problem(f"cannot read {stored} ({error}): name a TOML file") from error
+    return Recipe.from_toml(text, str(stored)).model_dump()

@@ -1,0 +1,237 @@
+"""One training run, carried out as its recipe says.
+
+`train` takes data, network, optimizer and schedule from `building`, hands them to
+`lab.training.fit`, and leaves a folder from which the run can be understood, repeated and
+loaded without running code.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.tracking import GeneralTracker, get_available_trackers, on_main_process
+
+from dlcourse.capstone.building import (
+    build_model,
+    build_optimizer,
+    build_schedule,
+    build_transform,
+    initialize,
+    loss_function,
+    updates,
+)
+from dlcourse.capstone.data import check_data, load_data
+from dlcourse.capstone.folder import CHECKPOINT, leave, open_folder
+from dlcourse.capstone.result import Result, examine
+from dlcourse.capstone.settings import Problem, Recipe
+from dlcourse.data_loading import seed_worker
+from dlcourse.gradient_clipping import clipping_step
+from dlcourse.lab.datasets import ImageData
+from dlcourse.lab.launching import launch
+from dlcourse.lab.training import fit, replacing
+from dlcourse.regularization import EarlyStopping
+
+YEAR = 366 * 24 * 3600.0  # seconds: a launch needs a limit, and training has none
+
+
+class Watch:
+    """Looks at each validation: logs it, keeps the best weights, says when to stop.
+
+    Its state goes into the checkpoint, so that a resumed run remembers them.
+    """
+
+    def __init__(
+        self, recipe: Recipe, generator: torch.Generator, trackers: Accelerator | None
+    ):
+        self.stopper = EarlyStopping(recipe.patience) if recipe.patience else None
+        self.generator, self.trackers = generator, trackers
+
+    def __call__(self, run, row: dict) -> bool:
+        if self.trackers is not None:
+            values = {f"validation_{name}": row[name] for name in ("loss", "accuracy")}
+            values["lr"] = run.optimizer.param_groups[0]["lr"]
+            self.trackers.log(values, step=row["step"])
+        model = run.accelerator.unwrap_model(run.model)
+        return self.stopper is not None and self.stopper(row["loss"], model)
+
+    def state_dict(self) -> dict:
+        """Return the generator's state, and what early stopping remembers."""
+        stopper = self.stopper.state_dict() if self.stopper else None
+        return {"generator": self.generator.get_state(), "stopper": stopper}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Take up what `state_dict` returned."""
+        self.generator.set_state(state["generator"])
+        if self.stopper and state["stopper"]:
+            self.stopper.load_state_dict(state["stopper"])
+
+
+def train(
+    recipe: Recipe,
+    out: str | Path | None = None,
+    *,
+    resume: bool = False,
+    data: ImageData | None = None,
+    log: tuple[str, ...] = (),
+    progress: bool | None = None,
+) -> Result:
+    """Carry out a recipe in this process (or as one of several), and return the result.
+
+    `out`: a folder for all that the run leaves; None leaves nothing. With `resume` a run
+    that was cut short is continued from its last checkpoint, to the bit. `data`: images
+    of your own, in place of those that the recipe names. `log`: trackers of Accelerate,
+    such as "tensorboard".
+
+    Raises Problem for what cannot work, before any work is done. Invariants: the same
+    recipe gives the same weights to the bit on the same CPU; so does a run that was
+    killed and resumed.
+    """
+    check_machine(recipe, log)
+    torch.set_num_threads(recipe.threads)
+    torch.set_flush_denormal(True)
+    folder = None if out is None else Path(out)
+    rank = int(os.environ.get("RANK", 0))
+    main = rank == 0
+    if folder is not None and main:
+        open_folder(folder, recipe, resume)
+    if data is None:
+        data = load_data(recipe)
+    else:
+        check_data(data, recipe)
+    model = build_model(recipe, data.channels, data.size, data.num_classes)
+    initialize(model, recipe, data.train.images[:256])
+    per_epoch, epochs = updates(recipe, len(data.train))
+    steps = per_epoch * epochs
+    # dropout: other masks on other processes
+    torch.manual_seed(recipe.seed * 1009 + rank)
+    generator = torch.Generator().manual_seed(recipe.seed + 1)
+    trackers = (
+        _trackers(recipe, folder, log) if log and folder is not None and main else None
+    )
+    watch = Watch(recipe, generator, trackers)
+    history = fit(
+        model, _source(recipe, data), build_optimizer(recipe, model), steps=steps,
+        batch_size=recipe.batch_size, loss_fn=loss_function(recipe),
+        schedule=build_schedule(recipe, steps), step=clipping_step(recipe.max_norm),
+        transform=build_transform(recipe, data, generator), seed=recipe.seed,
+        accumulation_steps=recipe.accumulation_steps, mixed_precision=recipe.precision,
+        validation=data.validation, validate_every=per_epoch,
+        checkpoint=folder and folder / CHECKPOINT, save_every=folder and max(10, per_epoch // 4),
+        resume=resume, progress=progress, watch=watch,
+    )  # fmt: skip
+    if watch.stopper is not None and watch.stopper.best_round:
+        watch.stopper.restore(model)
+    result = examine(model, data, history)
+    if watch.stopper is not None:
+        result.best_epoch = watch.stopper.best_round or None
+    if trackers is not None:
+        numbers = {"test_accuracy": result.accuracy, "test_nll": result.nll}
+        trackers.log(numbers, step=len(history.loss))
+        trackers.end_training()
+    if folder is not None and main:
+        leave(folder, recipe, data, result)
+    return result
+
+
+def job(values: dict, out: str, log: list[str]) -> dict:
+    """Train as one of several processes, in a folder already checked; return the numbers."""
+    return train(Recipe(**values), out, resume=True, log=tuple(log)).numbers()
+
+
+def run(recipe: Recipe, folder: Path, options, data: ImageData) -> dict:
+    """Train here, or on the processes that the recipe asks for; return the numbers."""
+    if recipe.processes == 1 or "WORLD_SIZE" in os.environ:
+        resume, log = options.resume, options.log
+        return train(recipe, folder, resume=resume, data=data, log=log).numbers()
+    open_folder(folder, recipe, options.resume)
+    log = list(options.log)
+    arguments = {"values": recipe.model_dump(), "out": str(folder), "log": log}
+    cpu = not on_gpus(recipe)
+    found = launch(
+        job, recipe.processes, kwargs=arguments, timeout=YEAR, cpu=cpu, live=True
+    )
+    return found[0]
+
+
+def on_gpus(recipe: Recipe) -> bool:
+    """Tell whether each of the recipe's processes on this machine gets a GPU."""
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", recipe.processes))
+    return torch.cuda.device_count() >= here
+
+
+def check_machine(recipe: Recipe, log: Iterable[str] = ()) -> None:
+    """Raise Problem for float16 on a CPU, and for trackers that are not installed."""
+    if recipe.precision == "fp16" and not on_gpus(recipe):
+        raise Problem("precision fp16 does nothing on a CPU: use --precision bf16, or no")
+    ready = (
+        ["csv", *(tracker.value for tracker in get_available_trackers())] if log else []
+    )
+    for name in log:  # Accelerate leaves out, without a word, what is not installed
+        if name not in ready:
+            raise Problem(
+                f"--log {name}: choose from {', '.join(ready)}; another tracker has to be "
+                f"installed first, as in pip install tensorboard"
+            )
+
+
+def _source(recipe: Recipe, data: ImageData):
+    """Return the images in memory, or a loader with worker processes.
+
+    The workers start anew each epoch: lasting ones draw from the random state in their
+    first epoch only, so that a resumed run would not draw alike.
+    """
+    if not recipe.workers:
+        return data
+    return torch.utils.data.DataLoader(
+        torch.utils.data.TensorDataset(*data.train.tensors()), recipe.batch_size, shuffle=True,
+        num_workers=recipe.workers, worker_init_fn=seed_worker,
+    )  # fmt: skip
+
+
+class CSVTracker(GeneralTracker):
+    """A tracker of Accelerate that keeps log.csv: step, name, value.
+
+    What a resumed run says again replaces what it said before.
+    """
+
+    name, requires_logging_directory, tracker = "csv", False, None
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self.path, self.rows = folder / "log.csv", {("step", "name"): "value"}
+        if self.path.exists():
+            with open(self.path, newline="", encoding="utf-8") as file:
+                self.rows |= {
+                    (step, name): value for step, name, value in csv.reader(file)
+                }
+
+    @on_main_process
+    def log(self, values: dict, step: int | None = None, **_) -> None:
+        """Store the values of one step."""
+        self.rows |= {(str(step), name): value for name, value in values.items()}
+        text = "".join(
+            f"{step},{name},{value}\n" for (step, name), value in self.rows.items()
+        )
+        with replacing(self.path) as file:
+            file.write(text.encode())
+
+
+def _trackers(recipe: Recipe, folder: Path, log: tuple[str, ...]) -> Accelerator:
+    """Return an Accelerator that writes to the named trackers."""
+    known: list[Any] = [CSVTracker(folder) if name == "csv" else name for name in log]
+    try:
+        trackers = Accelerator(
+            log_with=known, project_dir=folder, mixed_precision=recipe.precision,
+            cpu=not torch.cuda.is_available(),
+        )  # fmt: skip
+        settings = recipe.model_dump(exclude_none=True)
+        trackers.init_trackers("trackers", config=settings)
+    except (ValueError, ImportError, RuntimeError) as error:
+        raise Problem(f"--log {' '.join(log)}: {' '.join(str(error).split())}") from error
+    return trackers

@@ -1,0 +1,232 @@
+"""The settings of one training run, each checked by its type and range.
+
+A `Recipe` is a flat list of settings in five groups, written to and read from a TOML
+file. The options of the command line are made from the same classes, by `cli`.
+"""
+
+from __future__ import annotations
+
+import math
+import tomllib
+from collections.abc import Mapping
+from typing import Any, Literal, Self, get_args, get_type_hints
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from dlcourse import __version__
+
+LARGEST = 1e38  # of a setting in float32
+
+
+class Problem(Exception):
+    """What keeps a run from starting or going on, in one line that says what to do."""
+
+
+class Group(BaseModel):
+    """What the groups have in common: no conversion of types, no unknown names."""
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
+
+
+class Data(Group):
+    """data"""
+
+    data: Literal["digits", "mnist", "fashion_mnist", "cifar10", "folder"] = Field(
+        "digits", description="images; folder takes a path"
+    )
+    root: str | None = Field(None, description="folder that holds the published sets")
+    size: int | None = Field(
+        None, ge=4, description="pixels a side to resize to; a folder gets 32 without"
+    )
+    train_limit: int | None = Field(
+        None, ge=1, description="use only so many training images"
+    )
+    skip_corrupt: bool = Field(False, description="leave unreadable images out")
+    split: Literal["stratified", "random", "group"] = Field(
+        "stratified", description="how rows are held out"
+    )
+    validation: float = Field(
+        0.15, ge=0.01, le=0.5, description="share held out to choose by"
+    )
+    test: float = Field(0.15, ge=0.01, le=0.5, description="share held out to report")
+    workers: int = Field(
+        0, ge=0, description="loader processes; 0 keeps images in memory"
+    )
+    augment: Literal["none", "shift", "flip", "affine", "colour", "trivial", "mixup"] = (
+        Field("shift", description="variants")
+    )
+
+
+class Model(Group):
+    """model"""
+
+    model: Literal["cnn", "mlp"] = Field("cnn", description="residual CNN or MLP")
+    width: int = Field(24, ge=1, description="channels (CNN), or units / 8 (MLP)")
+    blocks: int = Field(1, ge=1, description="residual blocks a stage, or MLP layers")
+    activation: Literal[
+        "relu", "leaky_relu", "gelu", "silu", "tanh", "sigmoid", "none"
+    ] = Field("relu", description="between layers")
+    norm: Literal["batch", "group", "none"] = Field(
+        "batch", description="after each convolution"
+    )
+    init: Literal["kaiming", "xavier", "orthogonal", "lsuv", "default"] = Field(
+        "kaiming", description="weights"
+    )
+
+
+class Regularization(Group):
+    """regularization"""
+
+    weight_decay: float = Field(
+        0.05, ge=0, le=LARGEST, description="decoupled, not on biases"
+    )
+    label_smoothing: float = Field(
+        0.0, ge=0, le=0.9, description="share of a label given to all classes"
+    )
+    dropout: float = Field(0.0, ge=0, le=0.95, description="before the last layer")
+    patience: int = Field(
+        0, ge=0, description="stop after so many epochs without gain; 0: never"
+    )
+
+
+class Optimization(Group):
+    """optimization"""
+
+    optimizer: Literal["adamw", "sgd"] = Field("adamw", description="which")
+    lr: float = Field(0.01, ge=1e-12, le=LARGEST, description="peak learning rate")
+    schedule: Literal["constant", "cosine", "linear", "step", "exponential", "wsd"] = (
+        Field("cosine", description="of the rate")
+    )
+    warmup: float = Field(0.05, ge=0, le=0.9, description="share of the run")
+    max_norm: float = Field(1.0, ge=1e-12, description="clip gradients to; inf never")
+    batch_size: int = Field(
+        64, ge=1, description="images an update, of all processes together"
+    )
+    epochs: int | None = Field(
+        None, ge=1, description="passes (enough for 40,000 images, at least 3)"
+    )
+    seed: int = Field(
+        0, ge=0, le=2**31 - 1, description="of split, weights, batches and noise"
+    )
+
+
+class Machine(Group):
+    """machine"""
+
+    precision: Literal["no", "bf16", "fp16"] = Field("no", description="no is float32")
+    accumulation_steps: int = Field(1, ge=1, description="micro-batches an update")
+    processes: int = Field(1, ge=1, description="data-parallel processes")
+    threads: int = Field(1, ge=1, description="CPU threads a process")
+
+
+GROUPS = (Data, Model, Regularization, Optimization, Machine)
+
+
+class Recipe(Machine, Optimization, Regularization, Model, Data):
+    """The settings of one run; the defaults are good ones for small images.
+
+    Raises Problem for a setting out of range. Invariant: `from_toml(to_toml())` is the
+    same recipe.
+    """
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _in_one_line(cls, values: Any, handler, info) -> Self:
+        """Raise Problem, in one line of our own, for what pydantic or we refuse."""
+        for name, value in dict(values).items():
+            if isinstance(value, float) and math.isnan(value):  # it passes every bound
+                raise Problem(f"{name}=nan is no number: give at least 0")
+        try:
+            recipe = handler(values)
+        except ValidationError as error:
+            where = (info.context or {}).get("where", "this")
+            raise Problem(in_words(error, where)) from None
+        recipe.check_together()
+        return recipe
+
+    def check_together(self) -> None:
+        """Raise Problem where one setting does not go with another."""
+        if self.data == "folder" and not self.root:
+            raise Problem(
+                "data folder needs a path: --data folder PATH, with one folder a class"
+            )
+        if self.split == "group" and self.data != "digits":
+            raise Problem(
+                "split group needs known groups, which only digits has: use stratified"
+            )
+        if self.data not in ("digits", "folder") and self.split != "stratified":
+            raise Problem(f"{self.data} has its own test images: use --split stratified")
+        if self.accumulation_steps > self.batch_size:
+            raise Problem(
+                f"accumulation_steps={self.accumulation_steps} is more than the "
+                f"{self.batch_size} images of an update: lower it"
+            )
+
+    def changed(self, **settings) -> Recipe:
+        """Return this recipe with other values for some settings."""
+        return Recipe(**{**self.model_dump(), **settings})
+
+    def to_toml(self) -> str:
+        """Return the recipe as TOML, one setting a line under a comment for each group."""
+        import tomlkit
+
+        text = tomlkit.document()
+        text.add(tomlkit.comment(f"dlcourse {__version__}, recipe of a training run"))
+        for group in GROUPS:
+            text.add(tomlkit.nl())
+            text.add(tomlkit.comment(str(group.__doc__)))
+            for name in group.model_fields:
+                value = getattr(self, name)
+                if value is None:
+                    text.add(tomlkit.comment(f"{name} is not set"))
+                else:
+                    text.add(name, value)
+        return tomlkit.dumps(text)
+
+    @classmethod
+    def from_toml(cls, text: str, where: str = "the file") -> Recipe:
+        """Read what `to_toml` wrote; settings left out keep their defaults."""
+        try:
+            values = tomllib.loads(text)
+        except tomllib.TOMLDecodeError as error:
+            raise Problem(
+                f"{where} is not TOML ({error}): write lines such as lr = 0.01"
+            ) from None
+        return cls.from_values(values, where)
+
+    @classmethod
+    def from_values(
+        cls, values: Mapping[str, Any], where: str, *, strict: bool = True
+    ) -> Recipe:
+        """Build a recipe from names and values; Problem names what it does not know.
+
+        With `strict=False` numbers may be words, as on the command line.
+        """
+        return cls.model_validate(values, strict=strict, context={"where": where})
+
+
+def choices(name: str) -> tuple[str, ...]:
+    """Return the values of a setting that takes one of a few words; else nothing."""
+    hint = get_type_hints(Recipe)[name]
+    return get_args(hint) if all(isinstance(word, str) for word in get_args(hint)) else ()
+
+
+def in_words(error: ValidationError, where: str) -> str:
+    """Return one line on what pydantic found: unknown names first, else the first value."""
+    found = error.errors()
+    unknown = [str(one["loc"][0]) for one in found if one["type"] == "extra_forbidden"]
+    if unknown:
+        names = ", ".join(sorted(unknown))
+        return f"{where} sets {names}, which is no setting: see --help"
+    first = found[0]
+    name, value, bounds = str(first["loc"][0]), first["input"], first.get("ctx", {})
+    if first["type"] == "literal_error":
+        return f"{name}={value!r}: choose one of {', '.join(choices(name))}"
+    if "ge" in bounds:
+        return f"{name}={value}: give at least {bounds['ge']}"
+    if "le" in bounds:
+        return f"{name}={value}: give at most {bounds['le']}"
+    about = Recipe.model_fields[name]
+    wanted = first["type"].split("_")[0]  # "int_parsing", "float_type"
+    wanted = {"string": "str"}.get(wanted, wanted)
+    return f"{name}={value!r} is no {wanted}: {about.description}"

@@ -1,0 +1,146 @@
+"""What a set of runs leaves, and which learning rate was best."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from torch import Tensor
+
+from dlcourse.lab.trials.statistics import Comparison, paired
+
+
+@dataclass(frozen=True)
+class BestRate:
+    """The learning rate that is best on the validation rows, and where in its grid.
+
+    `at_edge`: it is the smallest or the largest of the grid (or the only one), so that a
+    better one may lie outside.
+    """
+
+    index: int
+    lr: float
+    at_edge: bool
+
+    def inside(self, name: str = "this arm") -> BestRate:
+        """Return this rate; raises ValueError where it lies at the edge of its grid."""
+        if self.at_edge:
+            raise ValueError(
+                f"{name}: the best rate, {self.lr:g}, lies at the edge of its grid: give "
+                "rates beyond it"
+            )
+        return self
+
+
+@dataclass
+class Trials:
+    """The results of runs over learning rates x seeds.
+
+    `train_loss`: (lrs, seeds, steps). `logged[name]`: (lrs, seeds, steps).
+    `validation` and `test`: {"loss", "accuracy"}, each (lrs, seeds); empty where not
+    asked for.
+    `curves["validation"]` and `curves["test"]`: the same after the updates `times`, each
+    (lrs, seeds, times); empty without validate_every=.
+    `weights[name]`: the trained parameters (or their average), each (lrs, seeds, ...).
+    `stacked`: whether the replicas ran as one.
+    """
+
+    lrs: list[float]
+    seeds: list[int]
+    train_loss: np.ndarray
+    validation: dict[str, np.ndarray] = field(default_factory=dict)
+    test: dict[str, np.ndarray] = field(default_factory=dict)
+    logged: dict[str, np.ndarray] = field(default_factory=dict)
+    stacked: bool = True
+    times: list[int] = field(default_factory=list)
+    curves: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
+    weights: dict[str, Tensor] = field(default_factory=dict, repr=False)
+    forward: Callable[[Tensor, bool], Tensor] | None = field(default=None, repr=False)
+
+    def best_lr(self, metric: str = "accuracy") -> int:
+        """Return the index of the learning rate that is best on the validation rows, on
+        average.
+        """
+        values = self.validation_mean(metric)
+        if metric == "accuracy":
+            return int(np.nanargmax(values))
+        return int(np.nanargmin(np.where(np.isfinite(values), values, np.inf)))
+
+    def validation_mean(self, metric: str = "accuracy") -> np.ndarray:
+        """Return the mean over the seeds on the validation rows: (lrs,)."""
+        if not self.validation:
+            raise ValueError("no validation results: give run_trials validation=")
+        return self.validation[metric].mean(axis=1)
+
+    def best_rate(self, metric: str = "accuracy") -> BestRate:
+        """Return the learning rate that is best on the validation rows, on average, and
+        whether it lies at the edge of its grid.
+        """
+        index = self.best_lr(metric)
+        lr = self.lrs[index]
+        return BestRate(index, lr, lr in (min(self.lrs), max(self.lrs)))
+
+    def stopped_early(self, metric: str = "loss") -> Trials:
+        """Return the results as if each run had stopped where it was best on the
+        validation rows; these are then part of the choice, the test rows are not.
+        """
+        if "validation" not in self.curves:
+            raise ValueError("no curves: give run_trials validation= and validate_every=")
+        seen = self.curves["validation"][metric]
+        if metric == "accuracy":
+            best = np.where(np.isfinite(seen), seen, -np.inf).argmax(axis=2)
+        else:
+            best = np.where(np.isfinite(seen), seen, np.inf).argmin(axis=2)
+        found = {}
+        for part, curves in self.curves.items():
+            found[part] = {}
+            for name, values in curves.items():
+                picked = np.take_along_axis(values, best[:, :, None], axis=2)
+                found[part][name] = picked[:, :, 0]
+        # the weights at those times are gone
+        return dataclasses.replace(self, weights={}, forward=None, **found)
+
+    def predict(self, inputs: Tensor, of_each_seed: bool = False) -> Tensor:
+        """Return what each trained model makes of `inputs`: (lrs, seeds, rows, ...).
+
+        `inputs` is (rows, ...) for all, or (seeds, rows, ...) with `of_each_seed`.
+        """
+        if self.forward is None:
+            raise ValueError("these results hold no models: ask the trials they are from")
+        outputs = self.forward(inputs, of_each_seed)
+        return outputs.unflatten(0, (len(self.lrs), len(self.seeds)))
+
+
+def best_of_rates(
+    arms: Mapping[str, Trials], metric: str = "accuracy"
+) -> dict[str, BestRate]:
+    """Return the best learning rate of each arm by the validation rows.
+
+    Each result says `at_edge`; its `inside(name)` raises where it is.
+    """
+    return {name: trials.best_rate(metric) for name, trials in arms.items()}
+
+
+def best_each(
+    a: Trials, b: Trials, metric: str = "accuracy", level: float = 0.95
+) -> Comparison:
+    """Compare two techniques, each at the learning rate that is best for it, on the test
+    rows.
+
+    The rates are chosen by the validation mean, so the test rows have no part in the
+    choice.
+    """
+    check_pairs(a.seeds, b.seeds)
+    if not a.test or not b.test:
+        raise ValueError("no test results: give run_trials test=")
+    return paired(
+        a.test[metric][a.best_lr(metric)], b.test[metric][b.best_lr(metric)], level
+    )
+
+
+def check_pairs(a: Sequence[int], b: Sequence[int]) -> None:
+    """Raise ValueError where two arms were run on different seeds."""
+    if list(a) != list(b):
+        raise ValueError("the two were run on different seeds: run both on the same ones")

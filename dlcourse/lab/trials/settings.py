@@ -1,0 +1,171 @@
+"""What a set of runs is told: the settings of `run_trials`, checked."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dlcourse.lab.training import as_tensors
+
+OPTIMIZERS = ("sgd", "adam", "adamw")
+GROUP_SETTINGS = ("lr_factor", "weight_decay", "l1", "l2")
+# parameter groups in which biases neither decay nor are penalised
+BIASES_SPARED = {"*bias": {"weight_decay": 0.0, "l1": 0.0, "l2": 0.0}}
+
+
+@dataclass
+class Job:
+    """One call of `run_trials`.
+
+    `inputs` and `targets` are (rows, ...), or (seeds, rows, ...) where `own_rows` says
+    that each seed has rows of its own.
+    """
+
+    build: Callable
+    data: Any
+    seeds: list[int]
+    lrs: list[float]
+    steps: int
+    batch_size: int
+    optimizer: str
+    momentum: float
+    weight_decay: float
+    l1: float
+    l2: float
+    groups: Mapping[str, Mapping[str, float]]
+    dropout: float | None
+    label_smoothing: float
+    ema: float | None
+    sam: float
+    loss_fn: Callable[[Tensor, Tensor], Tensor]
+    schedule: Callable[[int], float] | None
+    grad_transform: Callable | None
+    validation: object
+    test: object
+    validate_every: int | None
+
+    def __post_init__(self) -> None:
+        self._check()
+        self.own_rows = callable(self.data)
+        if self.own_rows:
+            self.inputs, self.targets = rows_of_each_seed(self.data, self.seeds)
+        else:
+            self.inputs, self.targets = as_tensors(self.data)
+        self.rows = self.inputs.shape[1] if self.own_rows else len(self.inputs)
+        self.batch_size = min(self.batch_size, self.rows)
+        self.train_loss_fn = self.loss_fn
+        if self.label_smoothing:
+            self.train_loss_fn = functools.partial(
+                F.cross_entropy, label_smoothing=self.label_smoothing
+            )
+        self.held_out = {}
+        for part in ("validation", "test"):
+            if getattr(self, part) is not None:
+                self.held_out[part] = getattr(self, part)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(learning rates, seeds)."""
+        return len(self.lrs), len(self.seeds)
+
+    @property
+    def replicas(self) -> int:
+        """How many runs there are."""
+        return len(self.lrs) * len(self.seeds)
+
+    def rows_for(self, number: int) -> tuple[Tensor, Tensor]:
+        """Return the training rows of the seed at place `number`."""
+        if self.own_rows:
+            return self.inputs[number], self.targets[number]
+        return self.inputs, self.targets
+
+    def times(self) -> list[int]:
+        """Return the updates after which the held-out rows are looked at."""
+        if self.validate_every is None:
+            return []
+        return [*range(0, self.steps, self.validate_every), self.steps]
+
+    def group_of(self, name: str) -> dict[str, float]:
+        """Return the settings of the parameter called `name`; the last pattern wins."""
+        own = {
+            "lr_factor": 1.0,
+            "weight_decay": self.weight_decay,
+            "l1": self.l1,
+            "l2": self.l2,
+        }
+        for pattern, settings in self.groups.items():
+            if fnmatch(name, pattern):
+                own.update(settings)
+        return own
+
+    def check_groups(self, names: list[str]) -> None:
+        """Raise ValueError for a pattern that fits no parameter."""
+        for pattern in self.groups:
+            if not any(fnmatch(name, pattern) for name in names):
+                raise ValueError(
+                    f"groups: {pattern!r} fits no parameter: {', '.join(names)}"
+                )
+
+    def _check(self) -> None:
+        if not self.lrs or not self.seeds or self.steps < 1:
+            raise ValueError("give at least one learning rate, one seed and one step")
+        if self.optimizer not in OPTIMIZERS:
+            choices = ", ".join(OPTIMIZERS)
+            raise ValueError(f"optimizer={self.optimizer!r}: choose one of {choices}")
+        if self.optimizer != "sgd" and self.momentum:
+            raise ValueError(
+                f"momentum= is for 'sgd'; {self.optimizer!r} has betas of its own"
+            )
+        penalised = self.l1 or self.l2
+        for settings in self.groups.values():
+            unknown = [name for name in settings if name not in GROUP_SETTINGS]
+            if unknown:
+                raise ValueError(
+                    f"groups: {unknown[0]!r} is no setting of a group: choose from "
+                    f"{', '.join(GROUP_SETTINGS)}"
+                )
+            penalised = penalised or settings.get("l1") or settings.get("l2")
+        if penalised and self.optimizer != "sgd":
+            raise ValueError(
+                f"l1= and l2= are proximal steps after 'sgd'; with {self.optimizer!r} use "
+                "weight_decay="
+            )
+        if self.label_smoothing and self.loss_fn is not F.cross_entropy:
+            raise ValueError(
+                "label_smoothing= is for cross entropy: put it into your loss_fn instead"
+            )
+        for name in ("dropout", "label_smoothing", "ema"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value <= 1:
+                raise ValueError(f"{name}={value}: give a share from 0 to 1")
+        for name in ("l1", "l2", "sam", "weight_decay"):
+            value = getattr(self, name)
+            if not 0 <= value < math.inf:
+                raise ValueError(f"{name}={value}: give a number of at least 0")
+        if self.validate_every is not None:
+            if self.validate_every < 1:
+                raise ValueError("validate_every: give a number of updates, at least 1")
+            if self.validation is None and self.test is None:
+                raise ValueError("validate_every= needs validation= or test=, the rows")
+
+
+def rows_of_each_seed(data: Callable, seeds: list[int]) -> tuple[Tensor, Tensor]:
+    """Return what `data(seed)` gives for each seed, stacked: (seeds, rows, ...)."""
+    parts = [as_tensors(data(seed)) for seed in seeds]
+    lengths = sorted({len(targets) for _, targets in parts})
+    if len(lengths) > 1:
+        raise ValueError(
+            f"data(seed) gives from {lengths[0]} to {lengths[-1]} rows: give each seed as "
+            "many, so that all have the same batches"
+        )
+    inputs = torch.stack([inputs for inputs, _ in parts])
+    targets = torch.stack([targets for _, targets in parts])
+    return inputs, targets

@@ -1,0 +1,1 @@
+"""The workshop: `handout` makes participants' copies, `check` judges what comes back."""

@@ -1,0 +1,379 @@
+"""The timed plan of a workshop, from the minutes on the chapters' cards."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from dlcourse.workshop import reading
+
+# Which chapters come first where not all fit: those on which the results of others rest.
+PRIORITY = (
+    "start_here",
+    "data_splitting",  # every score rests on the split
+    "learning_rate_decay",  # the setting that matters most; 13 and 14 build on it
+    "regularization",
+    "gradient_clipping",
+    "initialization",
+    "batch_normalization",
+    "data_augmentation",
+    "warmup",
+    "lr_schedulers",
+    "activations",
+    "gradient_accumulation",
+    "hyperparameter_tuning",
+    "mixed_precision",
+    "data_loading",
+    "parallelism",
+    "model_compression",
+    "your_own_run",  # takes the techniques together
+)
+HALF_DAY, DAY = 210, 480  # minutes
+START_UP, QUESTIONS, CLOSING, BREAK, LUNCH = 15, 10, 10, 15, 60
+REST_AFTER = 60  # between chapters, a break follows so many minutes of work ...
+WORK = 105  # ... and none is longer than this without one
+LUNCH_FROM, LUNCH_BY = 165, 255  # minutes from the start of the day
+PIECE = 75  # a longer part of a chapter is divided
+ASSUMED = (45, 30)  # to read, for the exercises, where a card does not say
+
+
+class Failure(Exception):
+    """The folder could not be made; the message says what to do."""
+
+
+# --- the chapters ---
+
+
+@dataclass(frozen=True)
+class Chapter:
+    """A chapter's file, its title, its minutes, and the numbers of those to be read
+    before it.
+    """
+
+    path: Path
+    title: str
+    reading: int
+    exercises: int
+    needs: frozenset[int] = frozenset()  # it imports their modules
+    helped_by: frozenset[int] = frozenset()  # its card names them
+    assumed: bool = False
+
+    @property
+    def number(self) -> int:
+        """Return the number in the file's name."""
+        return int(self.path.stem[:2])
+
+    @property
+    def name(self) -> str:
+        """Return the technique."""
+        return self.path.stem[3:]
+
+    @property
+    def minutes(self) -> int:
+        """Return the minutes of reading and exercises together."""
+        return self.reading + self.exercises
+
+    @property
+    def label(self) -> str:
+        """Return number and title."""
+        return f"{self.number:02d} {self.title}"
+
+
+def card_line(text: str, label: str) -> str:
+    """Return the text after a label of a chapter's card, or ""."""
+    found = re.search(rf"^- \*\*{label}:?\*\*(.*)$", text, re.M)
+    return found[1].strip() if found else ""
+
+
+def helpers_on(text: str) -> set[int]:
+    """Return the chapters that "Know first" recommends: `(chapter 1)`, or `chapter 4
+    helps`.
+
+    Those that it calls not needed are left out, and so are those that it only points to.
+
+    >>> sorted(helpers_on("splits (chapter 1); chapters 7 and 8 help. Chapter 9 is not needed."))
+    [1, 7, 8]
+    """
+    found = set()
+    for sentence in re.split(r"[.;](?:\s|$)", text):
+        if "not needed" in sentence:
+            continue
+        if re.search(r"\(chapters? |\bhelps?\b|\bneed|\bfrom chapters? ", sentence):
+            for numbers in re.findall(
+                r"[Cc]hapters?((?:\W+(?:and\W+|to\W+)?\d+)+)", sentence
+            ):
+                found |= {int(number) for number in re.findall(r"\d+", numbers)}
+    return found
+
+
+def read_chapters(folder: Path) -> list[Chapter]:
+    """Return the chapters of a folder by number; raise Failure where one cannot be read."""
+    paths = sorted(folder.glob("[0-9][0-9]_*.ipynb"))
+    number = {path.stem[3:]: int(path.stem[:2]) for path in paths}
+    chapters = []
+    for path in paths:
+        try:
+            cells = reading.load_book(path).cells
+        except reading.Unreadable as error:
+            raise Failure(f"{path} {error}") from None
+        text = "\n".join(c.source for c in cells[:2] if c.cell_type == "markdown")
+        code = "\n".join(c.source for c in cells if c.cell_type == "code")
+        title = re.search(r"^# +\d+ +(.*?)(?: \(.*)?$", text, re.M)
+        minutes = [int(n) for n in re.findall(r"\d+", card_line(text, "Minutes"))]
+        known = len(minutes) >= 2
+        used = modules_in(code) - {path.stem[3:]}
+        reading_time, exercise_time = minutes[:2] if known else ASSUMED
+        chapter = Chapter(
+            path,
+            title[1] if title else path.stem[3:].replace("_", " "),
+            reading_time,
+            exercise_time,
+            needs=frozenset(number[name] for name in used if name in number),
+            helped_by=frozenset(helpers_on(card_line(text, "Know first"))),
+            assumed=not known,
+        )
+        chapters.append(chapter)
+    return chapters
+
+
+def modules_in(code: str) -> set[str]:
+    """Return the modules of the package that code imports.
+
+    >>> sorted(modules_in("from dlcourse import warmup as wu\\nimport dlcourse.lab.claims"))
+    ['lab', 'warmup']
+    """
+    found = set(re.findall(r"^\s*(?:from|import) dlcourse\.(\w+)", code, re.M))
+    for names in re.findall(r"^\s*from dlcourse import (\([^)]*\)|.+)", code, re.M):
+        found |= {
+            part.split()[0] for part in names.strip("()").split(",") if part.strip()
+        }
+    return found
+
+
+# --- the plan ---
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A part of a day: when it starts (minutes from midnight), its minutes, and what it
+    is.
+    """
+
+    start: int
+    minutes: int
+    what: str
+
+
+def priority(chapter: Chapter) -> tuple[int, int]:
+    """Return the rank of a chapter; one that PRIORITY does not name comes last."""
+    known = chapter.name in PRIORITY
+    return (PRIORITY.index(chapter.name) if known else len(PRIORITY), chapter.number)
+
+
+def in_order(chapters: list[Chapter]) -> list[Chapter]:
+    """Return chapters in the order of reading: each after those it needs, then by
+    priority.
+
+    Where cards recommend each other in a circle, only what a chapter imports counts.
+    """
+    left, ordered = sorted(chapters, key=priority), []
+    while left:
+        numbers = {chapter.number for chapter in left}
+        ready = [c for c in left if not (c.needs | c.helped_by) & (numbers - {c.number})]
+        ready = ready or [c for c in left if not c.needs & numbers] or left
+        ordered.append(ready[0])
+        left.remove(ready[0])
+    return ordered
+
+
+class Day:
+    """The slots of one day, from `start` (minutes from midnight), never over its length."""
+
+    def __init__(self, start: int, length: int, first: tuple[int, str]):
+        self.start, self.length = start, length
+        self.slots: list[Slot] = []
+        self.worked, self.lunch, self.now = 0, length <= HALF_DAY, start
+        self._work(*first)
+
+    def _add(self, minutes: int, what: str) -> None:
+        """Append a slot."""
+        self.slots.append(Slot(self.now, minutes, what))
+        self.now += minutes
+
+    def _work(self, minutes: int, what: str) -> None:
+        """Append a slot of work."""
+        self._add(minutes, what)
+        self.worked += minutes
+
+    def _rest(self, minutes: int, between: bool) -> None:
+        """Append a break or lunch where one is due before work of so many minutes."""
+        elapsed = self.now - self.start
+        if not self.lunch and (
+            (between and elapsed >= LUNCH_FROM)
+            or elapsed + minutes > max(LUNCH_BY, minutes)
+        ):
+            self._add(LUNCH, "Lunch" if 660 <= self.now <= 870 else "Long break")
+            self.lunch, self.worked = True, 0
+        elif self.worked and (
+            self.worked + minutes > WORK or (between and self.worked >= REST_AFTER)
+        ):
+            self._add(BREAK, "Break")
+            self.worked = 0
+
+    def try_to_add(self, chapter: Chapter) -> bool:
+        """Append a chapter, or leave the day as it was and return False where it does not
+        fit.
+        """
+        before = self.slots[:], self.worked, self.lunch, self.now
+        between = True
+        for minutes, what in (
+            (chapter.reading, "read and run"),
+            (chapter.exercises, "exercises"),
+        ):
+            pieces = max(1, -(-minutes // PIECE))
+            for piece in range(pieces):
+                part = f", part {piece + 1} of {pieces}" if pieces > 1 else ""
+                size = minutes // pieces + (piece < minutes % pieces)
+                if size:
+                    self._rest(size, between)
+                    self._work(size, f"{chapter.label}: {what}{part}")
+                between = False
+        if self.now + CLOSING <= self.start + self.length:
+            return True
+        self.slots, self.worked, self.lunch, self.now = before
+        return False
+
+    def close(self) -> None:
+        """Append the last slot."""
+        self._add(CLOSING, "Closing: save, hand in, what to remember")
+
+
+def lay_out(
+    chapters: list[Chapter], start: int, days: int, length: int
+) -> list[Day] | None:
+    """Return the days on which the chapters are read in this order, or None if they do
+    not fit.
+
+    A chapter is not divided between two days.
+    """
+    laid = [Day(start, length, (START_UP, "Start-up: open JupyterLab, run the doctor"))]
+    for chapter in chapters:
+        if laid[-1].try_to_add(chapter):
+            continue
+        laid.append(Day(start, length, (QUESTIONS, "Questions about the day before")))
+        if len(laid) > days or not laid[-1].try_to_add(chapter):
+            return None
+    for day in laid:
+        day.close()
+    return laid
+
+
+def fit(
+    chapters: list[Chapter], start: int, days: int, length: int, chosen: bool
+) -> tuple[list[Day], list[Chapter]]:
+    """Return the days, and the chapters left out.
+
+    Without a choice of the teacher's, chapters are taken by priority and put in the order
+    of reading; with one, they are taken and put in the order given.
+    """
+    taken, left = [], []
+    best = lay_out([], start, days, length) or []
+    for chapter in chapters if chosen else sorted(chapters, key=priority):
+        trial = [*taken, chapter] if chosen else in_order([*taken, chapter])
+        laid = lay_out(trial, start, days, length)
+        if laid is None:
+            left.append(chapter)
+        else:
+            taken, best = trial, laid
+    return best, left
+
+
+def clock(minutes: int) -> str:
+    """Return minutes from midnight as a time of day.
+
+    >>> clock(545)
+    '09:05'
+    """
+    return f"{minutes // 60:02d}:{minutes % 60:02d}"
+
+
+def plan_of(
+    title: str, chapters: list[Chapter], start: int, days: int, length: int, chosen: bool
+):
+    """Yield the lines of one plan."""
+    yield f"## {title}"
+    yield ""
+    if start + length > 24 * 60:
+        latest = clock(24 * 60 - length)
+        yield f"Not from {clock(start)}: it would end after midnight. Start by {latest}."
+        yield ""
+        return
+    laid, left = fit(chapters, start, days, length, chosen)
+    for number, day in enumerate(laid, 1):
+        if days > 1:
+            yield f"### Day {number}"
+            yield ""
+        yield "| from | to | minutes | |"
+        yield "| --- | --- | ---: | --- |"
+        for slot in day.slots:
+            times = f"{clock(slot.start)} | {clock(slot.start + slot.minutes)}"
+            yield f"| {times} | {slot.minutes} | {slot.what} |"
+        yield ""
+        spare = day.start + length - day.now
+        if spare:
+            yield f"Free until {clock(day.start + length)}: {spare} minutes."
+            yield ""
+    if len(laid) < days:
+        yield f"{len(laid)} of {days} days are enough."
+        yield ""
+    if left:
+        names = ", ".join(f"{chapter.label} ({chapter.minutes} min)" for chapter in left)
+        yield f"Left out for want of time: {names}."
+    else:
+        yield "Nothing is left out."
+    yield ""
+
+
+def plan(chapters: list[Chapter], start: int, chosen: bool) -> str:
+    """Return PLAN.md: the chapters with their minutes, and the plans of three lengths."""
+    order = chapters if chosen else in_order(chapters)
+    rank = {chapter: n for n, chapter in enumerate(sorted(chapters, key=priority), 1)}
+    lines = [
+        "# Plan of the workshop",
+        "",
+        "For teachers. The minutes are those on the chapters' cards.",
+        "",
+        "| chapter | read and run | exercises | in all | better after |"
+        + ("" if chosen else " priority |"),
+        "| --- | ---: | ---: | ---: | --- |" + ("" if chosen else " ---: |"),
+    ]
+    for chapter in order:
+        before = sorted((chapter.needs | chapter.helped_by) - {chapter.number})
+        after = ", ".join(f"{number:02d}" for number in before)
+        more = "" if chosen else f" {rank[chapter]} |"
+        minutes = f"{chapter.reading} | {chapter.exercises} | {chapter.minutes}"
+        lines.append(f"| {chapter.label} | {minutes} | {after} |{more}")
+    lines.append("")
+    if any(chapter.assumed for chapter in chapters):
+        names = ", ".join(chapter.label for chapter in chapters if chapter.assumed)
+        lines += [
+            f"No minutes on the card, {ASSUMED[0]} and {ASSUMED[1]} assumed: {names}.",
+            "",
+        ]
+    for title, days, length in (
+        ("Half a day", 1, HALF_DAY),
+        ("One day", 1, DAY),
+        ("Two days", 2, DAY),
+    ):
+        lines += plan_of(title, chapters, start, days, length, chosen)
+    lines += [
+        "## Afterwards",
+        "",
+        "Put the folders that were handed in into one folder, then:",
+        "",
+        "    dlcourse-check HANDED_IN --csv results.csv",
+        "",
+        "It runs the participants' code with your rights, and is no sandbox.",
+    ]
+    return "\n".join(lines) + "\n"
