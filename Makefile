@@ -1,5 +1,5 @@
 # make lab     open the chapters in JupyterLab        make chapter N=04   run one, save its outputs
-# make test    run everything that can fail           make lint           style of the code
+# make test    run everything that can fail           make lint           style, types, density
 # make bench   measure ratios against other libraries make clean          remove .venv
 
 PYTHON ?= python3
@@ -28,7 +28,10 @@ chapter: $(READY)
 	DLCOURSE_PROGRESS=0 $(BIN)/python tools/chapter.py $(N)
 
 lint: $(READY)
-	$(BIN)/ruff format --check . && $(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+	$(BIN)/python tools/density.py
 
 bench: $(READY)
 	$(BIN)/python benchmarks/imports.py

@@ -111,21 +111,25 @@ def accumulate_gradients(
     a plain backward pass, to the bit; a micro-batch without items adds nothing.
     """
     parts = split_microbatches(inputs, targets, micro_batches)
-    items = [int(count(piece)) for _, piece in parts]
-    total = sum(items) if total is None else total
+    items = [int(count(part_targets)) for _, part_targets in parts]
+    if total is None:
+        total = sum(items)
     if not total > 0:
         raise ValueError(
             f"there are {total} items to take the mean over: at least one must count"
         )
-    no_sync = no_sync or getattr(model, "no_sync", contextlib.nullcontext)
-    mean = 0.0
-    for number, ((x, y), n) in enumerate(zip(parts, items, strict=True), start=1):
-        last = number == len(parts)
+    if no_sync is None:
+        no_sync = getattr(model, "no_sync", contextlib.nullcontext)
+
+    mean_loss = 0.0
+    for number, (part_inputs, part_targets) in enumerate(parts):
+        last = number == len(parts) - 1
         with contextlib.nullcontext() if last else no_sync():
-            share = _mean_loss(model, loss_fn, x, y, n) * (n / total)
+            loss = _mean_loss(model, loss_fn, part_inputs, part_targets, items[number])
+            share = loss * (items[number] / total)
             backward(share)
-        mean = mean + share.detach()
-    return mean
+        mean_loss = mean_loss + share.detach()
+    return mean_loss
 
 
 def accumulation_step(run, batch, max_norm: float = math.inf) -> Tensor:
@@ -138,23 +142,23 @@ def accumulation_step(run, batch, max_norm: float = math.inf) -> Tensor:
     more it is the same update up to rounding, on any number of processes.
     """
     run.optimizer.zero_grad()
-    mean, rows = 0.0, len(batch.inputs)
-    parts = split_microbatches(
-        batch.inputs, batch.targets, min(run.accumulation_steps, rows)
-    )
+    rows = len(batch.inputs)
+    pieces = min(run.accumulation_steps, rows)
+    parts = split_microbatches(batch.inputs, batch.targets, pieces)
+    mean_loss = 0.0
     for number, (inputs, targets) in enumerate(parts, start=1):
-        # only the last backward pass talks to other processes
-        last = number == len(parts)
+        last = number == pieces  # only then do the processes exchange gradients
         with contextlib.nullcontext() if last else run.accelerator.no_sync(run.model):
             loss = run.loss_fn(run.model(inputs), targets)
             loss = loss * (batch.share * len(inputs) / rows)  # weighted by its rows
             run.backward(loss)
-        mean = mean + loss.detach()
+        mean_loss = mean_loss + loss.detach()
+
     run.unscale()
     if max_norm < math.inf:  # after the last micro-batch: a norm of a part says nothing
         nn.utils.clip_grad_norm_(run.model.parameters(), max_norm)
     run.optimizer.step()
-    return mean
+    return mean_loss
 
 
 # --------------------------------------------------------------------------- a stream
@@ -188,17 +192,18 @@ class GradientAccumulator:
         no_sync: Callable[[], contextlib.AbstractContextManager] | None = None,
         backward: Callable[[Tensor], None] = Tensor.backward,
     ) -> None:
-        self.model, self.loss_fn, self.count, self.backward = (
-            model,
-            loss_fn,
-            count,
-            backward,
-        )
+        self.model = model
+        self.loss_fn = loss_fn
+        self.count = count
+        self.backward = backward
         self.no_sync = no_sync or getattr(model, "no_sync", None)
         self._reset()
 
     def _reset(self) -> None:
-        self.items, self.micro_batches, self.loss_sum, self.synced = 0, 0, 0.0, False
+        self.items = 0
+        self.micro_batches = 0
+        self.loss_sum = 0.0
+        self.synced = False
 
     def add(self, inputs: Tensor, targets: Tensor, last: bool = False) -> Tensor:
         """Add the gradient of the summed loss of one micro-batch; return its mean loss.
@@ -225,7 +230,8 @@ class GradientAccumulator:
         with contextlib.nullcontext() if alone else self.no_sync():
             loss = _mean_loss(self.model, self.loss_fn, inputs, targets, n)
             self.backward(loss * n)
-        self.items, self.micro_batches = self.items + n, self.micro_batches + 1
+        self.items += n
+        self.micro_batches += 1
         self.loss_sum += float(loss.detach()) * n
         self.synced = last
         return loss.detach()
@@ -237,7 +243,8 @@ class GradientAccumulator:
         Raises RuntimeError where no item came, or where several processes were not told
         the last.
         """
-        items, processes = self.items, 1
+        items = self.items
+        processes = 1
         if self.no_sync is not None:
             if self.micro_batches and not self.synced:
                 raise RuntimeError(
@@ -291,8 +298,10 @@ class GradientAccumulator:
         for name, parameter in parameters.items():
             gradient = state["gradients"].get(name)
             parameter.grad = None if gradient is None else gradient.clone().to(parameter)
-        self.items, self.micro_batches = state["items"], state["micro_batches"]
-        self.loss_sum, self.synced = state["loss_sum"], state["synced"]
+        self.items = state["items"]
+        self.micro_batches = state["micro_batches"]
+        self.loss_sum = state["loss_sum"]
+        self.synced = state["synced"]
 
 
 def _mean_loss(model, loss_fn, inputs: Tensor, targets: Tensor, items: int) -> Tensor:

@@ -587,6 +587,20 @@ def exercises(path: Path, book) -> list[str]:
     return problems
 
 
+CHOOSES = {"run_arms", "best_lr", "best_rate", "best_each"}
+BRACKETS = {"check_rates", "inside", "best_of_rates"}
+
+
+@for_lessons
+def grids_bracket(path: Path, book) -> list[str]:
+    """Where a best learning rate is chosen, the lesson checks that it is inside its grid."""
+    names = {called(node) for _, tree in trees(book) for node in ast.walk(tree)}
+    if names & CHOOSES and not names & BRACKETS:
+        chosen = ", ".join(sorted(names & CHOOSES))
+        return [f"calls {chosen} but none of {sorted(BRACKETS)}, which stop at an edge"]
+    return []
+
+
 @for_lessons
 def recipe(path: Path, book) -> list[str]:
     """In your own project names the chapter's recipe, and a cell there runs it."""
@@ -727,6 +741,7 @@ RULES = (
     anatomy,
     card,
     exercises,
+    grids_bracket,
     recipe,
     sources,
     prose_numbers,

@@ -382,6 +382,51 @@ def test_accelerate_halves_the_update_of_a_last_short_window(accelerate_anew):
     assert torch.tensor(ours).diff().tolist() == pytest.approx([-0.1, -0.1])
 
 
+def clipped_epoch(steps, micro_batch_size, cpu=True):
+    """One epoch under `accumulate`: the sum of the losses over the items of the window,
+    times what backward and DDP divide by, clipped once an update.
+    """
+    model, inputs, targets = problem(8, 40)
+    accelerator = Accelerator(gradient_accumulation_steps=steps, cpu=cpu)
+    loader = DataLoader(TensorDataset(inputs, targets), batch_size=micro_batch_size)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5, momentum=0.9)
+    model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
+    processes = accelerator.num_processes
+    left = len(inputs)
+    window = micro_batch_size * steps * processes
+    items = min(window, left)
+    for x, y in loader:
+        with accelerator.accumulate(model):
+            loss = F.cross_entropy(model(x), y, reduction="sum")
+            accelerator.backward(loss * steps * processes / items)
+            if accelerator.sync_gradients:
+                accelerator.clip_grad_norm_(model.parameters(), 0.05)
+            optimizer.step()
+            optimizer.zero_grad()
+        if accelerator.sync_gradients:
+            left -= items
+            items = min(window, left)
+    assert left == 0
+    return weights(model)
+
+
+def clipped_epoch_in_large_batches(size):
+    model, inputs, targets = problem(8, 40)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5, momentum=0.9)
+    for x, y in zip(inputs.split(size), targets.split(size), strict=True):
+        optimizer.zero_grad()
+        F.cross_entropy(model(x), y).backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 0.05)
+        optimizer.step()
+    return weights(model)
+
+
+@pytest.mark.parametrize(("steps", "size"), [(1, 8), (3, 4), (2, 5), (20, 4)])
+def test_sum_over_items_equals_the_large_batch(accelerate_anew, steps, size):
+    want = clipped_epoch_in_large_batches(steps * size)
+    torch.testing.assert_close(clipped_epoch(steps, size), want, rtol=1e-11, atol=1e-13)
+
+
 # --------------------------------------------------------------------------- the step
 
 
@@ -464,7 +509,10 @@ def on_two_processes():
     import torch.distributed as dist
     import torch.nn.functional as F
     from accelerate import Accelerator
-    from test_gradient_accumulation import fitted, gradient, problem
+    from test_gradient_accumulation import clipped_epoch, fitted, gradient, problem
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.tensor.debug import CommDebugMode
     from torch.nn.parallel import DistributedDataParallel
 
     from dlcourse.gradient_accumulation import (
@@ -505,6 +553,29 @@ def on_two_processes():
     accumulator.add(x[2:], y[2:], last=True)
     accumulator.finish()
     result["stream"] = {"gradient": gradient(model).tolist(), "all_reduces": len(counted)}
+
+    for name in ("sharded quiet", "sharded chatty"):
+        sharded = fully_shard(problem(5, 8)[0], mesh=init_device_mesh("cpu", (2,)))
+        with CommDebugMode() as communication:
+            for number in range(3):
+                sharded.set_requires_gradient_sync(
+                    number == 2 or name == "sharded chatty"
+                )
+                part = slice(2 * number, 2 * number + 2)
+                if len(x[part]):
+                    loss = F.cross_entropy(sharded(x[part]), y[part], reduction="sum")
+                else:  # a process without rows still takes part in the exchange
+                    loss = sharded(x[:1]).sum() * 0.0
+                (loss * 2 / 8).backward()
+        parts = [
+            parameter.grad.full_tensor().ravel() for parameter in sharded.parameters()
+        ]
+        counts = communication.get_comm_counts().items()
+        result[name] = {
+            "gradient": torch.cat(parts).tolist(),
+            "exchanges": sum(n for kind, n in counts if "reduce_scatter" in str(kind)),
+        }
+    result["epoch"] = clipped_epoch(2, 4).tolist()
     return result
 
 
@@ -512,12 +583,17 @@ def test_two_processes_equal_one():
     results = launch(on_two_processes, processes=2, timeout=120)
     want_loss, want = fitted(train_step, 1)
     full, _ = full_gradient(*problem(5, 8))
+    epoch = clipped_epoch_in_large_batches(16)
     for result in results:
+        found = torch.tensor(result["epoch"], dtype=torch.float64)
+        torch.testing.assert_close(found, epoch, rtol=1e-11, atol=1e-13)
+        assert result["sharded quiet"]["exchanges"] == 1
+        assert result["sharded chatty"]["exchanges"] == 3
         assert result["loss"] == pytest.approx(want_loss, abs=1e-5)
         torch.testing.assert_close(
             torch.tensor(result["weights"]), want, rtol=1e-4, atol=1e-5
         )
-        for name in ("quiet", "stream"):
+        for name in ("quiet", "stream", "sharded quiet", "sharded chatty"):
             found = torch.tensor(result[name]["gradient"], dtype=torch.float64)
             torch.testing.assert_close(found, full, rtol=1e-11, atol=1e-13)
         assert result["quiet"]["all_reduces"] == 1

@@ -237,20 +237,30 @@ def test_versions_agree():
 
 
 def test_plain_nbval_run_gets_the_settings_of_conftest(tmp_path):
-    """A notebook beside chapters/conftest.py sees the settings; those of the caller win."""
+    """A plain `pytest --nbval`, from any folder: settings, masked values, this kernel."""
     pytest.importorskip("nbval")
-    shutil.copy(ROOT / "chapters" / "conftest.py", tmp_path)
+    folder = tmp_path / "chapters"
+    folder.mkdir()
+    for name in ("conftest.py", "nbval.cfg"):
+        shutil.copy(ROOT / "chapters" / name, folder)
     names = ["DLCOURSE_PROGRESS", "OMP_NUM_THREADS", "OMP_WAIT_POLICY"]
-    cell = nbformat.v4.new_code_cell(
-        f"import os\nprint(*[os.environ[name] for name in {names}])",
-        execution_count=1,
-        outputs=[nbformat.v4.new_output("stream", name="stdout", text="0 7 PASSIVE\n")],
+    source = (
+        f"import os\nprint(*[os.environ[name] for name in {names}])\n"
+        "print('HOLDS  it helps: 0.5  (at least 0.1)')"
     )
-    nbformat.write(nbformat.v4.new_notebook(cells=[cell]), tmp_path / "one.ipynb")
+    stored = "0 7 PASSIVE\nHOLDS  it helps: 0.6  (at least 0.1)\n"
+    cell = nbformat.v4.new_code_cell(
+        source,
+        execution_count=1,
+        outputs=[nbformat.v4.new_output("stream", name="stdout", text=stored)],
+    )
+    book = nbformat.v4.new_notebook(cells=[cell])
+    book.metadata["kernelspec"] = {"name": "nowhere", "display_name": "Nowhere"}
+    nbformat.write(book, folder / "one.ipynb")
     env = {name: value for name, value in os.environ.items() if name not in names}
-    command = [sys.executable, "-m", "pytest", "-q", "--nbval", "--nbval-current-env"]
+    command = [sys.executable, "-m", "pytest", "-q", "--nbval", "-p", "no:cacheprovider"]
     done = subprocess.run(
-        [*command, "-p", "no:cacheprovider", str(tmp_path)],
+        [*command, str(folder / "one.ipynb")],
         env=env | {"OMP_NUM_THREADS": "7"},
         cwd=tmp_path,
         capture_output=True,

@@ -2,7 +2,8 @@
 
 Every random generator that a chapter starts gets its seed plus the offset, and with
 `--splits` the images are split anew. Claims do not stop the run. Printed are the claims that
-fail somewhere, and those whose bound lies so far from the value that it says little.
+fail somewhere, those whose bound lies so far from the value that it says little, and best
+learning rates that lie at the edge of their grid.
 """
 
 from __future__ import annotations
@@ -44,12 +45,26 @@ def shifted(start):
     return start_elsewhere
 
 
-class Generator(torch.Generator):
+class AlsoTheirs(type):
+    """A class whose instances include those of the class that it takes the place of."""
+    def __instancecheck__(cls, thing):
+        return isinstance(thing, cls.__mro__[1])
+
+
+class Generator(torch.Generator, metaclass=AlsoTheirs):
     """A generator of torch whose seeds are shifted."""
 
     def manual_seed(self, seed):
         super().manual_seed(int(seed) + OFFSET)
         return self
+
+
+class RandomState(numpy.random.RandomState, metaclass=AlsoTheirs):
+    """A generator of NumPy whose seeds are shifted."""
+
+    def __init__(self, seed=None):
+        whole = isinstance(seed, (int, numpy.integer))
+        super().__init__(int(seed) + OFFSET if whole else seed)
 
 
 load = datasets.load
@@ -68,7 +83,7 @@ def load_elsewhere(*names, **settings):
 torch.Generator = Generator
 torch.manual_seed = shifted(torch.manual_seed)
 numpy.random.default_rng = shifted(numpy.random.default_rng)
-numpy.random.RandomState = shifted(numpy.random.RandomState)
+numpy.random.RandomState = RandomState
 numpy.random.seed = shifted(numpy.random.seed)
 random.seed = shifted(random.seed)
 datasets.load = load_elsewhere
@@ -117,7 +132,8 @@ def report(runs: dict[str, list[dict]]) -> tuple[list[str], list[str]]:
     by_sentence: dict[str, dict[str, dict]] = {}
     for name, claims in runs.items():
         for claim in claims:
-            by_sentence.setdefault(claim["sentence"], {})[name] = claim
+            if "sentence" in claim:
+                by_sentence.setdefault(claim["sentence"], {})[name] = claim
     failing, loose = [], []
     for sentence, found in by_sentence.items():
         values = ", ".join(
@@ -131,6 +147,16 @@ def report(runs: dict[str, list[dict]]) -> tuple[list[str], list[str]]:
         elif min(map(looseness, found.values())) > LOOSE:
             loose.append(line)
     return failing, loose
+
+
+def sentences(runs: dict[str, list[dict]]) -> set[str]:
+    """Return the sentences of all claims of all runs."""
+    return {
+        fact["sentence"]
+        for facts in runs.values()
+        for fact in facts
+        if "sentence" in fact
+    }
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -153,12 +179,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 print(f"{path.stem}, {name}: {line}", flush=True)
             failed |= bool(stopped)
         failing, loose = report(runs)
-        held = len({claim["sentence"] for claims in runs.values() for claim in claims})
+        held = len(sentences(runs))
+        edges = [fact for claims in runs.values() for fact in claims if "edge" in fact]
         print(f"{path.stem}: {held - len(failing)} of {held} claims hold", flush=True)
         for line in failing:
             print(f"  FAILS  {line}")
         for line in loose:
             print(f"  LOOSE  {line}")
+        for fact in edges:
+            print(f"  EDGE   best rate {fact['edge']:g} of {fact['grid']}")
         failed |= bool(failing)
     return 1 if failed else 0
 

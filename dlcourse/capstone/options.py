@@ -83,7 +83,7 @@ def parser(stored: Mapping[str, Any] | None = None) -> OneLine:
     """
     command = OneLine(
         prog="dlcourse-train",
-        usage="dlcourse-train [--data digits|mnist|fashion_mnist|cifar10|folder PATH] [options]",
+        usage="dlcourse-train [--data digits|mnist_5k|mnist|fashion_mnist|cifar10|folder PATH] [options]",
         description="Train an image classifier. Without options: the digits, in seconds.",
         formatter_class=OneScreen,
         allow_abbrev=False,

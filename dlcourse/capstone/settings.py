@@ -31,8 +31,8 @@ class Group(BaseModel):
 class Data(Group):
     """data"""
 
-    data: Literal["digits", "mnist", "fashion_mnist", "cifar10", "folder"] = Field(
-        "digits", description="images; folder takes a path"
+    data: Literal["digits", "mnist_5k", "mnist", "fashion_mnist", "cifar10", "folder"] = (
+        Field("digits", description="images; folder takes a path")
     )
     root: str | None = Field(None, description="folder that holds the published sets")
     size: int | None = Field(

@@ -68,13 +68,14 @@ def claim(
         bound = f"equal to {equals:g}" + (f" within {tol:g}" if tol else "")
     holds = low <= number <= high  # never for NaN
 
-    file = os.environ.get("DLCOURSE_CLAIMS")
-    if file:
-        _record(file, sentence, number, low, high, holds)
-    data = os.environ.get("DLCOURSE_DATA", "digits")
+    facts: dict[str, object] = {"sentence": sentence, "value": number, "holds": holds}
+    facts |= {"low": low} if math.isfinite(low) else {}
+    facts |= {"high": high} if math.isfinite(high) else {}
+    measuring = record(facts)
+    data = os.environ.get("DLCOURSE_DATA") or "digits"
     if holds:
         print(f"HOLDS  {sentence}: {rounded(number)}  ({bound})")
-    elif file or data != "digits":
+    elif measuring or data != "digits":
         print(f"DOES NOT HOLD on {data}  {sentence}: {number:.6g}  (should be {bound})")
     else:
         raise ClaimError(f"{sentence}: measured {number:.6g}, should be {bound}")
@@ -91,12 +92,11 @@ def rounded(value: float) -> str:
     return f"{value:.3g}"
 
 
-def _record(
-    file: str, sentence: str, value: float, low: float, high: float, holds: bool
-) -> None:
-    """Add one line to the file of measurements; infinite bounds are left out."""
-    facts: dict[str, object] = {"sentence": sentence, "value": value, "holds": holds}
-    facts |= {"low": low} if math.isfinite(low) else {}
-    facts |= {"high": high} if math.isfinite(high) else {}
+def record(facts: dict[str, object]) -> bool:
+    """Add one line to the file of measurements, if there is one, and tell whether."""
+    file = os.environ.get("DLCOURSE_CLAIMS")
+    if not file:
+        return False
     with open(file, "a", encoding="utf-8") as lines:
         lines.write(json.dumps(facts) + "\n")
+    return True

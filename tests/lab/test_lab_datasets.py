@@ -475,3 +475,14 @@ def test_images_of_no_folder_have_no_files_and_a_wrong_count_is_refused():
         Split(
             torch.zeros(3, 1, 2, 2), torch.zeros(3, dtype=torch.int64), files=("a", "b")
         )
+
+
+def test_the_side_comes_from_the_environment_where_the_name_does(tmp_path, monkeypatch):
+    monkeypatch.setenv("DLCOURSE_DATA", "folder")
+    monkeypatch.setenv("DLCOURSE_ROOT", str(make_folder(tmp_path)))
+    monkeypatch.setenv("DLCOURSE_SIZE", "12")
+    assert load().size == 12 and load(size=10).size == 10
+    assert load("digits").size == 8
+    monkeypatch.setenv("DLCOURSE_SIZE", "large")
+    with pytest.raises(ValueError, match="DLCOURSE_SIZE='large': give a side"):
+        load()

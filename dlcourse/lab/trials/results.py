@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from torch import Tensor
 
+from dlcourse.lab.claims import record
 from dlcourse.lab.trials.statistics import Comparison, paired
 
 
@@ -65,8 +66,12 @@ class Trials:
         """
         values = self.validation_mean(metric)
         if metric == "accuracy":
-            return int(np.nanargmax(values))
-        return int(np.nanargmin(np.where(np.isfinite(values), values, np.inf)))
+            best = int(np.nanargmax(values))
+        else:
+            best = int(np.nanargmin(np.where(np.isfinite(values), values, np.inf)))
+        if len(self.lrs) > 1 and self.lrs[best] in (min(self.lrs), max(self.lrs)):
+            record({"edge": self.lrs[best], "grid": list(self.lrs)})
+        return best
 
     def validation_mean(self, metric: str = "accuracy") -> np.ndarray:
         """Return the mean over the seeds on the validation rows: (lrs,)."""

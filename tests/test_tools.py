@@ -1,0 +1,71 @@
+"""The tools that measure: claims on other seeds, and the density of code."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbformat.v4 import new_code_cell, new_notebook
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="module")
+def tools():
+    """The modules of tools/ by name."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(ROOT / "tools"))
+        names = ("seeds", "density")
+        yield {name: importlib.import_module(name) for name in names}
+        for name in (*names, "chapter"):
+            sys.modules.pop(name, None)
+
+
+def test_failing_and_loose_claims_are_told_apart(tools):
+    good = {"sentence": "near", "value": 0.9, "holds": True, "low": 0.7}
+    far = {"sentence": "far", "value": 0.9, "holds": True, "low": 0.1}
+    fails = {"sentence": "near", "value": 0.6, "holds": False, "low": 0.7}
+    assert tools["seeds"].report({"a": [good], "b": [good]}) == ([], [])
+    failing, loose = tools["seeds"].report({"a": [good, far], "b": [fails, far]})
+    assert failing == ["near [0.7, ]: a 0.9, b 0.6"]
+    assert loose == ["far [0.1, ]: a 0.9, b 0.9"]
+
+
+def test_a_chapter_runs_on_shifted_seeds_and_moved_splits(tools, tmp_path):
+    source = """
+import numpy as np
+import torch
+from dlcourse.lab.claims import claim
+from dlcourse.lab.datasets import load
+
+torch.manual_seed(0)
+claim("global generator", torch.rand(()), at_least=2)
+claim("own generator", torch.rand((), generator=torch.Generator().manual_seed(1)), at_least=2)
+claim("NumPy", np.random.default_rng(0).random(), at_least=2)
+claim("split", load("digits").train.labels[:50].float().mean(), at_least=20)
+"""
+    path = tmp_path / "04_small.ipynb"
+    nbformat.write(new_notebook(cells=[new_code_cell(source)]), path)
+    found = {}
+    for place in ((0, 0), (1000, 0), (0, 1)):
+        claims, stopped = tools["seeds"].measure(path, *place)
+        assert stopped == [] and not any(claim["holds"] for claim in claims)
+        found[place] = {claim["sentence"]: claim["value"] for claim in claims}
+    here, shifted, moved = found.values()
+    drawn = ("global generator", "own generator", "NumPy")
+    assert all(here[name] != shifted[name] for name in drawn)
+    assert all(here[name] == moved[name] for name in drawn)
+    assert here["split"] == shifted["split"] != moved["split"]
+
+
+def test_density_counts_nodes_long_lines_and_comprehensions(tools, capsys):
+    density = tools["density"].Density()
+    density.add("x = [i for i in y]\n\n# " + "a" * 100)
+    density.add("no python (")
+    assert (density.lines, density.long, density.comprehensions) == (2, 1, 1)
+    assert density.nodes > 5 and density.row()[1] == 50.0
+    assert tools["density"].main() == 0
+    assert "dlcourse, all" in capsys.readouterr().out
