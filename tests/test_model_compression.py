@@ -1479,26 +1479,108 @@ def test_exercises_accept_the_solution_and_name_each_mistake(number):
         assert hint and wrong.hint in hint, f"{name}: {hint}"
 
 
-def test_exercises_accept_other_right_answers():
-    first, second, third = EXERCISES
+def test_groups_accept_other_right_answers():
+    exercise = EXERCISES[0]
 
-    def by_hand(student, teacher, temperature):
-        q, p = (z.div(temperature).softmax(1) for z in (student, teacher))
-        return temperature**2 * (p * (p.log() - q.log())).sum(1).mean()
+    def with_a_loop(weight, bits, group):
+        top = 2 ** (bits - 1) - 1
+        out = torch.empty_like(weight)
+        for i, row in enumerate(weight):
+            for start in range(0, len(row), group):
+                part = row[start : start + group]
+                step = float(part.abs().max()) / top or 1.0
+                out[i, start : start + group] = torch.round(part / step) * step
+        return out
 
-    assert first.hint_for(by_hand) is None
-    assert first.hint_for(lambda s, t, T: by_hand(s.double(), t.double(), T)) is None
-    assert (
-        first.hint_for(lambda s, t, T: mc.distillation_loss(s, t, temperature=T)) is None
-    )
+    def in_numpy(weight, bits, group):
+        rows = weight.numpy().reshape(-1, group).astype(np.float64)
+        step = np.abs(rows).max(1, keepdims=True) / (2 ** (bits - 1) - 1)
+        whole = np.divide(rows, step, out=np.zeros_like(rows), where=step > 0).round()
+        return (whole * step).reshape(weight.shape)
 
-    def affine(weight, bits):  # more levels than asked for, and no larger error
-        scale, zero_point = mc.choose_qparams(weight, bits, False, axis=0)
-        return mc.dequantize(mc.quantize(weight, scale, zero_point, bits, False, 0), scale,
-                             zero_point, 0)  # fmt: skip
+    def in_three_dimensions(weight, bits, group):
+        parts = weight.unflatten(1, (-1, group))
+        top = 2 ** (bits - 1) - 1
+        scale = (parts.abs().amax(2, keepdim=True) / top).clamp(min=1e-20)
+        return (parts / scale).round().clamp(-top, top).mul(scale).flatten(1)
 
-    assert second.hint_for(lambda w, b: mc.FakeQuantize(b, axis=0)(w)) is None
-    assert second.hint_for(affine) is None
+    def finer_than_asked(weight, bits, group):  # the ends are clamped, by half a step
+        top = 2 ** (bits - 1) - 1
+        rows = weight.reshape(-1, group)
+        scale = (rows.abs().amax(1, keepdim=True) / (top + 0.5)).clamp(min=1e-20)
+        return ((rows / scale).round().clamp(-top, top) * scale).view_as(weight)
+
+    def by_the_package(weight, bits, group):
+        rows = weight.view(-1, group)
+        return mc.FakeQuantize(bits, axis=0)(rows).view_as(weight)
+
+    def by_chunks(weight, bits, group):
+        parts = [exercise.solve(part, bits, group) for part in weight.split(group, dim=1)]
+        return torch.cat(parts, dim=1)
+
+    for answer in (
+        with_a_loop, in_numpy, in_three_dimensions, finer_than_asked, by_the_package, by_chunks,
+    ):  # fmt: skip
+        assert exercise.hint_for(answer) is None, answer.__name__
+
+
+def test_groups_reject_wrong_answers():
+    exercise = EXERCISES[0]
+    solve = exercise.solve
+
+    def affine(weight, bits, group):  # marks that do not lie around 0
+        rows = weight.reshape(-1, group)
+        scale, zero_point = mc.choose_qparams(rows, bits, False, axis=0)
+        codes = mc.quantize(rows, scale, zero_point, bits, False, 0)
+        return mc.dequantize(codes, scale, zero_point, 0).view_as(weight)
+
+    def in_place(weight, bits, group):
+        weight.copy_(solve(weight, bits, group))
+        return weight
+
+    def one_mark_too_many(weight, bits, group):
+        rows = weight.reshape(-1, group)
+        scale = (rows.abs().amax(1, keepdim=True) / 2 ** (bits - 1)).clamp(min=1e-20)
+        return ((rows / scale).round() * scale).view_as(weight)
+
+    def one_bit_more(weight, bits, group):
+        return solve(weight, bits + 1, group)
+
+    def eights_only(weight, bits, group):
+        return solve(weight, bits, 8)
+
+    def mean_scale(weight, bits, group):
+        rows = weight.reshape(-1, group)
+        scale = rows.abs().mean(1, keepdim=True).clamp(min=1e-20) / (2 ** (bits - 1) - 1)
+        return ((rows / scale).round() * scale).view_as(weight)
+
+    def truncated(weight, bits, group):
+        rows = weight.reshape(-1, group)
+        scale = rows.abs().amax(1, keepdim=True).clamp(min=1e-20) / (2 ** (bits - 1) - 1)
+        return ((rows / scale).trunc() * scale).view_as(weight)
+
+    def zeros_filled(weight, bits, group):
+        out = solve(weight, bits, group)
+        return torch.where(weight == 0, 0.1, out)
+
+    def nothing(weight, bits, group):
+        solve(weight, bits, group)
+
+    def all_zero(weight, bits, group):
+        return torch.zeros_like(weight)
+
+    def transposed(weight, bits, group):
+        return solve(weight, bits, group).T
+
+    for answer in (
+        affine, in_place, one_mark_too_many, one_bit_more, eights_only, mean_scale, truncated,
+        zeros_filled, nothing, all_zero, transposed,
+    ):  # fmt: skip
+        assert exercise.hint_for(answer) is not None, answer.__name__
+
+
+def test_masked_updates_accept_other_right_answers():
+    exercise = EXERCISES[1]
 
     def masks_twice(loss_fn, weight, mask, optimizer):
         optimizer.zero_grad()
@@ -1513,39 +1595,114 @@ def test_exercises_accept_other_right_answers():
         weight.data = weight.data * mask
         optimizer.zero_grad()
 
-    assert third.hint_for(masks_twice) is None
-    assert third.hint_for(empties_last) is None
+    def fills(loss_fn, weight, mask, optimizer):
+        weight.grad = None
+        loss = loss_fn()
+        loss.backward()
+        optimizer.step()
+        with torch.no_grad():
+            weight.masked_fill_(~mask, 0.0)
+
+    for answer in (masks_twice, empties_last, fills):
+        assert exercise.hint_for(answer) is None, answer.__name__
+    for answer in (
+        lambda f, w, m, o: w.data.zero_(),
+        lambda f, w, m, o: None,
+        lambda f, w, m, o: w.data.mul_(m).sub_(0.1 * m),
+    ):
+        assert exercise.hint_for(answer) is not None
 
 
-def signed_maximum(weight, bits):
-    scale = weight.amax(1, keepdim=True).clamp(min=1e-12) / (2 ** (bits - 1) - 1)
-    return (weight / scale).round() * scale
+def test_few_labels_accept_other_right_answers():
+    exercise = EXERCISES[2]
+
+    def by_hand(student, teacher, targets, temperature, alpha):
+        p = (teacher / temperature).softmax(1)
+        q = (student / temperature).softmax(1)
+        soft = temperature**2 * (p * (p.log() - q.log())).sum(1).mean()
+        known = targets != -100
+        losses = -student.log_softmax(1)[known, targets[known]]
+        return alpha * soft + (1 - alpha) * losses.sum() / len(targets)
+
+    def in_float64(student, teacher, targets, temperature, alpha):
+        return by_hand(student.double(), teacher.double(), targets, temperature, alpha)
+
+    def by_the_package(student, teacher, targets, temperature, alpha):
+        return mc.distillation_loss(student, teacher, targets, temperature, alpha)
+
+    def as_a_sum(student, teacher, targets, temperature, alpha):
+        log_q = F.log_softmax(student / temperature, dim=1)
+        log_p = F.log_softmax(teacher / temperature, dim=1)
+        soft = F.kl_div(log_q, log_p, reduction="sum", log_target=True)
+        hard = F.cross_entropy(student, targets, reduction="sum")
+        return (alpha * soft * temperature**2 + (1 - alpha) * hard) / len(student)
+
+    for answer in (by_hand, in_float64, by_the_package, as_a_sum):
+        assert exercise.hint_for(answer) is None, answer.__name__
 
 
-def test_exercises_reject_lazy_answers():
-    first, second, third = EXERCISES
-    lazy = (
-        (first, [
-            lambda s, t, T: s.sum() * 0,
-            lambda s, t, T: mc.distillation_loss(s, t, temperature=T).abs() ** 0.5,
-            lambda s, t, T: mc.distillation_loss(s, t, temperature=1.0),
-            lambda s, t, T: 1.0,
-            lambda s, t, T: mc.distillation_loss(s.detach(), t, temperature=T),
-        ]),
-        (second, [
-            lambda w, b: torch.zeros_like(w),
-            lambda w, b: w.round(),
-            lambda w, b: mc.FakeQuantize(8, axis=0)(w),
-            lambda w, b: w.sign() * w.abs().amax(1, keepdim=True),
-            lambda w, b: mc.FakeQuantize(b, axis=0)(w[:1]),
-            signed_maximum,
-        ]),
-        (third, [
-            lambda f, w, m, o: w.data.zero_(),
-            lambda f, w, m, o: None,
-            lambda f, w, m, o: w.data.mul_(m).sub_(0.1 * m),
-        ]),
-    )  # fmt: skip
-    for exercise, answers in lazy:
-        for answer in answers:
-            assert exercise.hint_for(answer) is not None
+def test_few_labels_reject_wrong_answers():
+    exercise = EXERCISES[2]
+    right = exercise.solve
+    for answer in (
+        lambda s, t, y, T, a: s.sum() * 0,
+        lambda s, t, y, T, a: 1.0,
+        lambda s, t, y, T, a: right(s, t, y, 1.0, a),
+        lambda s, t, y, T, a: right(s, t, y, 4.0, a),
+        lambda s, t, y, T, a: right(s.detach(), t, y, T, a),
+        lambda s, t, y, T, a: right(s, t, y, T, 1.0),
+        lambda s, t, y, T, a: right(s, t, y, T, a) * 2,
+        lambda s, t, y, T, a: right(s, t, y.clamp(min=0), T, a),
+        lambda s, t, y, T, a: right(s, t, t.argmax(1), T, a),
+        lambda s, t, y, T, a: right(s, t, y, T, 0.9),
+    ):
+        assert exercise.hint_for(answer) is not None
+
+
+# --- a scale for each group -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+@pytest.mark.parametrize("group", [1, 2, 4, 12])
+def test_groups_equal_torchs_channels_of_that_size(bits, group):
+    layer = nn.Linear(12, 5)
+    groups = layer.weight.detach().reshape(-1, group)
+    scale, zero_point = mc.choose_qparams(groups, bits, axis=0)
+    top = 2 ** (bits - 1) - 1
+    expected = torch.fake_quantize_per_channel_affine(
+        groups, scale, zero_point, 0, -top, top
+    )
+    small = mc.QuantizedLinear(layer, bits, group=group)
+    assert torch.equal(small.weight, expected.view(5, 12))
+    x = torch.randn(3, 12, generator=generator(0))
+    assert torch.equal(small(x), F.linear(x, small.weight, layer.bias))
+
+
+def test_groups_of_a_model_are_saved_and_read_back():
+    model = mlp(width=32)
+    small = mc.quantize_model(model, 4, group=8)
+    whole_rows = mc.quantize_model(model, 4)
+    assert mc.model_size(small) > mc.model_size(whole_rows)
+    file = io.BytesIO()
+    mc.save_compact(small, file)
+    file.seek(0)
+    other = mc.load_compact(mc.quantize_model(mlp(seed=2, width=32), 4, group=8), file)
+    assert torch.equal(small(X), other(X))
+
+
+def test_finer_groups_have_smaller_errors():
+    torch.manual_seed(0)
+    layer = nn.Linear(64, 16)
+    errors = []
+    for group in (64, 16, 4):
+        small = mc.QuantizedLinear(layer, 4, group=group)
+        errors.append((small.weight - layer.weight).square().mean().item())
+    assert errors[0] > errors[1] > errors[2]
+
+
+def test_groups_that_cannot_be():
+    for group in (5, 0, -4, 24):
+        with pytest.raises(ValueError, match="does not divide the 12 weights"):
+            mc.QuantizedLinear(nn.Linear(12, 5), 4, group=group)
+    with pytest.raises(ValueError, match="activations='float'"):
+        mc.QuantizedLinear(nn.Linear(12, 5), 4, activations="dynamic", group=4)

@@ -23,6 +23,7 @@ LOST = re.compile(r"SIGABRT|exitcode: -6|EADDRINUSE|address already in use")
 CASES = {
     "01_data_splitting": {"validation accuracy": 0.006, "test accuracy": 0.006},
     "03_regularization": {"test accuracy": 0.03, "test loss": 0.1},
+    "09_model_compression": {"teacher": 0.004, "taught": 0.004, "untaught": 0.004},
     "11_gradient_accumulation": {"test accuracy": 0.004, "test loss": 0.001},
     "16_data_loading": {"test accuracy": 0.004, "test loss": 0.001},
 }

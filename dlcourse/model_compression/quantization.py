@@ -125,7 +125,8 @@ def unpack_bits(
     flat = flat.ravel()[: math.prod(shape)].view(shape)
     if not signed:
         return flat.to(torch.uint8)
-    return torch.where(flat >= 2 ** (bits - 1), flat - 2**bits, flat).to(torch.int8)
+    half = 2 ** (bits - 1)
+    return ((flat ^ half) - half).to(torch.int8)  # two's complement: the top bit is -half
 
 
 def _check_packing(bits: int) -> None:

@@ -237,6 +237,19 @@ def calibrate(model: nn.Module, inputs: Tensor) -> dict[str, RangeObserver]:
     return observers
 
 
+def _in_groups(weight: Tensor, group: int, activations: str) -> Tensor:
+    """Return the weight with a row for each `group` neighbours of an output."""
+    inputs = weight[0].numel()
+    if group < 1 or inputs % group:
+        raise ValueError(
+            f"group={group} does not divide the {inputs} weights of an output: choose one "
+            "that does"
+        )
+    if activations != "float":
+        raise ValueError("groups are for quantized weights: use activations='float'")
+    return weight.reshape(-1, group)
+
+
 class _QuantizedLayer(nn.Module):
     made_of: tuple[type, ...]
     operation: Callable[..., Tensor]  # of x, weight, bias and the geometry
@@ -244,6 +257,7 @@ class _QuantizedLayer(nn.Module):
     def __init__(
         self, layer: nn.Module, bits: int = 8, per_channel: bool = True,
         activations: str = "float", observer: RangeObserver | None = None, input_bits: int = 8,
+        group: int | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
         _check_kind(self, layer)
@@ -255,15 +269,14 @@ class _QuantizedLayer(nn.Module):
             raise ValueError(
                 "static quantization, and it alone, needs observer=: see calibrate()"
             )
-        weight, axis = layer.weight.detach(), 0 if per_channel else None
+        self.bits, self.activations, self.input_bits = bits, activations, input_bits
+        self.shape, self.geometry = layer.weight.shape, _geometry(layer)
+        self.axis = 0 if per_channel or group else None
+        weight = layer.weight.detach()
+        if group is not None:
+            weight = _in_groups(weight, group, activations)
+        axis = self.axis
         scale, zero_point = choose_qparams(weight, bits, axis=axis)
-        self.bits, self.axis, self.shape, self.geometry = (
-            bits,
-            axis,
-            weight.shape,
-            _geometry(layer),
-        )
-        self.activations, self.input_bits = activations, input_bits
         packed = pack_bits(quantize(weight, scale, zero_point, bits, axis=axis), bits)
         self.register_buffer("packed", packed)
         self.scale = nn.Parameter(scale, requires_grad=False)
@@ -277,9 +290,11 @@ class _QuantizedLayer(nn.Module):
     @property
     def weight(self) -> Tensor:
         """The weight, outputs first, that the packed numbers stand for, in float32."""
-        return dequantize(
-            self.whole(), self.scale, torch.zeros_like(self.scale), self.axis
-        )
+        whole = self.whole()
+        if self.axis is not None:  # a row for each scale: an output, or a group of it
+            whole = whole.view(self.scale.numel(), -1)
+        wide = dequantize(whole, self.scale, torch.zeros_like(self.scale), self.axis)
+        return wide.view(self.shape)
 
     def whole(self) -> Tensor:
         """Return the weight as whole numbers, int8, outputs first."""
@@ -310,6 +325,7 @@ class QuantizedLinear(_QuantizedLayer):
     activations "float": the weight is dequantized at each use. "dynamic": the input is
     quantized to `input_bits` by its own range (that of the whole batch), and the product
     is one of whole numbers. "static": the same with a fixed range, from `observer`.
+    With `group` each run of so many neighbours in an output's weights has its own scale.
     Raises ValueError for another kind of layer and for settings that do not go together.
     """
 
@@ -335,15 +351,19 @@ class QuantizedConv2d(_QuantizedLayer):
 
 def quantize_model(
     model: nn.Module, bits: int = 8, per_channel: bool = True, activations: str = "float",
-    calibration: Tensor | None = None,
+    calibration: Tensor | None = None, group: int | None = None,
 ) -> nn.Module:  # fmt: skip
     """Return a copy whose linear and Conv2d layers hold packed weights of `bits` 2, 4 or
     8.
 
+    There is one scale for each output (`per_channel`), for each `group` neighbours among
+    an output's weights, or for the whole layer.
+
     Each becomes a `QuantizedLinear` or a `QuantizedConv2d`. All other layers stay as they
     are, norm layers and the other convolutions among them. `calibration` (n, ...): inputs
     from the training rows, whose ranges static quantization keeps. Raises ValueError for
-    a model without a layer to quantize, and for static without `calibration`.
+    a model without a layer to quantize, for static without `calibration`, and for a group
+    that does not divide an output's weights.
     """
     model = bake(model)
     observers = {}
@@ -356,7 +376,8 @@ def quantize_model(
 
     def real(name: str, layer: nn.Module) -> nn.Module:
         kind = QuantizedConv2d if isinstance(layer, nn.Conv2d) else QuantizedLinear
-        return kind(layer, bits, per_channel, activations, observers.get(name))
+        observer = observers.get(name)
+        return kind(layer, bits, per_channel, activations, observer, group=group)
 
     return _replace(model, real)
 
