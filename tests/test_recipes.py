@@ -13,25 +13,30 @@ import pytest
 
 RECIPES = Path(__file__).resolve().parent.parent / "recipes"
 LINES = 70
+LONGER = {"02_hyperparameter_tuning": 105}  # a search around the training
 LIBRARIES = {"torch", "accelerate", "sklearn"}
+ALSO = {"02_hyperparameter_tuning": {"optuna"}}
 TRIES = 3  # two gloo processes sometimes abort while they exit
 LOST = re.compile(r"SIGABRT|exitcode: -6|EADDRINUSE|address already in use")
 
 # One row a recipe. Its last line is "name number, name number"; how far may the numbers of
 # two processes be from those of one?
 CASES = {
+    "02_hyperparameter_tuning": {"mean test accuracy": 0.004, "worst test accuracy": 0.008},
     "11_gradient_accumulation": {"test accuracy": 0.004, "test loss": 0.001},
 }
 NAMES = sorted(CASES)
 
 
-def run(name: str, *launcher: str) -> dict[str, float]:
-    """Run a recipe on the CPU and return the numbers of its last line."""
+def run(name: str, *launcher: str, folder: Path) -> dict[str, float]:
+    """Run a recipe on the CPU in a new `folder`, and return the numbers of its last line."""
+    folder.mkdir()
     command = [sys.executable, *launcher, str(RECIPES / f"{name}.py")]
     settings = {"ACCELERATE_USE_CPU": "yes", "OMP_NUM_THREADS": "1", "PYTHONPATH": ""}
     for _ in range(TRIES):
         done = subprocess.run(
             command,
+            cwd=folder,
             env=os.environ | settings,
             capture_output=True,
             text=True,
@@ -52,10 +57,10 @@ def test_every_recipe_has_a_case():
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_two_processes_equal_one(name):
-    one = run(name)
+def test_two_processes_equal_one(name, tmp_path):
+    one = run(name, folder=tmp_path / "one")
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
-    two = run(name, *launcher)
+    two = run(name, *launcher, folder=tmp_path / "two")
     assert set(one) == set(two) == set(CASES[name])
     for key, distance in CASES[name].items():
         assert abs(one[key] - two[key]) <= distance, f"{key}: {one[key]} and {two[key]}"
@@ -64,8 +69,8 @@ def test_two_processes_equal_one(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_recipe_is_short_and_stands_alone(name):
     text = (RECIPES / f"{name}.py").read_text(encoding="utf-8")
-    assert len(text.splitlines()) <= LINES
-    known = LIBRARIES | set(sys.stdlib_module_names)
+    assert len(text.splitlines()) <= LONGER.get(name, LINES)
+    known = LIBRARIES | ALSO.get(name, set()) | set(sys.stdlib_module_names)
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, (ast.Import, ast.ImportFrom)):
             names = [getattr(node, "module", None) or ""]
