@@ -33,7 +33,7 @@ def train(settings, seed):  # yields the model after each epoch, as long as it i
     torch.manual_seed(seed)
     model = nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
     optimizer = torch.optim.SGD(model.parameters(), **settings)
-    rows, share = TensorDataset(*data[:768]), BATCH // accelerator.num_processes
+    rows, share = TensorDataset(*data[:512]), BATCH // accelerator.num_processes
     order = torch.Generator().manual_seed(seed)
     rows = DataLoader(rows, share, shuffle=True, generator=order)
     model, optimizer, rows = accelerator.prepare(model, optimizer, rows)
@@ -80,7 +80,7 @@ while True:
     if settings is None:
         break
     for epoch, model in enumerate(train(settings, seed=0), 1):
-        loss, _ = evaluate(model, 768, 1280)
+        loss, _ = evaluate(model, 512, 1024)
         if main:
             trial.report(loss, epoch)
         [stop] = on_all([main and trial.should_prune()])  # also stops where loss is nan
@@ -95,7 +95,7 @@ while True:
 accuracies = []
 for seed in FINAL_SEEDS:  # and fresh rows
     *_, model = train(settings, seed)
-    accuracies.append(evaluate(model, 1280, 1792)[1])
+    accuracies.append(evaluate(model, 1024, 1792)[1])
 mean, worst = sum(accuracies) / len(accuracies), min(accuracies)
 accelerator.print("settings:", settings)
 accelerator.print(f"mean test accuracy {mean:.4f}, worst test accuracy {worst:.4f}")

@@ -22,7 +22,10 @@ LOST = re.compile(r"SIGABRT|exitcode: -6|EADDRINUSE|address already in use")
 # One row a recipe. Its last line is "name number, name number"; how far may the numbers of
 # two processes be from those of one?
 CASES = {
-    "02_hyperparameter_tuning": {"mean test accuracy": 0.004, "worst test accuracy": 0.008},
+    "02_hyperparameter_tuning": {
+        "mean test accuracy": 0.004,
+        "worst test accuracy": 0.008,
+    },
     "11_gradient_accumulation": {"test accuracy": 0.004, "test loss": 0.001},
 }
 NAMES = sorted(CASES)

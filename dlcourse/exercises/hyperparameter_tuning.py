@@ -30,8 +30,8 @@ class _Runs:
     def train(self, rate, decay):
         expect(
             len(self.pairs) < len(self.scores),
-            f"train was called more than {len(self.scores)} times for trials="
-            f"{len(self.scores)}: a failed run counts as a trial, too.",
+            f"trials is {len(self.scores)}, but train was called more often: once for each "
+            "pair, and a failed run counts as a trial, too.",
         )
         self.pairs.append((float(rate), float(decay)))
         return self.scores[len(self.pairs) - 1]
@@ -148,11 +148,12 @@ def _check_choice(answer: Callable) -> None:
         expect(found is not None, "Return the best pair, (rate, decay).")
         if isinstance(found, dict):
             found = list(found.values())
-        found = np.asarray(found, dtype=float).ravel()
+        found = list(found) if hasattr(found, "__len__") else [found]
         expect(
-            found.shape == (2,),
+            len(found) == 2 and all(np.ndim(part) == 0 for part in found),
             "Return the pair alone, (rate, decay), without its score.",
         )
+        found = np.array([float(part) for part in found])
         given = [np.allclose(found, pair, rtol=1e-9, atol=0) for pair in pairs]
         expect(
             any(given),
@@ -387,6 +388,9 @@ class _Trial:
         low, high = float(low), float(high)
         expect(low < high, f"{name!r}: low must be below high.")
         expect(not log or low > 0, f"{name!r}: a log scale needs low > 0.")
+        expect(
+            step is None or not log, f"{name!r}: Optuna allows a step or log, not both."
+        )
         share = self.rng.uniform()
         value = low * (high / low) ** share if log else low + (high - low) * share
         if step is not None:
@@ -399,6 +403,7 @@ class _Trial:
             f"{name!r}: suggest_int needs two whole numbers, low < high.",
         )
         expect(not log or low > 0, f"{name!r}: a log scale needs low > 0.")
+        expect(step == 1 or not log, f"{name!r}: Optuna allows a step or log, not both.")
         if log:
             a, b = math.log(low - 0.5), math.log(high + 0.5)
             value = math.floor(math.exp(self.rng.uniform(a, b)) + 0.5)
@@ -608,7 +613,9 @@ EXERCISES = (
                 "not the value itself",
             ),
             "uniform decay": Wrong(
-                _search_with(lambda rng: (10 ** rng.uniform(-4, 1), rng.uniform(1e-6, 1))),
+                _search_with(
+                    lambda rng: (10 ** rng.uniform(-4, 1), rng.uniform(1e-6, 1))
+                ),
                 "of the decay lie in the largest decade",
             ),
             "another base": Wrong(
@@ -618,7 +625,9 @@ EXERCISES = (
                 "one of 10",
             ),
             "one decade too many": Wrong(
-                _search_with(lambda rng: (10 ** rng.uniform(-4, 2), 10 ** rng.uniform(-6, 0))),
+                _search_with(
+                    lambda rng: (10 ** rng.uniform(-4, 2), 10 ** rng.uniform(-6, 0))
+                ),
                 "outside",
             ),
             "powers of ten only": Wrong(
@@ -636,7 +645,9 @@ EXERCISES = (
                 ),
                 "within a decade",
             ),
-            "one draw for both": Wrong(_search_with(_one_draw), "go up and down together"),
+            "one draw for both": Wrong(
+                _search_with(_one_draw), "go up and down together"
+            ),
             "a generator of its own": Wrong(_own_generator, "take all numbers from rng"),
             "a fixed seed": Wrong(_fixed_seed, "do not list them"),
             "min keeps nan": Wrong(_with_min, "a failed run"),

@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from scipy.stats import qmc
 
 from dlcourse.hyperparameter_tuning.spaces import (
     Config,
@@ -101,6 +100,8 @@ def quasi_random_search(
     Invariants: a longer search begins with the trials of a shorter one; of the first 2^m
     trials, each of 2^m equal shares of each range gets exactly one.
     """
+    from scipy.stats import qmc  # slow to import, and only needed here
+
     check_count("trials", trials)
     check_space(space)
     sequence = qmc.Sobol(len(space), rng=np.random.default_rng(seed))
