@@ -23,6 +23,8 @@ from dlcourse.hyperparameter_tuning import (
     GaussianProcess,
     Search,
     loguniform,
+    searches,
+    spaces,
     uniform,
     whole,
 )
@@ -206,6 +208,17 @@ def test_a_search_counts_failed_trials_and_goes_on():
     assert search.best_so_far.tolist() == [math.inf, 3, 3, 2, 2, 2]
     with pytest.raises(ValueError, match="widen"):
         _ = ht.random_search(lambda c: math.nan, PLANE, 3).best
+
+
+def test_the_parts_that_searches_share():
+    assert searches.failed_as([1.0, math.nan, -math.inf], 9.0).tolist() == [1.0, 9.0, 9.0]
+    space = {"lr": loguniform(0.01, 1), "depth": [1, 2, 3, 4], "layers": whole(1, 4)}
+    middle = spaces.config_at(space, [0.5, 0.49, 0.99])
+    assert middle == {"lr": pytest.approx(0.1), "depth": 2, "layers": 4}
+    with pytest.raises(ValueError, match="name at least one"):
+        spaces.check_space({})
+    with pytest.raises(ValueError, match="trials=0: give at least 1"):
+        spaces.check_count("trials", 0)
 
 
 # --- the Gaussian process -------------------------------------------------------------------------
