@@ -30,6 +30,7 @@ TO_BE_REWRITTEN = set(TECHNIQUES) - {
     "data_loading",
     "data_splitting",
     "gradient_accumulation",
+    "hyperparameter_tuning",
     "model_compression",
     "regularization",
 }

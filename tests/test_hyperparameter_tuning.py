@@ -2,19 +2,34 @@
 invariants.
 """
 
+import contextlib
 import math
+import runpy
+import sys
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from scipy import stats
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import ConstantKernel, Matern
 from sklearn.model_selection import ParameterGrid
 
 from dlcourse import hyperparameter_tuning as ht
-from dlcourse.hyperparameter_tuning import GaussianProcess, Search, loguniform, uniform
+from dlcourse.exercises.hyperparameter_tuning import EXERCISES
+from dlcourse.hyperparameter_tuning import (
+    GaussianProcess,
+    Search,
+    loguniform,
+    searches,
+    spaces,
+    uniform,
+    whole,
+)
 
+RECIPE = Path(__file__).parent.parent / "recipes" / "02_hyperparameter_tuning.py"
 PLANE = {"x": uniform(-5, 10), "y": uniform(0, 15)}
 LOWEST = 0.39788735772973816
 
@@ -67,9 +82,40 @@ def test_at_and_share_are_inverse_and_stay_inside(values):
     assert values.at(0) == values.low and values.at(1) == values.high
 
 
+@pytest.mark.parametrize("low, high", [(1, 6), (-2, 3), (0, 1)])
+def test_whole_numbers_have_the_same_chance(low, high):
+    rng, values = np.random.default_rng(0), whole(low, high)
+    draws = [values.draw(rng) for _ in range(6000)]
+    assert all(isinstance(draw, int) for draw in draws)
+    counts = np.bincount(np.array(draws) - low)
+    assert len(counts) == high - low + 1
+    assert stats.chisquare(counts).pvalue > 0.001
+    assert values.at(0) == low and values.at(1) == high
+
+
+def test_whole_numbers_on_a_log_scale_double_with_equal_chance():
+    rng, values = np.random.default_rng(0), whole(8, 63, log=True)
+    draws = np.array([values.draw(rng) for _ in range(6000)])
+    assert draws.min() == 8 and draws.max() == 63
+    shares = [((low <= draws) & (draws < 2 * low)).mean() for low in (8, 16, 32)]
+    assert np.allclose(shares, 1 / 3, atol=0.04)
+
+
+@pytest.mark.parametrize("values", [whole(1, 6), whole(16, 512, log=True)])
+def test_a_whole_number_is_found_again_at_its_place(values):
+    for number in range(int(values.low), int(values.high) + 1):
+        assert values.at(values.share(number)) == number
+        assert 0 <= values.share(number) <= 1
+
+
 @pytest.mark.parametrize(
     "make",
     [
+        lambda: whole(1.5, 4),
+        lambda: whole(4, 4),
+        lambda: whole(0, 4, log=True),
+        lambda: ht.quasi_random_search(branin, PLANE, 0),
+        lambda: ht.quasi_random_search(branin, {}, 4),
         lambda: uniform(1, 1),
         lambda: uniform(2, 1),
         lambda: uniform(0, math.inf),
@@ -129,6 +175,29 @@ def test_random_search_draws_everything_and_a_longer_one_begins_alike():
     assert ht.random_search(lambda c: 0, space, 7, seed=[3, 1]).configs != short.configs
 
 
+def test_quasi_random_points_are_scipys_and_fill_each_range():
+    for seed in range(5):
+        search = ht.quasi_random_search(branin, PLANE, 32, seed=seed)
+        sequence = stats.qmc.Sobol(2, rng=np.random.default_rng(seed))
+        points = stats.qmc.scale(sequence.random_base2(5), [-5, 0], [10, 15])
+        ours = [[config["x"], config["y"]] for config in search.configs]
+        np.testing.assert_allclose(ours, points, atol=1e-12)
+        for values, name in ((PLANE["x"], "x"), (PLANE["y"], "y")):
+            shares = [values.share(config[name]) for config in search.configs]
+            assert sorted(int(32 * share) for share in shares) == list(range(32))
+
+
+def test_a_longer_quasi_random_search_begins_alike_and_takes_lists():
+    space = {"lr": loguniform(1e-4, 1), "depth": [1, 2, 3, 4], "width": whole(1, 8)}
+    short = ht.quasi_random_search(lambda c: 0.0, space, 5, seed=3)
+    long = ht.quasi_random_search(lambda c: 0.0, space, 32, seed=3)
+    assert long.configs[:5] == short.configs
+    depths = [config["depth"] for config in long.configs]
+    assert [depths.count(depth) for depth in (1, 2, 3, 4)] == [8, 8, 8, 8]
+    widths = [config["width"] for config in long.configs]
+    assert [widths.count(width) for width in range(1, 9)] == [4] * 8
+
+
 def test_a_search_counts_failed_trials_and_goes_on():
     search = Search()
     for score in (math.nan, 3.0, math.inf, 2.0, -math.inf, 5.0):
@@ -139,6 +208,17 @@ def test_a_search_counts_failed_trials_and_goes_on():
     assert search.best_so_far.tolist() == [math.inf, 3, 3, 2, 2, 2]
     with pytest.raises(ValueError, match="widen"):
         _ = ht.random_search(lambda c: math.nan, PLANE, 3).best
+
+
+def test_the_parts_that_searches_share():
+    assert searches.failed_as([1.0, math.nan, -math.inf], 9.0).tolist() == [1.0, 9.0, 9.0]
+    space = {"lr": loguniform(0.01, 1), "depth": [1, 2, 3, 4], "layers": whole(1, 4)}
+    middle = spaces.config_at(space, [0.5, 0.49, 0.99])
+    assert middle == {"lr": pytest.approx(0.1), "depth": 2, "layers": 4}
+    with pytest.raises(ValueError, match="name at least one"):
+        spaces.check_space({})
+    with pytest.raises(ValueError, match="trials=0: give at least 1"):
+        spaces.check_count("trials", 0)
 
 
 # --- the Gaussian process -------------------------------------------------------------------------
@@ -273,6 +353,38 @@ def test_bayesian_search_begins_as_random_search_and_repeats():
         assert all(PLANE[n].low <= v <= PLANE[n].high for n, v in config.items())
 
 
+def test_bayesian_search_tunes_whole_numbers():
+    def objective(config):
+        return (config["layers"] - 4) ** 2 + math.log(config["width"] / 40) ** 2
+
+    space = {"layers": whole(1, 6), "width": whole(8, 512, log=True)}
+    for seed in range(3):
+        search = ht.bayesian_search(objective, space, 20, seed=seed)
+        assert search.best_config["layers"] == 4
+        assert 20 <= search.best_config["width"] <= 80
+        assert all(isinstance(v, int) for c in search.configs for v in c.values())
+
+
+def test_it_is_no_method_for_weights():
+    """25 trials leave more of a bowl in 10 dimensions than 25 gradient steps do."""
+    weights = {f"w{i}": uniform(0, 1) for i in range(10)}
+    steep = np.linspace(1, 4, 10)
+    by_process, by_gradient = [], []
+    for seed in range(4):
+        lowest = np.random.default_rng([8, seed]).random(10)
+
+        def bowl(config, lowest=lowest):
+            return float(steep @ (np.array([*config.values()]) - lowest) ** 2)
+
+        search = ht.bayesian_search(bowl, weights, 25, seed=seed)
+        w = np.array([*search.configs[0].values()])
+        for _ in range(25):
+            w = w - 0.1 * 2 * steep * (w - lowest)
+        by_process.append(search.best_score / search.scores[0])
+        by_gradient.append(steep @ (w - lowest) ** 2 / search.scores[0])
+    assert np.mean(by_process) > 0.02 and np.mean(by_gradient) < 0.01
+
+
 def test_constant_objective():
     search = ht.bayesian_search(lambda c: 1.5, PLANE, 12, initial=1)
     assert search.best_score == 1.5
@@ -394,3 +506,168 @@ def test_halving_drops_failed_trials_first():
     configs = [{"a": a} for a in range(9)]
     halving = ht.successive_halving(lambda c, b: math.nan if c["a"] < 8 else 5.0, configs)
     assert halving.best_config == {"a": 8}
+
+
+# --- the exercises --------------------------------------------------------------------------------
+
+
+def choose(pairs, scores):
+    return pairs[int(np.nan_to_num(scores, nan=np.inf).argmin())]
+
+
+def search_with(draw, choose=choose):
+    def search(train, trials, rng):
+        pairs = draw(rng, trials)
+        return choose(pairs, [train(*pair) for pair in pairs])
+
+    return search
+
+
+def vectors(rng, n):
+    return list(
+        zip(10 ** rng.uniform(-4, 1, n), 10 ** rng.uniform(-6, 0, n), strict=True)
+    )
+
+
+def by_scipy(rng, n):
+    rates = stats.loguniform(1e-4, 10).rvs(n, random_state=rng)
+    decays = stats.loguniform(1e-6, 1).rvs(n, random_state=rng)
+    return list(zip(rates, decays, strict=True))
+
+
+def by_decade(rng, n):
+    def one(low, high):
+        return 10.0 ** (rng.integers(low, high) + rng.random())
+
+    return [(one(-4, 1), one(-6, 0)) for _ in range(n)]
+
+
+def strata(rng, n):
+    def one(low, high):
+        return 10 ** (low + (high - low) * (rng.permutation(n) + rng.random(n)) / n)
+
+    return list(zip(one(-4, 1), one(-6, 0), strict=True))
+
+
+def shuffled(rng, n):
+    rates = rng.permutation(np.logspace(-4, 1, n))
+    return list(zip(rates, rng.permutation(np.logspace(-6, 0, n)), strict=True))
+
+
+@pytest.mark.parametrize("draw", [vectors, by_scipy, by_decade])
+def test_other_random_searches_are_right(draw):
+    assert EXERCISES[0].hint_for(search_with(draw)) is None
+    as_list = search_with(draw, lambda pairs, scores: list(choose(pairs, scores)))
+    assert EXERCISES[0].hint_for(as_list) is None
+    named = search_with(
+        draw, lambda p, s: dict(zip(("rate", "decay"), choose(p, s), strict=True))
+    )
+    assert EXERCISES[0].hint_for(named) is None
+
+
+@pytest.mark.parametrize(
+    "answer, hint",
+    [
+        (search_with(strata), "too evenly"),
+        (search_with(shuffled), "do not list them"),
+        (search_with(vectors, lambda p, s: p[int(np.argmin(s))]), "failed run"),
+        (search_with(vectors, lambda p, s: choose(p, s)[::-1]), "never tried"),
+        (search_with(vectors, lambda p, s: (min(s), choose(p, s))), "without its score"),
+        (search_with(lambda r, n: [(x, 0.0) for x, _ in vectors(r, n)]), "above 0"),
+        (search_with(lambda r, n: vectors(np.random, n)), "take all numbers from rng"),
+    ],
+)
+def test_wrong_random_searches_get_a_true_hint(answer, hint):
+    assert hint in EXERCISES[0].hint_for(answer)
+
+
+def improvement(mean, std, best):
+    z = (best - mean) / std
+    return (best - mean) * stats.norm.cdf(z) + std * stats.norm.pdf(z)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        lambda m, s, b: improvement(m, max(s, 1e-8), b),
+        lambda m, s, b: improvement(m, s + 1e-9, b),
+        lambda m, s, b: torch.tensor(improvement(m, s, b) if s else max(b - m, 0.0)),
+        lambda m, s, b: float(ht.expected_improvement(m, s, b)),
+    ],
+)
+def test_other_improvements_are_right(answer):
+    assert EXERCISES[1].hint_for(answer) is None
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        lambda m, s, b: improvement(m, max(s, 0.01), b),
+        lambda m, s, b: improvement(m, s, b) if s else 0.0,
+        lambda m, s, b: np.maximum(
+            b - np.random.default_rng(0).normal(m, s, 999), 0
+        ).mean(),
+    ],
+)
+def test_near_misses_of_the_improvement_are_seen(answer):
+    assert EXERCISES[1].hint_for(answer)
+
+
+def test_the_space_is_right_for_optuna_itself_and_in_other_styles():
+    optuna = pytest.importorskip("optuna")
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    drawn = [EXERCISES[2].solve(study.ask()) for _ in range(50)]
+    assert {settings["optimizer"] for settings in drawn} == {"sgd", "adam"}
+
+    def by_exponents(trial):
+        kind = trial.suggest_categorical("kind", ("adam", "sgd"))
+        settings = {"optimizer": kind, "layers": int(trial.suggest_float("n", 1, 6.999))}
+        settings["rate"] = 10 ** trial.suggest_float("rate", -5, 0)
+        settings["width"] = round(2 ** trial.suggest_float("width", 4, 9))
+        if kind == "sgd":
+            settings["momentum"] = 1 - 10 ** trial.suggest_float("m", -3, 0)
+        else:
+            settings["beta2"] = 1 - 10 ** trial.suggest_float("b", -4, -1)
+        return settings
+
+    assert EXERCISES[2].hint_for(by_exponents) is None
+
+
+# --- the recipe -----------------------------------------------------------------------------------
+
+
+def run_recipe(text, folder):
+    """Run the text of a recipe in a folder; return the parameters and values of its trials."""
+    script = folder / "recipe.py"
+    script.write_text(text, encoding="utf-8")
+    with contextlib.chdir(folder):
+        left = runpy.run_path(str(script), run_name="__main__")
+        trials = left["study"].trials  # read from the file
+    return [(trial.params, trial.value, trial.state) for trial in trials]
+
+
+def test_the_recipe_goes_on_where_it_was_cut_off(tmp_path):
+    optuna = pytest.importorskip("optuna")
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    text = RECIPE.read_text(encoding="utf-8")
+    for long, short in (
+        ("TRIALS = 16", "TRIALS = 5"),
+        ("EPOCHS = 9", "EPOCHS = 3"),
+        ("range(100, 105)", "range(100, 101)"),
+    ):
+        assert text.count(long) == 1
+        text = text.replace(long, short)
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "cut").mkdir()
+    whole_run = run_recipe(text, tmp_path / "whole")
+    first = run_recipe(text.replace("TRIALS = 5", "TRIALS = 2"), tmp_path / "cut")
+    assert len(first) == 2 and first == whole_run[:2]
+    assert run_recipe(text, tmp_path / "cut") == whole_run
+    assert len({trial[0]["rate"] for trial in whole_run}) == 5
+
+
+def test_the_recipe_says_that_optuna_is_missing(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    with pytest.raises(SystemExit, match="pip install optuna"):
+        run_recipe(RECIPE.read_text(encoding="utf-8"), tmp_path)

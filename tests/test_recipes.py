@@ -14,13 +14,19 @@ import pytest
 
 RECIPES = Path(__file__).resolve().parent.parent / "recipes"
 LINES = 70
+LONGER = {"02_hyperparameter_tuning": 105}  # a search around the training
 LIBRARIES = {"torch", "accelerate", "sklearn"}
+ALSO = {"02_hyperparameter_tuning": {"optuna"}}
 TRIES = 3  # two gloo processes sometimes abort while they exit
 LOST = re.compile(r"SIGABRT|exitcode: -6|EADDRINUSE|address already in use")
 
 # One row a recipe. Its last line is "name number, name number"; how far may the numbers of
 # two processes be from those of one?
 CASES = {
+    "02_hyperparameter_tuning": {
+        "mean test accuracy": 0.004,
+        "worst test accuracy": 0.008,
+    },
     "01_data_splitting": {"validation accuracy": 0.006, "test accuracy": 0.006},
     "03_regularization": {"test accuracy": 0.03, "test loss": 0.1},
     "09_model_compression": {"teacher": 0.004, "taught": 0.004, "untaught": 0.004},
@@ -83,8 +89,8 @@ def test_a_batch_that_does_not_divide_is_refused(tmp_path):
 @pytest.mark.parametrize("name", NAMES)
 def test_recipe_is_short_and_stands_alone(name):
     text = (RECIPES / f"{name}.py").read_text(encoding="utf-8")
-    assert len(text.splitlines()) <= LINES
-    known = LIBRARIES | set(sys.stdlib_module_names)
+    assert len(text.splitlines()) <= LONGER.get(name, LINES)
+    known = LIBRARIES | ALSO.get(name, set()) | set(sys.stdlib_module_names)
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, (ast.Import, ast.ImportFrom)):
             names = [getattr(node, "module", None) or ""]

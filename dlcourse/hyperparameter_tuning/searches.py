@@ -1,0 +1,113 @@
+"""Searches that never look at what they have seen: grid, random, quasi-random."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from dlcourse.hyperparameter_tuning.spaces import (
+    Config,
+    check_count,
+    check_space,
+    config_at,
+    draw_config,
+    grid_points,
+)
+
+Objective = Callable[[Config], float]
+
+
+@dataclass
+class Search:
+    """The trials of a search in the order they ran: `configs`, and `scores` of the same
+    length.
+    """
+
+    configs: list[Config] = field(default_factory=list)
+    scores: list[float] = field(default_factory=list)
+
+    def run(self, objective: Objective, config: Config) -> None:
+        """Run one trial and record it."""
+        self.scores.append(float(objective(config)))
+        self.configs.append(config)
+
+    @property
+    def best(self) -> int:
+        """The number of the best trial; raises ValueError where none came to an end."""
+        scores = failed_as(self.scores, math.inf)
+        if not np.isfinite(scores).any():
+            raise ValueError(
+                f"none of {len(scores)} trials gave a finite score: widen the space"
+            )
+        return int(scores.argmin())
+
+    @property
+    def best_config(self) -> Config:
+        """The configuration of the best trial."""
+        return self.configs[self.best]
+
+    @property
+    def best_score(self) -> float:
+        """The score of the best trial."""
+        return self.scores[self.best]
+
+    @property
+    def best_so_far(self) -> np.ndarray:
+        """The best score after each trial (trials,), inf before the first that did not
+        fail.
+        """
+        return np.minimum.accumulate(failed_as(self.scores, math.inf))
+
+
+def failed_as(scores: Sequence[float], value: float) -> np.ndarray:
+    """Return the scores with `value` in the place of each that is not finite."""
+    scores = np.asarray(scores, dtype=float)
+    return np.where(np.isfinite(scores), scores, value)
+
+
+def grid_search(objective: Objective, space: Mapping[str, Sequence]) -> Search:
+    """Try every combination of the listed values, in the order of `grid_points`."""
+    search = Search()
+    for config in grid_points(space):
+        search.run(objective, config)
+    return search
+
+
+def random_search(objective: Objective, space: Mapping, trials: int, seed=0) -> Search:
+    """Try `trials` >= 1 configurations, each one drawn from the whole of `space`.
+
+    `seed` is an int, or a list such as [0, rank]. Source: Bergstra & Bengio (2012).
+    Invariant: a longer search with the same seed begins with the trials of a shorter one.
+    """
+    check_count("trials", trials)
+    rng = np.random.default_rng(seed)
+    search = Search()
+    for _ in range(trials):
+        search.run(objective, draw_config(space, rng))
+    return search
+
+
+def quasi_random_search(
+    objective: Objective, space: Mapping, trials: int, seed=0
+) -> Search:
+    """Try `trials` >= 1 configurations that fill `space` evenly: a scrambled Sobol
+    sequence.
+
+    `seed` as for `random_search`. Sources: Sobol (1967), Owen (1998) for the scrambling.
+    Invariants: a longer search begins with the trials of a shorter one; of the first 2^m
+    trials, each of 2^m equal shares of each range gets exactly one.
+    """
+    from scipy.stats import qmc  # slow to import, and only needed here
+
+    check_count("trials", trials)
+    check_space(space)
+    sequence = qmc.Sobol(len(space), rng=np.random.default_rng(seed))
+    power = math.ceil(math.log2(trials))  # the sequence is balanced at powers of two
+    points = sequence.random_base2(power)
+    search = Search()
+    for shares in points[:trials]:
+        search.run(objective, config_at(space, shares))
+    return search
