@@ -156,10 +156,10 @@ def execute(path: Path):
             f"the file is left as it was.\n{COLOUR.sub('', reason)}"
         ) from None
     seconds = time.perf_counter() - start
-    if (
-        used is not None
-    ):  # on a machine that is busy with other things the clock says more
-        seconds = min(seconds, processor_seconds() - used)
+    used_now = processor_seconds()
+    if used is not None and used_now is not None:
+        # where the machine is busy with other things, the clock says more
+        seconds = min(seconds, used_now - used)
     strip_volatile(book)
     return book, seconds
 
