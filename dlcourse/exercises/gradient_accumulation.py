@@ -57,12 +57,15 @@ def _weights(model: nn.Module) -> Tensor:
 
 
 def _gradient(model: nn.Module) -> Tensor:
-    parts = [parameter.grad for parameter in model.parameters()]
-    expect(
-        all(part is not None for part in parts),
-        "There is no gradient in .grad after your function: call backward() on each share.",
-    )
-    return torch.cat([part.flatten() for part in parts])
+    parts = []
+    for parameter in model.parameters():
+        if parameter.grad is None:
+            raise Hint(
+                "There is no gradient in .grad after your function: call backward() on each "
+                "share."
+            )
+        parts.append(parameter.grad.flatten())
+    return torch.cat(parts)
 
 
 def _gradient_by(answer: Callable, seed: int, sizes: Sequence[int], kind: str) -> Tensor:
@@ -181,7 +184,7 @@ def _one_backward(model, loss_fn, micro_batches):
 
 def _one_backward_at_the_end(model, loss_fn, micro_batches):
     total = sum(len(targets) for _, targets in micro_batches)
-    loss = 0.0
+    loss = torch.zeros(())
     for inputs, targets in micro_batches:
         loss = loss + loss_fn(model(inputs), targets) * len(targets) / total
     loss.backward()

@@ -18,13 +18,13 @@ class Hint(Exception):
     """Raised inside a check: the answer is wrong, and this is what to think about."""
 
 
-class Truth(Protocol):
+class _Truth(Protocol):
     """What is true or false: a bool, a NumPy bool, a tensor of one element."""
 
     def __bool__(self) -> bool: ...
 
 
-def expect(condition: Truth, hint: str) -> None:
+def expect(condition: _Truth, hint: str) -> None:
     """Raise `Hint(hint)` unless `condition` holds."""
     if not condition:
         raise Hint(hint)
