@@ -16,6 +16,7 @@ from torchvision.transforms.v2 import functional as tv
 
 from dlcourse import data_augmentation as da
 from dlcourse.exercises.data_augmentation import EXERCISES
+from dlcourse.lab.launching import launch
 from dlcourse.lab.models import MLP
 from dlcourse.lab.training import evaluate, fit, use_one_thread
 
@@ -545,6 +546,32 @@ def test_a_run_from_the_global_generator_resumes_to_the_bit(tmp_path):
     torch.manual_seed(77)
     resumed = small_fit(transform, steps=20, checkpoint=tmp_path / "a", resume=True)[0]
     assert resumed == whole
+
+
+def fit_on_each_process():
+    import functools
+
+    import torch
+
+    from dlcourse import data_augmentation as da
+    from dlcourse.lab.models import MLP
+    from dlcourse.lab.training import fit
+
+    inputs, model = torch.rand(64, 1, 9, 9), MLP(81, 4, width=16, seed=0)
+    inputs = torch.linspace(0, 1, inputs.numel()).view_as(inputs)
+    crop, mix = da.RandomCrop(padding=4), functools.partial(da.mixup, num_classes=4)
+    transform = da.on_batches(crop, mix, torch.Generator().manual_seed(7))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    rows = (inputs, torch.arange(64) % 4)
+    return fit(
+        model, rows, optimizer, steps=12, batch_size=16, transform=transform, cpu=True
+    ).loss
+
+
+def test_fit_on_two_processes_equals_one():
+    first, second = launch(fit_on_each_process, processes=2)
+    alone = fit_on_each_process()
+    assert np.ptp(np.array([first, second, alone]), axis=0).max() < 1e-5
 
 
 def test_expand():
