@@ -15,6 +15,8 @@ from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as tv
 
 from dlcourse import data_augmentation as da
+from dlcourse.exercises.data_augmentation import EXERCISES
+from dlcourse.lab.launching import launch
 from dlcourse.lab.models import MLP
 from dlcourse.lab.training import evaluate, fit, use_one_thread
 
@@ -546,6 +548,32 @@ def test_a_run_from_the_global_generator_resumes_to_the_bit(tmp_path):
     assert resumed == whole
 
 
+def fit_on_each_process():
+    import functools
+
+    import torch
+
+    from dlcourse import data_augmentation as da
+    from dlcourse.lab.models import MLP
+    from dlcourse.lab.training import fit
+
+    inputs, model = torch.rand(64, 1, 9, 9), MLP(81, 4, width=16, seed=0)
+    inputs = torch.linspace(0, 1, inputs.numel()).view_as(inputs)
+    crop, mix = da.RandomCrop(padding=4), functools.partial(da.mixup, num_classes=4)
+    transform = da.on_batches(crop, mix, torch.Generator().manual_seed(7))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    rows = (inputs, torch.arange(64) % 4)
+    return fit(
+        model, rows, optimizer, steps=12, batch_size=16, transform=transform, cpu=True
+    ).loss
+
+
+def test_fit_on_two_processes_equals_one():
+    first, second = launch(fit_on_each_process, processes=2)
+    alone = fit_on_each_process()
+    assert np.ptp(np.array([first, second, alone]), axis=0).max() < 1e-5
+
+
 def test_expand():
     images, labels = pictures((3, 1, 4, 4)), torch.arange(3)
     more, names = da.expand(images, labels, da.RandomCrop(padding=1), 4, seeded())
@@ -572,3 +600,229 @@ def test_rank_generators():
     for number, stream in enumerate(streams):
         assert not any(torch.equal(stream, other) for other in streams[:number])
     assert torch.equal(streams[0], torch.rand(8, generator=da.rank_generator(0, 0)))
+
+
+# --------------------------------------------------------------------------- edges (torchvision)
+
+
+@pytest.mark.parametrize("degrees", [10.0, 20.0, 45.0])
+@pytest.mark.parametrize("value", [0.0, 0.4])
+def test_edges_fade_once_as_in_scipy_and_with_fill_none(degrees, value):
+    ones = torch.ones(1, 5, 5, dtype=torch.float64)
+    ours = da.affine(ones[None], -degrees, fill=value)[0, 0]
+    want = scipy.ndimage.rotate(
+        ones[0].numpy(), degrees, reshape=False, order=1, mode="grid-constant", cval=value
+    )
+    assert np.abs(ours.numpy() - want).max() < 1e-9
+    if value == 0:
+        once = tv.rotate(ones, degrees, InterpolationMode.BILINEAR, fill=None)[0]
+        assert (ours - once).abs().max() < 1e-9
+
+
+def test_torchvision_fades_edges_twice_with_any_fill_also_its_default():
+    ones = torch.ones(1, 4, 4, dtype=torch.float64)
+    once = tv.rotate(ones, 20, InterpolationMode.BILINEAR, fill=None)
+    turned = v2.RandomRotation((20, 20), interpolation=InterpolationMode.BILINEAR)
+    affine = v2.RandomAffine((-20, -20), interpolation=InterpolationMode.BILINEAR)
+    for twice in (turned(ones), affine(ones)):
+        assert (twice - once**2).abs().max() < 1e-6
+    assert once[0, 0, 0].item() == pytest.approx(0.577, abs=5e-4)
+    assert turned(ones)[0, 0, 0].item() == pytest.approx(0.333, abs=5e-4)
+
+
+# --------------------------------------------------------------------------- the exercises
+
+
+def flip_in_a_loop(images, p, generator):
+    found = []
+    for image in images:
+        draw = torch.rand((), generator=generator).item()
+        found.append(image.flip(2) if draw < p else image)
+    return torch.stack(found)
+
+
+def flip_by_bernoulli(images, p, generator):
+    own = torch.bernoulli(
+        torch.full((len(images),), float(p)), generator=generator
+    ).bool()
+    result = images.clone()
+    result[own] = result[own].flip(dims=(-1,))
+    return result
+
+
+def flip_from_above(images, p, generator):
+    kept = torch.rand(len(images), 1, 1, 1, generator=generator) >= p
+    return images * kept + images.flip(-1) * ~kept
+
+
+def flip_by_index(images, p, generator):
+    width = images.shape[-1]
+    own = torch.rand(len(images), generator=generator) < p
+    columns = torch.arange(width).expand(len(images), -1)
+    columns = torch.where(own[:, None], width - 1 - columns, columns)
+    return images.gather(3, columns[:, None, None, :].expand_as(images))
+
+
+def epochs_image_by_image(images, transform, count, training, generator):
+    for _ in range(count):
+        if training:
+            yield torch.cat([transform(image[None], generator) for image in images])
+        else:
+            yield images
+
+
+def epochs_in_halves(images, transform, count, training, generator):
+    every = []
+    for _ in range(count):
+        parts = [transform(p, generator) if training else p for p in images.split(2)]
+        every.append(torch.cat(parts))
+    return torch.stack(every)
+
+
+def epochs_all_at_once(images, transform, count, training, generator):
+    if not training:
+        return [images] * count
+    return transform(images.repeat(count, 1, 1, 1), generator).split(len(images))
+
+
+def epochs_in_one_buffer(images, transform, count, training, generator):
+    buffer = images.clone()
+    for _ in range(count):
+        if training:
+            buffer.copy_(transform(images, generator))
+        yield buffer
+
+
+def epochs_shuffled_and_put_back(images, transform, count, training, generator):
+    for _ in range(count):
+        order = torch.randperm(len(images), generator=generator)
+        seen = transform(images[order], generator) if training else images[order]
+        yield seen[order.argsort()].numpy()
+
+
+def epochs_of_two_versions(images, transform, count, training, generator):
+    two = [transform(images, generator) for _ in range(2)] if training else [images] * 2
+    return [two[number % 2] for number in range(count)]
+
+
+def epochs_reversed(images, transform, count, training, generator):
+    for _ in range(count):
+        yield transform(images, generator).flip(0) if training else images
+
+
+def epochs_with_seed_zero(images, transform, count, training, generator):
+    own = seeded(0)
+    for _ in range(count):
+        yield transform(images, own) if training else images
+
+
+def epochs_of_the_first_image(images, transform, count, training, generator):
+    for _ in range(count):
+        yield transform(images[:1], generator).expand_as(images) if training else images
+
+
+def choose_in_a_loop(candidates, score):
+    base, names = score([]), []
+    for name in candidates:
+        if base - score((candidates[name],)) <= 0.03:
+            names.append(name)
+    return tuple(names)
+
+
+def choose_by_deleting(candidates, score):
+    for name in list(candidates):
+        if score([]) - score([candidates[name]]) > 0.03:
+            del candidates[name]
+    return candidates
+
+
+def choose_all_together(candidates, score):
+    ok = score(list(candidates.values())) >= score([]) - 0.03
+    return set(candidates) if ok else set()
+
+
+def choose_relative(candidates, score):
+    best = max(score([one]) for one in candidates.values())
+    return {name for name, one in candidates.items() if score([one]) >= best - 0.03}
+
+
+def choose_by_names(candidates, score):
+    return {name for name in candidates if score([name]) >= score([]) - 0.03}
+
+
+def mix_in_a_loop(images, labels, weights, classes):
+    mixed, targets = [], torch.zeros(len(images), classes)
+    for i in range(len(images)):
+        own = float(weights[i])
+        mixed.append(own * images[i] + (1 - own) * images[i - 1])
+        targets[i, labels[i]] += own
+        targets[i, labels[i - 1]] += 1 - own
+    return torch.stack(mixed), targets
+
+
+def mix_by_lerp(images, labels, weights, classes):
+    targets = F.one_hot(labels, classes).double()
+    own = weights.double()
+    mixed = images.roll(1, 0).double().lerp(images.double(), own.view(-1, 1, 1, 1))
+    return [mixed, targets.roll(1, 0).lerp(targets, own[:, None])]
+
+
+def mix_set_not_added(images, labels, weights, classes):
+    mixed, _ = mix_in_a_loop(images, labels, weights, classes)
+    targets = torch.zeros(len(images), classes)
+    rows = torch.arange(len(images))
+    targets[rows, labels] = weights
+    targets[rows, labels.roll(1)] = 1 - weights
+    return mixed, targets
+
+
+def mix_by_the_package(images, labels, weights, classes):
+    return da.mixup(images, labels, classes, weight=weights)
+
+
+RIGHT = [
+    (0, flip_in_a_loop), (0, flip_by_bernoulli), (0, flip_from_above), (0, flip_by_index),
+    (1, epochs_image_by_image), (1, epochs_in_halves), (1, epochs_all_at_once),
+    (1, epochs_in_one_buffer), (1, epochs_shuffled_and_put_back),
+    (2, choose_in_a_loop), (2, choose_by_deleting),
+    (3, mix_in_a_loop), (3, mix_by_lerp), (3, mix_by_the_package),
+]  # fmt: skip
+WRONG = [
+    (1, epochs_of_two_versions, "came twice"),
+    (1, epochs_reversed, "in its place"),
+    (1, epochs_with_seed_zero, "`generator` itself"),
+    (1, epochs_of_the_first_image, "in its place"),
+    (2, choose_all_together, "may be used"),
+    (2, choose_relative, "may be used"),
+    (2, choose_by_names, "not their names"),
+    (3, mix_set_not_added, "add up to 1"),
+]
+
+
+@pytest.mark.parametrize(("number", "answer"), RIGHT)
+def test_exercises_accept_every_right_style(number, answer):
+    assert EXERCISES[number].hint_for(answer) is None
+
+
+@pytest.mark.parametrize(("number", "answer", "words"), WRONG)
+def test_exercises_reject_with_a_true_hint(number, answer, words):
+    hint = EXERCISES[number].hint_for(answer)
+    assert hint is not None and words in hint
+
+
+@pytest.mark.parametrize(
+    "draws",
+    [
+        lambda n, g: torch.rand(1, generator=g).expand(n),  # one a batch
+        lambda n, g: torch.rand((n + 1) // 2, generator=g).repeat_interleave(2)[:n],
+        lambda n, g: torch.rand(n, generator=g) ** 2,  # not even
+        lambda n, g: (torch.arange(n) / n + torch.rand(1, generator=g)) % 1,
+        lambda n, g: torch.cat([torch.zeros(1), torch.rand(n, generator=g)[1:]]),
+    ],
+)
+def test_flip_wants_independent_even_draws(draws):
+    def flip(images, p, generator):
+        own = draws(len(images), generator) < p
+        return torch.where(own.view(-1, 1, 1, 1), images.flip(-1), images)
+
+    assert EXERCISES[0].hint_for(flip) is not None
