@@ -40,7 +40,17 @@ NEEDED = {
     "jsonargparse": "4.40",
     "tomlkit": "0.13",
 }
-NOTEBOOKS = {"jupyterlab": "4.2", "ipywidgets": "8.1", "nbval": "0.11", "optuna": "4.5"}
+NOTEBOOKS = {
+    "jupyterlab": "4.2",
+    "ipywidgets": "8.1",
+    "nbval": "0.11",
+    "optuna": "4.5",
+    "nbclient": "0.10",
+    "nbformat": "5.10",
+    "jupyter_client": "8.6",
+    "ipykernel": "6.29",
+    "psutil": "5.9",
+}
 OLDEST = {**NEEDED, **NOTEBOOKS}
 IMPORTED_AS = {"scikit-learn": "sklearn"}
 # GB; one chapter's kernel takes about 0.8 once torch and its kin are imported

@@ -258,8 +258,8 @@ def no_stars_no_utils(root: Path) -> list[str]:
 
 
 def every_public_name_is_used(root: Path) -> list[str]:
-    """Each public function or class of a technique is used in its chapter or in a test;
-    one of the lab in any chapter, in a test, or in the package.
+    """Each public function or class of a technique is used in its chapter, in a test or in
+    another file of its folder; one of the lab in any chapter, in a test, or in the package.
     """
     if not started(root):
         return []
@@ -276,7 +276,14 @@ def every_public_name_is_used(root: Path) -> list[str]:
     for path in [*owners, *lab(root)]:
         own = owners.get(path)
         if own:
-            seen = books.get(CHAPTER[own], set())
+            siblings = [other for other in files_of(root, own) if other != path]
+            seen = books.get(CHAPTER[own], set()).union(
+                *(
+                    mentioned(parse(other))
+                    for other in siblings
+                    if other.stem != "__init__"
+                )
+            )
         else:
             seen = set().union(*books.values(), *package)
         problems += [
