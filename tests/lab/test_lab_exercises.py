@@ -33,7 +33,7 @@ def test_every_exercise(exercise, capsys):
         assert wrong.hint in hint, f"{name!r} gets the hint {hint!r}"
         assert not exercise.check(wrong.answer)
         # for a stub: only what does nothing may be
-        taken = hint not in capsys.readouterr().out
+        taken = wrong.hint not in capsys.readouterr().out
         assert not taken or wrong.answer.__code__.co_consts == (None,), (
             f"{name!r} is taken for a stub"
         )
