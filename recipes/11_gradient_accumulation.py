@@ -14,10 +14,9 @@ from sklearn.datasets import load_digits
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-BATCH = 128  # rows an update, on all processes together: RATE is tuned for this number
+BATCH = 128  # rows an update; RATE is tuned for it. A multiple of MICRO_BATCH x processes
 MICRO_BATCH = 8  # rows at once in each process: as many as its memory holds
-RATE, MOMENTUM = 0.1, 0.9
-MAX_NORM = 1.0  # the gradient of the whole batch is clipped to this norm
+RATE, MOMENTUM, MAX_NORM = 0.1, 0.9, 1.0  # the whole gradient is clipped to MAX_NORM
 EPOCHS = 5
 TRAIN_ROWS = 1472  # whole micro-batches: Accelerate fills a short one with repeated rows
 
@@ -48,11 +47,12 @@ if rest:
 
 for _ in range(EPOCHS):
     for window in windows(train, steps):
+        # all inputs of the window are on the device now; if that is too much, keep them on
+        # the CPU and move each in its turn, or count from the sampler or the labels alone
         items = sum(len(targets) for _, targets in window)  # or its unmasked tokens
         items = accelerator.reduce(torch.tensor(items, device=accelerator.device))
         for number, (inputs, targets) in enumerate(window, start=1):
             last = number == len(window)  # only then do the processes exchange gradients
-            # without Accelerate: model.no_sync() of DDP here, and loss.backward() below
             with contextlib.nullcontext() if last else accelerator.no_sync(model):
                 loss = F.cross_entropy(model(inputs), targets, reduction="sum")
                 accelerator.backward(loss * processes / items)  # DDP divides by processes
