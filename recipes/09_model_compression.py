@@ -16,10 +16,10 @@ BATCH = 64  # rows an update, on all processes together: RATE is tuned for this 
 RATE, MOMENTUM, UPDATES = 0.1, 0.9, 230
 TRAIN_ROWS = 1472  # whole batches: Accelerate fills a short one with repeated rows
 LABELLED = 64  # so many of them have a label for the student
-TEMPERATURE = 4.0  # 2 to 8: how soft the teacher's answers become
-ALPHA = 0.9  # the teacher's share of the loss; the labels have the rest
+TEMPERATURE, ALPHA = 4.0, 0.9  # how soft, 2 to 8; and the teacher's share of the loss
 
 accelerator = Accelerator()
+assert BATCH % accelerator.num_processes == 0, f"processes must divide {BATCH} rows"
 images, labels = load_digits(return_X_y=True)
 images, labels = torch.tensor(images / 16).float(), torch.tensor(labels)
 few_labels = labels.where(torch.arange(len(labels)) < LABELLED, -100)  # -100: none
@@ -52,7 +52,7 @@ def from_teacher(outputs, inputs, targets):
         log_p = F.log_softmax(teacher(inputs).float() / TEMPERATURE, dim=1)
     log_q = F.log_softmax(outputs.float() / TEMPERATURE, dim=1)
     soft = F.kl_div(log_q, log_p, reduction="batchmean", log_target=True)
-    hard = from_labels(outputs, inputs, targets)
+    hard = from_labels(outputs, inputs, targets) * TRAIN_ROWS / LABELLED  # per label
     return ALPHA * TEMPERATURE**2 * soft + (1 - ALPHA) * hard
 
 
