@@ -226,8 +226,10 @@ class GradientAccumulator:
                         "micro-batch of a window"
                     )
         n = int(self.count(targets))
-        alone = self.no_sync is None or last
-        with contextlib.nullcontext() if alone else self.no_sync():
+        context = self.no_sync
+        if context is None or last:
+            context = contextlib.nullcontext
+        with context():
             loss = _mean_loss(self.model, self.loss_fn, inputs, targets, n)
             self.backward(loss * n)
         self.items += n

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
+from typing import TypeGuard
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import fuse_conv_bn_weights
 
+from dlcourse.model_compression.layers import Weighted
 from dlcourse.model_compression.pruning import bake
 
 # outputs are the weight's first dimension
@@ -57,21 +60,28 @@ def fold_batch_norms(model: nn.Module) -> nn.Module:
     return model
 
 
-def _is_batch_norm(module: nn.Module) -> bool:
-    return isinstance(module, nn.modules.batchnorm._BatchNorm)
+def _is_batch_norm(module: nn.Module | None) -> TypeGuard[_BatchNorm]:
+    return isinstance(module, _BatchNorm)
 
 
-def _fold(layer: nn.Module, norm: nn.Module) -> None:
+def _fold(layer: Weighted, norm: _BatchNorm) -> None:
     """Make layer(x) what norm(layer(x)) was in evaluation; the arithmetic is in float64."""
-    weight = layer.weight
-    if norm.running_mean is None or norm.num_features != len(weight):
+    weight, bias = layer.weight, layer.bias
+    mean, variance = norm.running_mean, norm.running_var
+    if mean is None or variance is None or norm.num_features != len(weight):
         raise ValueError(
             f"cannot fold {norm} into {layer}: it needs running statistics, one for each output"
         )
-    given = (weight, layer.bias, norm.running_mean, norm.running_var)
-    wide = [None if values is None else values.double() for values in given]
     # of a linear layer too
-    folded = fuse_conv_bn_weights(*wide, norm.eps, norm.weight, norm.bias)
+    folded = fuse_conv_bn_weights(
+        weight.double(),
+        None if bias is None else bias.double(),
+        mean.double(),
+        variance.double(),
+        norm.eps,
+        norm.weight,
+        norm.bias,
+    )
     layer.weight, layer.bias = (
         nn.Parameter(values.to(weight.dtype), weight.requires_grad) for values in folded
     )

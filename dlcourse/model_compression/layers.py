@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import numbers
 from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 QUANTIZABLE = (nn.Linear, nn.Conv2d)
 
+Weighted = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
+AnyLayer = TypeVar("AnyLayer", bound=nn.Module)
 
-def _layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+
+def _layers(model: nn.Module) -> Iterator[tuple[str, Weighted]]:
     """Yield (name, layer) of each linear and convolution layer."""
     kinds = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
     found = [
@@ -31,8 +35,8 @@ def _quantizable(model: nn.Module, kinds: tuple[type, ...] = QUANTIZABLE) -> lis
 
 
 def _replace(
-    model: nn.Module, make: Callable[[str, nn.Module], nn.Module],
-    kinds: tuple[type, ...] = QUANTIZABLE,
+    model: nn.Module, make: Callable[[str, AnyLayer], nn.Module],
+    kinds: tuple[type[AnyLayer], ...],
 ) -> nn.Module:  # fmt: skip
     """Put make(name, layer) in the place of each layer of these kinds, and return the
     model.

@@ -42,6 +42,7 @@ def factorize(model: nn.Module, rank: int) -> nn.Module:
         up, down = low_rank_factors(linear.weight, rank)
         first = skip_init(nn.Linear, inputs, rank, bias=False)
         second = skip_init(nn.Linear, rank, outputs)
+        assert isinstance(first, nn.Linear) and isinstance(second, nn.Linear)
         _shrink(first, down, None)
         _shrink(second, up, linear.bias)
         return nn.Sequential(first, second)

@@ -10,7 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from dlcourse.model_compression.layers import _distributed, _finite, _how_many, _layers
+from dlcourse.model_compression.layers import (
+    Weighted,
+    _distributed,
+    _finite,
+    _how_many,
+    _layers,
+)
 
 Masks = dict[str, Tensor]  # module name -> bool, True where the weight stays
 
@@ -143,10 +149,12 @@ def apply_masks(model: nn.Module, masks: Masks) -> nn.Module:
     """
     modules = dict(model.named_modules())
     for name, mask in masks.items():  # all are looked at before the first one acts
-        if modules[name].weight.shape != mask.shape:
+        weight = modules[name].weight
+        assert isinstance(weight, Tensor)
+        if weight.shape != mask.shape:
             raise ValueError(
                 f"the mask of {name} has shape {tuple(mask.shape)}, its weight "
-                f"{tuple(modules[name].weight.shape)}: compute the masks from this very model"
+                f"{tuple(weight.shape)}: compute the masks from this very model"
             )
     for name, mask in masks.items():
         parametrize.register_parametrization(modules[name], "weight", Mask(mask.clone()))
@@ -161,7 +169,9 @@ def bake(model: nn.Module) -> nn.Module:
     for module in model.modules():
         if parametrize.is_parametrized(module, "weight"):
             # torch's own removal would break the original
-            weight = module.weight.detach()
+            weight = module.weight
+            assert isinstance(weight, Tensor)
+            weight = weight.detach()
             module.__class__ = parametrize.type_before_parametrizations(module)
             del module.parametrizations
             module._parameters = {"weight": nn.Parameter(weight), **module._parameters}
@@ -278,9 +288,10 @@ def unit_mask(weight: Tensor, amount: float | int) -> Tensor:
     return magnitude_mask(weight.detach().flatten(1).norm(dim=1), count)
 
 
-def _shrink(layer: nn.Module, weight: Tensor, bias: Tensor | None) -> None:
+def _shrink(layer: Weighted, weight: Tensor, bias: Tensor | None) -> None:
     layer.weight = nn.Parameter(weight.detach().clone())
-    layer.bias = None if bias is None else nn.Parameter(bias.detach().clone())
+    new_bias = None if bias is None else nn.Parameter(bias.detach().clone())
+    layer.register_parameter("bias", new_bias)
     if isinstance(layer, nn.Linear):
         layer.out_features, layer.in_features = weight.shape
     else:

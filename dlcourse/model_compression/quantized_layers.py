@@ -9,7 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dlcourse.model_compression.layers import _distributed, _quantizable, _replace, _wide
+from dlcourse.model_compression.layers import (
+    QUANTIZABLE,
+    _distributed,
+    _quantizable,
+    _replace,
+    _wide,
+)
 from dlcourse.model_compression.pruning import bake
 from dlcourse.model_compression.quantization import (
     _along,
@@ -31,6 +37,9 @@ class RangeObserver(nn.Module):
     With `sync` the range is that over all processes: a process that kept its own would
     quantize otherwise than its neighbours.
     """
+
+    low: Tensor
+    high: Tensor
 
     def __init__(self, sync: bool = True) -> None:
         super().__init__()
@@ -116,7 +125,9 @@ def _conv2d(
 ) -> Tensor:  # fmt: skip
     """Return F.conv2d, after a padding of its own where that is not with zeros."""
     if mode != "zeros":
-        x, padding = F.pad(x, padding, mode), 0
+        assert not isinstance(padding, str)  # the margins, from `_geometry`
+        padded = F.pad(x, padding, mode)
+        return F.conv2d(padded, weight, bias, stride, 0, dilation, groups)
     return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
 
 
@@ -136,7 +147,7 @@ def _geometry(layer: nn.Module) -> dict:
     }
 
 
-def _check_kind(made: nn.Module, layer: nn.Module) -> None:
+def _check_kind(made: _QATLayer | _QuantizedLayer, layer: nn.Module) -> None:
     if not isinstance(layer, made.made_of):
         names = " or ".join(kind.__name__ for kind in made.made_of)
         raise ValueError(f"{type(made).__name__} is made of a {names}, not of {layer}")
@@ -147,7 +158,7 @@ class _QATLayer(nn.Module):
     operation: Callable[..., Tensor]  # of x, weight, bias and the geometry
 
     def __init__(
-        self, layer: nn.Module, bits: int, per_channel: bool, inputs: bool
+        self, layer: nn.Linear | nn.Conv2d, bits: int, per_channel: bool, inputs: bool
     ) -> None:
         super().__init__()
         _check_kind(self, layer)
@@ -203,11 +214,11 @@ def prepare_qat(
     model without such a layer. Source: Jacob et al. (2018).
     """
 
-    def fake(_, layer: nn.Module) -> nn.Module:
+    def fake(_, layer: nn.Linear | nn.Conv2d) -> nn.Module:
         kind = QATConv2d if isinstance(layer, nn.Conv2d) else QATLinear
         return kind(layer, bits, per_channel, inputs)
 
-    return _replace(bake(model), fake)
+    return _replace(bake(model), fake, QUANTIZABLE)
 
 
 def _observe(observer: RangeObserver) -> Callable:
@@ -253,9 +264,12 @@ def _in_groups(weight: Tensor, group: int, activations: str) -> Tensor:
 class _QuantizedLayer(nn.Module):
     made_of: tuple[type, ...]
     operation: Callable[..., Tensor]  # of x, weight, bias and the geometry
+    packed: Tensor
+    input_scale: Tensor  # this and the next for static activations only
+    input_zero_point: Tensor
 
     def __init__(
-        self, layer: nn.Module, bits: int = 8, per_channel: bool = True,
+        self, layer: nn.Linear | nn.Conv2d | _QATLayer, bits: int = 8, per_channel: bool = True,
         activations: str = "float", observer: RangeObserver | None = None, input_bits: int = 8,
         group: int | None = None,
     ) -> None:  # fmt: skip
@@ -374,12 +388,12 @@ def quantize_model(
             )
         observers = calibrate(model, calibration)
 
-    def real(name: str, layer: nn.Module) -> nn.Module:
+    def real(name: str, layer: nn.Linear | nn.Conv2d) -> nn.Module:
         kind = QuantizedConv2d if isinstance(layer, nn.Conv2d) else QuantizedLinear
         observer = observers.get(name)
         return kind(layer, bits, per_channel, activations, observer, group=group)
 
-    return _replace(model, real)
+    return _replace(model, real, QUANTIZABLE)
 
 
 def convert(model: nn.Module) -> nn.Module:
