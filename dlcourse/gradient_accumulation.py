@@ -12,6 +12,7 @@ import contextlib
 import math
 import weakref
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -120,8 +121,9 @@ def accumulate_gradients(
         )
     if no_sync is None:
         no_sync = getattr(model, "no_sync", contextlib.nullcontext)
+    assert no_sync is not None
 
-    mean_loss = 0.0
+    mean_loss: Any = 0.0
     for number, (part_inputs, part_targets) in enumerate(parts):
         last = number == len(parts) - 1
         with contextlib.nullcontext() if last else no_sync():
@@ -145,7 +147,7 @@ def accumulation_step(run, batch, max_norm: float = math.inf) -> Tensor:
     rows = len(batch.inputs)
     pieces = min(run.accumulation_steps, rows)
     parts = split_microbatches(batch.inputs, batch.targets, pieces)
-    mean_loss = 0.0
+    mean_loss: Any = 0.0
     for number, (inputs, targets) in enumerate(parts, start=1):
         last = number == pieces  # only then do the processes exchange gradients
         with contextlib.nullcontext() if last else run.accelerator.no_sync(run.model):

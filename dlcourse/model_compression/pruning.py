@@ -132,6 +132,8 @@ class Mask(nn.Module):
     well.
     """
 
+    mask: Tensor
+
     def __init__(self, mask: Tensor) -> None:
         super().__init__()
         self.register_buffer("mask", mask)
