@@ -33,8 +33,10 @@ def draw_split(groups):
 
 def accuracy(model, loader):
     with torch.no_grad():
-        hit = [accelerator.gather_for_metrics(model(x).argmax(1) == y) for x, y in loader]
-    return torch.cat(hit).float().mean().item()
+        pairs = [
+            accelerator.gather_for_metrics((model(x).argmax(1), y)) for x, y in loader
+        ]
+    return torch.cat([found == wanted for found, wanted in pairs]).float().mean().item()
 
 
 accelerator = Accelerator()

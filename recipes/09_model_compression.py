@@ -20,8 +20,8 @@ TEMPERATURE = 4.0  # 2 to 8: how soft the teacher's answers become
 ALPHA = 0.9  # the teacher's share of the loss; the labels have the rest
 
 accelerator = Accelerator()
-images, labels = load_digits(return_X_y=True)
-images, labels = torch.tensor(images / 16).float(), torch.tensor(labels)
+images, labels = (torch.tensor(part) for part in load_digits(return_X_y=True))
+images = (images / 16).float()
 few_labels = labels.where(torch.arange(len(labels)) < LABELLED, -100)  # -100: none
 test = DataLoader(TensorDataset(images[TRAIN_ROWS:], labels[TRAIN_ROWS:]), 64)
 test = accelerator.prepare(test)

@@ -42,8 +42,8 @@ def main():
     torch.manual_seed(SEED)
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
     optimizer = torch.optim.SGD(model.parameters(), lr=RATE, momentum=MOMENTUM)
-    digits = load_digits()
-    images, labels = torch.tensor(digits.images).float() / 16, torch.tensor(digits.target)
+    images, labels = (torch.tensor(part) for part in load_digits(return_X_y=True))
+    images = images.view(-1, 8, 8).float() / 16
     data = ShiftedDigits(images[:TRAIN_ROWS], labels[:TRAIN_ROWS])
     gpu = torch.cuda.is_available()
     ahead = {"num_workers": WORKERS, "persistent_workers": True, "pin_memory": gpu}
