@@ -31,11 +31,9 @@ def draw_split(groups):
     return {name: mask.nonzero().flatten().tolist() for name, mask in parts.items()}
 
 
+@torch.no_grad()
 def accuracy(model, loader):
-    with torch.no_grad():
-        pairs = [
-            accelerator.gather_for_metrics((model(x).argmax(1), y)) for x, y in loader
-        ]
+    pairs = [accelerator.gather_for_metrics((model(x).argmax(1), y)) for x, y in loader]
     return torch.cat([found == wanted for found, wanted in pairs]).float().mean().item()
 
 
