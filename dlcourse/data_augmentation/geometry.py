@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -120,7 +121,8 @@ class RandomCrop:
         self.size, self.padding, self.fill = size, padding, fill
 
     def __call__(self, images: Tensor, generator: Generator | None = None) -> Tensor:
-        size = self.size or tuple(images.shape[-2:])
+        height, width = images.shape[-2:]
+        size = self.size or (height, width)
         if self.padding:
             images = pad(images, self.padding, self.fill)
         places = [max(images.shape[-2 + side] - size[side] + 1, 1) for side in (0, 1)]
@@ -185,10 +187,10 @@ def _box(images: Tensor, top, left, height, width) -> Tensor:
 
 def affine(
     images: Tensor,
-    angle=0.0,
-    translate=(0.0, 0.0),
-    scale=1.0,
-    shear=(0.0, 0.0),
+    angle: float | Tensor = 0.0,
+    translate: Sequence[float | Tensor] = (0.0, 0.0),
+    scale: float | Tensor = 1.0,
+    shear: Sequence[float | Tensor] = (0.0, 0.0),
     fill=0.0,
     interpolation: str = "bilinear",
 ) -> Tensor:

@@ -81,7 +81,8 @@ def beta_weights(
     shape = torch.full((len(images), 2), alpha + 1.0, device=device, dtype=torch.float64)
     # the share of two gammas; as logarithms, since gammas of small alpha round to zero. A
     # gamma of alpha is one of alpha + 1 times a uniform number to the power of 1 / alpha.
-    logs = torch._standard_gamma(shape, generator=generator).log()
+    gamma = torch._standard_gamma  # pyright: ignore[reportPrivateImportUsage]
+    logs = gamma(shape, generator=generator).log()
     uniform = torch.rand(
         shape.shape, generator=generator, device=device, dtype=torch.float64
     )

@@ -93,6 +93,6 @@ def predict_views(model: nn.Module, images: Tensor, views: Sequence[Callable]) -
         )
     was_training = model.training
     model.eval()
-    total = sum(model(view(images)).softmax(-1) for view in views)
+    total = sum((model(view(images)).softmax(-1) for view in views), torch.zeros(()))
     model.train(was_training)
     return total / len(views)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
+from typing import cast
 
 import numpy as np
 import torch
@@ -44,7 +45,7 @@ def default_collate(samples: Sequence):
     if isinstance(first, (str, bytes)):
         return samples
     if isinstance(first, Mapping):
-        batch = copy.copy(first)
+        batch = cast(MutableMapping, copy.copy(first))
         batch.update(
             {key: default_collate([sample[key] for sample in samples]) for key in first}
         )

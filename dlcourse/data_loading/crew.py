@@ -84,6 +84,7 @@ class Worker:
         except (EOFError, OSError):
             kind, value = "died", None
         if kind == "failed":
+            assert value is not None  # the type and the traceback
             raise _error_class(value[0])(f"{self} could not begin:\n{value[1]}")
         if kind != "died":
             self.ordered.popleft()

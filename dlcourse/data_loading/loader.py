@@ -6,6 +6,7 @@ import itertools
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, cast
 
 import torch
 import torch.utils.data
@@ -120,7 +121,8 @@ class DataLoader:
         self.batch_size = batch_size
         self.drop_last = drop_last
         self.sampler = sampler
-        self.batch_sampler = batch_sampler
+        # only len() asks for its length, and a stream has none
+        self.batch_sampler: Any = batch_sampler
         self.collate_fn = default_collate if collate_fn is None else collate_fn
         self.pin_memory = pin_memory
         self.generator = generator
@@ -295,7 +297,8 @@ def _pinned(batch):
     if isinstance(batch, Tensor):
         return batch.pin_memory()
     if isinstance(batch, Mapping):
-        return type(batch)({key: _pinned(value) for key, value in batch.items()})
+        from_dict = cast(Callable[[dict], Mapping], type(batch))
+        return from_dict({key: _pinned(value) for key, value in batch.items()})
     if isinstance(batch, tuple) and hasattr(batch, "_fields"):
         return type(batch)(*[_pinned(value) for value in batch])
     if isinstance(batch, (list, tuple)):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import torch
 import torch.utils.data
@@ -95,7 +96,8 @@ class BatchSampler:
         self, sampler: Iterable[int], batch_size: int, drop_last: bool = False
     ) -> None:
         _check_whole("batch_size", batch_size)
-        self.sampler, self.batch_size, self.drop_last = sampler, batch_size, drop_last
+        self.sampler: Any = sampler  # only len() asks for its length
+        self.batch_size, self.drop_last = batch_size, drop_last
 
     def __iter__(self) -> Iterator[list[int]]:
         return _cut(self.sampler, self.batch_size, self.drop_last)

@@ -16,7 +16,7 @@ def _check_count(name: str, value: object, least: int) -> None:
         raise ValueError(f"{name}={value!r}: give a whole number of at least {least}")
 
 
-def _check_splits(n_splits: object, most: int, of: str) -> None:
+def _check_splits(n_splits: int, most: int, of: str) -> None:
     _check_count("n_splits", n_splits, 2)
     if n_splits > most:
         raise ValueError(

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
+from typing import Any
 
 import numpy as np
 
@@ -13,7 +14,7 @@ from dlcourse.data_splitting.checks import Fold, _check_count
 
 
 def cross_val_score(
-    make: Callable[[], object], inputs, targets, folds: Iterable[Fold]
+    make: Callable[[], Any], inputs, targets, folds: Iterable[Fold]
 ) -> np.ndarray:
     """Return the score of each fold, (folds,): a fresh `make()` is fitted and scored for
     each.
@@ -41,7 +42,7 @@ class NestedScores:
 
 
 def nested_cross_val_score(
-    candidates: Mapping[str, Callable[[], object]],
+    candidates: Mapping[str, Callable[[], Any]],
     inputs,
     targets,
     *,
@@ -75,14 +76,14 @@ def nested_cross_val_score(
             name: cross_val_score(make, x, y, folds).mean()
             for name, make in candidates.items()
         }
-        best = max(means, key=means.get)
+        best = max(means, key=lambda name: means[name])
         chosen.append(best)
         inner_scores.append(means[best])
         scores.append(_score(candidates[best], inputs, targets, train, held))
     return NestedScores(np.array(scores), chosen, np.array(inner_scores))
 
 
-def _score(make: Callable[[], object], inputs, targets, train, held) -> float:
+def _score(make: Callable[[], Any], inputs, targets, train, held) -> float:
     estimator = make()
     estimator.fit(inputs[train], targets[train])
     return float(estimator.score(inputs[held], targets[held]))
@@ -111,7 +112,7 @@ def wilson_interval(correct: int, total: int, level: float = 0.95) -> tuple[floa
 
 
 def corrected_standard_error(
-    scores: Sequence[float], train_rows: int, test_rows: int
+    scores: Sequence[float] | np.ndarray, train_rows: int, test_rows: int
 ) -> float:
     """Return the standard error of the mean of scores whose training parts overlap.
 

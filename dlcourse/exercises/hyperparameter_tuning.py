@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from scipy.integrate import quad
@@ -148,12 +149,12 @@ def _check_choice(answer: Callable) -> None:
         expect(found is not None, "Return the best pair, (rate, decay).")
         if isinstance(found, dict):
             found = list(found.values())
-        found = list(found) if hasattr(found, "__len__") else [found]
+        parts: list[Any] = list(found) if hasattr(found, "__len__") else [found]
         expect(
-            len(found) == 2 and all(np.ndim(part) == 0 for part in found),
+            len(parts) == 2 and all(np.ndim(part) == 0 for part in parts),
             "Return the pair alone, (rate, decay), without its score.",
         )
-        found = np.array([float(part) for part in found])
+        found = np.array([float(part) for part in parts])
         given = [np.allclose(found, pair, rtol=1e-9, atol=0) for pair in pairs]
         expect(
             any(given),
@@ -257,10 +258,13 @@ def _expected(mean: float, std: float, best: float) -> float:
     if std == 0:
         return max(best - mean, 0.0)
     low = min(mean - 12 * std, best)
-    density = norm(mean, std).pdf
     middle = [point for point in (mean, mean - 3 * std) if low < point < best]
     value, _ = quad(
-        lambda f: (best - f) * density(f), low, best, points=middle or None, limit=200
+        lambda f: (best - f) * norm.pdf(f, mean, std),
+        low,
+        best,
+        points=middle or None,
+        limit=200,
     )
     return float(value)
 

@@ -62,7 +62,7 @@ class Search:
         return np.minimum.accumulate(failed_as(self.scores, math.inf))
 
 
-def failed_as(scores: Sequence[float], value: float) -> np.ndarray:
+def failed_as(scores: Sequence[float] | np.ndarray, value: float) -> np.ndarray:
     """Return the scores with `value` in the place of each that is not finite."""
     scores = np.asarray(scores, dtype=float)
     return np.where(np.isfinite(scores), scores, value)

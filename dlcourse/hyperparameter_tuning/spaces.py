@@ -6,10 +6,11 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-Config = dict[str, object]
+Config = dict[str, Any]
 
 
 @dataclass(frozen=True)

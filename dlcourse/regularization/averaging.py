@@ -29,6 +29,8 @@ class ExponentialMovingAverage(nn.Module):
     of the values that it has seen; resumed from its `state_dict` it goes on to the bit.
     """
 
+    n_averaged: Tensor  # a count, () int64
+
     def __init__(
         self,
         model: nn.Module,

@@ -50,6 +50,7 @@ class ProximalSGD(torch.optim.Optimizer):
             lr, l1, l2 = group["lr"], group["l1"], group["l2"]
             for weight in _with_grad(group["params"]):
                 grad = weight.grad
+                assert grad is not None  # `_with_grad` leaves the others out
                 if group["momentum"]:
                     state = self.state[weight]
                     if not state:

@@ -59,6 +59,7 @@ def soft_threshold(x: Tensor, threshold: float | Tensor) -> Tensor:
     Invariants: no entry grows or changes its sign; what is at most `threshold` long
     becomes 0.
     """
-    if not isinstance(threshold, Tensor):
-        _check_at_least_zero("threshold", threshold)
+    if isinstance(threshold, Tensor):
+        return x - x.clamp(-threshold, threshold)
+    _check_at_least_zero("threshold", threshold)
     return x - x.clamp(-threshold, threshold)
