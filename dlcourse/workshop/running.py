@@ -357,6 +357,9 @@ async def judge_task(task: Task, limits: Limits, new_kernel=Kernel) -> dict[int,
     if limits.full:
         return await Sitting(task, limits, True, new_kernel).results()
     results = await Sitting(task, limits, False, new_kernel).results()
+    for number in results:
+        if untouched(task, number):
+            results[number] = Result(BLANK, "")
     lacking = [n for n, result in results.items() if lacks_chapter(task, result)]
     if lacking:
         whole = await Sitting(task, limits, True, new_kernel).results()
@@ -364,6 +367,18 @@ async def judge_task(task: Task, limits: Limits, new_kernel=Kernel) -> dict[int,
             if whole[number].verdict in (PASS, HINT):
                 results[number] = whole[number]
     return results
+
+
+def untouched(task: Task, number: int) -> bool:
+    """Tell whether an exercise stands as the chapter gave it, its starting code included."""
+    index = rf"EXERCISES\[{number - 1}\]"
+    asked = [cell for cell in task.cells if re.search(index, cell.source)]
+    found = re.findall(rf"{index}\.check\((\w+)\)", "\n".join(c.source for c in asked))
+    if not found:
+        return False
+    name = re.compile(rf"\b{found[-1]}\b")
+    about = [cell for cell in task.cells if cell in asked or name.search(cell.source)]
+    return all(cell.unchanged for cell in about)
 
 
 def lacks_chapter(task: Task, result: Result) -> bool:
