@@ -38,7 +38,7 @@ def as_third_party(folder: Path, path: Path) -> subprocess.CompletedProcess:
     """Test a notebook as somebody would who has the course and knows pytest."""
     env = real_jupyterlab.kernel_environment(folder)
     command = [sys.executable, "-m", "pytest", "-q", "--nbval", "--nbval-current-env"]
-    command += ["--nbval-sanitize-with", "nbval.cfg", f"chapters/{path.name}"]
+    command += [f"chapters/{path.name}"]
     return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True)
 
 
@@ -48,7 +48,9 @@ def as_third_party(folder: Path, path: Path) -> subprocess.CompletedProcess:
 def sanitizers() -> list[tuple[re.Pattern, str]]:
     """Return the pairs of nbval.cfg: what it masks may differ, as it may for nbval."""
     plugin = pytest.importorskip("nbval.plugin")
-    patterns = plugin.get_sanitize_patterns((ROOT / "nbval.cfg").read_text("utf-8"))
+    patterns = plugin.get_sanitize_patterns(
+        (ROOT / "chapters" / "nbval.cfg").read_text("utf-8")
+    )
     return [(re.compile(regex), replace) for regex, replace in patterns]
 
 
@@ -123,8 +125,7 @@ def browser():
 def test_saved_notebook_stays_a_passing_test(browser, tmp_path, path):
     chapters = tmp_path / "chapters"
     shutil.copytree(ROOT / "chapters", chapters, ignore=shutil.ignore_patterns(".*"))
-    for name in ("pyproject.toml", "nbval.cfg"):
-        shutil.copy(ROOT / name, tmp_path)
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
     stored = nbformat.read(path, as_version=4)
     with real_jupyterlab.server(chapters, tmp_path) as (url, token):
         reader = Reader(browser, url, token, path.name)
