@@ -109,7 +109,10 @@ def parser(stored: Mapping[str, Any] | None = None) -> OneLine:
     add("--seeds", type=int, metavar="N", help="seeds of each arm of --ablate (5)")
     for group in GROUPS:
         command.add_class_arguments(group, skip={"data", "skip_corrupt"})
-    add = (command.groups or {})["Data"].add_argument
+    groups = command.groups or {}
+    for group in GROUPS:  # jsonargparse reads docstrings only where docstring-parser is
+        groups[group.__name__].title = group.__doc__
+    add = groups["Data"].add_argument
     add("--skip_corrupt", action="store_true", help="leave unreadable images out")
     if stored:
         command.set_defaults(dict(stored))

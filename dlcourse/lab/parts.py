@@ -113,7 +113,7 @@ class Validation(Part):
     ) -> None:
         self.data = data
         self.every = every
-        self.rows = recorder.history.validation
+        self.recorder = recorder
         self.watch = watch
 
     def after_update(self, run: Run) -> None:
@@ -121,9 +121,10 @@ class Validation(Part):
         if not due and run.step != run.steps:
             return
         result = evaluate(run.model, self.data, run.loss_fn, accelerator=run.accelerator)
-        self.rows.append({"step": run.step, **result})
+        row = {"step": run.step, **result}
+        self.recorder.history.validation.append(row)
         if self.watch is not None:
-            run.ended = bool(self.watch(run, self.rows[-1]))
+            run.ended = bool(self.watch(run, row))
 
 
 class Interrupts(Part):
