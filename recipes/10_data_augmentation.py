@@ -13,7 +13,8 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset, default_collate
 from torchvision.transforms import v2
 
-CROPS, MIXES = True, False  # try each on the validation images; MixUp pays in long runs
+CROPS = True  # False: the same training without, to compare on the validation images
+MIXES = False  # MixUp, for long runs; keep it where the validation images gain
 BATCH, RATE, EPOCHS = 40, 0.005, 30  # BATCH: rows an update, on all processes together
 PARTS = 200, 400, 1197  # images to train with, for validation, for the test
 WORKERS = 0  # for each process: enough for tiny images; for photographs 4 to 8

@@ -16,7 +16,7 @@ RECIPES = Path(__file__).resolve().parent.parent / "recipes"
 LINES = 70
 LONGER = {
     "02_hyperparameter_tuning": 105,  # a search around the training
-    "10_data_augmentation": 74,  # a data set, a collate function and a guard for workers
+    "10_data_augmentation": 75,  # a data set, a collate function and a guard for workers
 }
 LIBRARIES = {"torch", "accelerate", "sklearn"}
 ALSO = {
