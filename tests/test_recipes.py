@@ -11,10 +11,18 @@ import tempfile
 from pathlib import Path
 
 import pytest
+import torch
+import torch.nn.functional as F
+from sklearn.datasets import load_digits
+from torch import nn
+from torch.utils.data import DataLoader
 
 RECIPES = Path(__file__).resolve().parent.parent / "recipes"
 LINES = 70
-LONGER = {"02_hyperparameter_tuning": 105}  # a search around the training
+LONGER = {
+    "02_hyperparameter_tuning": 105,  # a search around the training
+    "10_data_augmentation": 75,  # a data set, a collate function and a guard for workers
+}
 LIBRARIES = {"torch", "accelerate", "sklearn"}
 ALSO = {
     "02_hyperparameter_tuning": {"optuna"},
@@ -84,6 +92,63 @@ def test_a_batch_that_does_not_divide_is_refused(tmp_path):
         )
         assert done.returncode == 1
         assert f"BATCH=128 is no multiple of MICRO_BATCH={rows}" in done.stderr
+
+
+def test_augmentation_equals_a_plain_loop(tmp_path):
+    text = (RECIPES / "10_data_augmentation.py").read_text(encoding="utf-8")
+    text = text.replace("EPOCHS = 40, 0.005, 30", "EPOCHS = 40, 0.005, 2")
+    text = text.replace("MIXES = False", "MIXES = True")
+    short = tmp_path / "short.py"
+    short.write_text(text, encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, str(short)],
+        env=os.environ | {"ACCELERATE_USE_CPU": "yes", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    found = dict(re.findall(r"(\w+ \w+) ([\d.]+)", done.stdout))
+
+    accuracy, loss = plain_augmented_training(text)
+    assert abs(float(found["test accuracy"]) - accuracy) < 1e-3
+    assert abs(float(found["test loss"]) - loss) < 2e-3
+
+
+def plain_augmented_training(text: str) -> tuple[float, float]:
+    """Return the test accuracy and loss of recipe 10 without Accelerate, in one process."""
+    its = {"__name__": "recipe"}
+    exec(compile(text, "recipe", "exec"), its)  # its names; main() is not called
+    images, labels = load_digits(return_X_y=True)
+    images = torch.tensor(images * 255 / 16).to(torch.uint8).view(-1, 1, 8, 8)
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
+    train, _, test = (
+        its["Images"](images[rows], torch.tensor(labels)[rows])
+        for rows in order.split(its["PARTS"])
+    )
+    train.transform = its["augment"]
+    torch.manual_seed(0)
+    loader = DataLoader(train, its["BATCH"], shuffle=True, collate_fn=its["mixed"])
+    model = nn.Sequential(
+        nn.Conv2d(1, 16, 3),
+        nn.ReLU(),
+        nn.Conv2d(16, 32, 3),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(512, 10),
+    )
+    optimizer = torch.optim.Adam(model.parameters(), lr=its["RATE"])
+    for _ in range(its["EPOCHS"]):
+        for inputs, targets in loader:
+            F.cross_entropy(model(inputs), targets).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    inputs = torch.stack([image for image, _ in test])
+    with torch.no_grad():
+        outputs = model(inputs)
+    targets = test.tensors[1]
+    accuracy = (outputs.argmax(1) == targets).float().mean().item()
+    return accuracy, F.cross_entropy(outputs, targets).item()
 
 
 @pytest.mark.parametrize("name", NAMES)
