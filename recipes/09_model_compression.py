@@ -81,7 +81,9 @@ for seed in SEEDS:
     with torch.no_grad():  # the teacher does not learn any more
         answers = teacher(images[:TRAIN_ROWS].to(accelerator.device)) / T
     student = train(STUDENT, answers.softmax(1).cpu(), T, seed)  # it sees no label
-    alone = train(STUDENT, labels[:TRAIN_ROWS], 1.0, seed)  # the rival: it sees no teacher
+    alone = train(
+        STUDENT, labels[:TRAIN_ROWS], 1.0, seed
+    )  # the rival: it sees no teacher
     if accelerator.is_main_process:
         save_4_bits(student, FILE)
     accelerator.wait_for_everyone()
