@@ -16,7 +16,7 @@ RECIPES = Path(__file__).resolve().parent.parent / "recipes"
 LINES = 70
 LONGER = {
     "02_hyperparameter_tuning": 105,  # a search around the training
-    "09_model_compression": 95,  # training, and a file written and read
+    "09_model_compression": 96,  # training, and a file written and read
 }
 LIBRARIES = {"torch", "accelerate", "sklearn"}
 ALSO = {
