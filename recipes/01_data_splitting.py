@@ -26,9 +26,7 @@ def draw_split(groups):
     names = names[torch.randperm(len(names), generator=torch.Generator().manual_seed(0))]
     parts = {"train": names[2 * HELD :], "validation": names[HELD : 2 * HELD]}
     parts["test"] = names[:HELD]
-    return {
-        k: torch.isin(groups, v).nonzero().flatten().tolist() for k, v in parts.items()
-    }
+    return {k: torch.isin(groups, v).nonzero()[:, 0].tolist() for k, v in parts.items()}
 
 
 def accuracy(model, loader):
@@ -41,10 +39,9 @@ def accuracy(model, loader):
 accelerator = Accelerator()  # a download goes under its local_main_process_first()
 images, labels = (torch.tensor(part) for part in load_digits(return_X_y=True))
 writers = torch.bucketize(torch.arange(len(labels)), torch.tensor(ENDS))
-main = accelerator.is_main_process  # of all machines: it alone touches the file
-if main and not SPLIT_FILE.exists():
+if accelerator.is_main_process and not SPLIT_FILE.exists():  # one of all machines
     SPLIT_FILE.write_text(json.dumps(draw_split(writers)))
-split = [json.loads(SPLIT_FILE.read_text()) if main else None]
+split = [json.loads(SPLIT_FILE.read_text()) if accelerator.is_main_process else None]
 split = broadcast_object_list(split)[0]  # from the main process to all others
 seen = images[split["train"]]  # the scale is learned from these rows, and from no others
 rows = TensorDataset(((images - seen.mean()) / seen.std()).float(), labels)
