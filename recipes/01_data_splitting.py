@@ -7,16 +7,15 @@ import json
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from sklearn.datasets import load_digits
 from torch import nn
 from torch.utils.data import DataLoader, Subset, TensorDataset
 
 HELD = 3  # writers for validation, and as many for the test: whole writers, not rows
 SPLIT_FILE = Path("split.json")  # row numbers: keep them with the results, reuse them
-BATCH = 64  # rows an update, on all processes together
-RATE, EPOCHS = 0.1, 12
+BATCH, RATE, EPOCHS = 64, 0.1, 12  # BATCH: rows an update, on all processes together
 # the last row of each writer in scikit-learn's digits; your groups come with your data
 ENDS = [129, 255, 385, 515, 645, 775, 914, 1028, 1156, 1286, 1414, 1544, 1666, 1796]
 
@@ -25,30 +24,30 @@ def draw_split(groups):
     """Return the row numbers of three parts; no group is in two of them."""
     names = groups.unique()
     names = names[torch.randperm(len(names), generator=torch.Generator().manual_seed(0))]
-    test = torch.isin(groups, names[:HELD])
-    validation = torch.isin(groups, names[HELD : 2 * HELD])
-    parts = {"train": ~(test | validation), "validation": validation, "test": test}
-    return {name: mask.nonzero().flatten().tolist() for name, mask in parts.items()}
+    parts = {"train": names[2 * HELD :], "validation": names[HELD : 2 * HELD]}
+    parts["test"] = names[:HELD]
+    return {k: torch.isin(groups, v).nonzero()[:, 0].tolist() for k, v in parts.items()}
 
 
 def accuracy(model, loader):
+    model.eval()  # dropout off, batch normalization by its running statistics
     with torch.no_grad():
         hit = [accelerator.gather_for_metrics(model(x).argmax(1) == y) for x, y in loader]
     return torch.cat(hit).float().mean().item()
 
 
-accelerator = Accelerator()
+accelerator = Accelerator()  # a download goes under its local_main_process_first()
 images, labels = (torch.tensor(part) for part in load_digits(return_X_y=True))
-with accelerator.main_process_first():  # one draws the split and writes it, all read it
-    if not SPLIT_FILE.exists():
-        writers = torch.bucketize(torch.arange(len(labels)), torch.tensor(ENDS))
-        SPLIT_FILE.write_text(json.dumps(draw_split(writers)))
-split = json.loads(SPLIT_FILE.read_text())
+writers = torch.bucketize(torch.arange(len(labels)), torch.tensor(ENDS))
+if accelerator.is_main_process and not SPLIT_FILE.exists():  # one of all machines
+    SPLIT_FILE.write_text(json.dumps(draw_split(writers)))
+split = [json.loads(SPLIT_FILE.read_text()) if accelerator.is_main_process else None]
+split = broadcast_object_list(split)[0]  # from the main process to all others
 seen = images[split["train"]]  # the scale is learned from these rows, and from no others
 rows = TensorDataset(((images - seen.mean()) / seen.std()).float(), labels)
 train, validation, test = (Subset(rows, part) for part in split.values())
 share = BATCH // accelerator.num_processes
-order = torch.Generator().manual_seed(0)
+order = torch.Generator().manual_seed(0)  # for files give each loader num_workers=4
 train = DataLoader(train, share, shuffle=True, generator=order, drop_last=True)
 validation, test = DataLoader(validation, 256), DataLoader(test, 256)
 torch.manual_seed(0)
@@ -56,11 +55,12 @@ model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
 optimizer = torch.optim.SGD(model.parameters(), lr=RATE)
 prepared = accelerator.prepare(model, optimizer, train, validation, test)
 model, optimizer, train, validation, test = prepared
-best = 0.0
+best = -1.0
 for _ in range(EPOCHS):
+    model.train()
     for inputs, targets in train:
         optimizer.zero_grad()
-        accelerator.backward(F.cross_entropy(model(inputs), targets))
+        accelerator.backward(nn.functional.cross_entropy(model(inputs), targets))
         optimizer.step()
     if (score := accuracy(model, validation)) > best:  # validation chooses the epoch
         best, weights = score, {k: v.clone() for k, v in model.state_dict().items()}
