@@ -11,6 +11,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
+import torch
 
 RECIPES = Path(__file__).resolve().parent.parent / "recipes"
 LINES = 70
@@ -84,6 +85,42 @@ def test_a_batch_that_does_not_divide_is_refused(tmp_path):
         )
         assert done.returncode == 1
         assert f"BATCH=128 is no multiple of MICRO_BATCH={rows}" in done.stderr
+
+
+TOKENS = """
+labels = labels[:, None].repeat(1, 8)  # each row of pixels is a token that guesses the digit
+lengths = torch.randint(1, 9, (len(labels), 1))
+labels[torch.arange(8) >= lengths] = -100  # padding
+images = images.view(-1, 8, 8)
+"""
+
+
+@pytest.mark.parametrize("micro_batch", [8, 32])
+def test_accumulation_recipe_counts_tokens(tmp_path, micro_batch):
+    """With padded tokens in place of rows, micro-batches give what the whole batch gives."""
+    text = (RECIPES / "11_gradient_accumulation.py").read_text(encoding="utf-8")
+    data = "images, labels = torch.tensor(images / 16).float(), torch.tensor(labels)\n"
+    assert text.count(data) == 1 and text.count("nn.Linear(64, 64)") == 1
+    text = text.replace(data, data + TOKENS).replace("(64, 64)", "(8, 64)")
+    text = text.partition("model.eval()")[0]  # its evaluation is that of rows
+    text = text.replace("EPOCHS, TRAIN_ROWS = 5", "EPOCHS, TRAIN_ROWS = 1")
+    weights = []
+    for rows in (micro_batch, 128):
+        changed = tmp_path / f"tokens_{rows}.py"
+        saves = "torch.save(model.state_dict(), __file__ + '.pt')\n"
+        changed.write_text(
+            text.replace("MICRO_BATCH = 8", f"MICRO_BATCH = {rows}") + saves,
+            encoding="utf-8",
+        )
+        subprocess.run(
+            [sys.executable, str(changed)],
+            env=os.environ | {"ACCELERATE_USE_CPU": "yes", "OMP_NUM_THREADS": "1"},
+            check=True,
+            timeout=300,
+        )
+        weights.append(torch.load(f"{changed}.pt"))
+    for name, found in weights[0].items():
+        torch.testing.assert_close(found, weights[1][name], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", NAMES)
