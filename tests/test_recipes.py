@@ -103,7 +103,7 @@ def test_accumulation_recipe_counts_tokens(tmp_path, micro_batch):
     assert text.count(data) == 1 and text.count("nn.Linear(64, 64)") == 1
     text = text.replace(data, data + TOKENS).replace("(64, 64)", "(8, 64)")
     text = text.partition("model.eval()")[0]  # its evaluation is that of rows
-    text = text.replace("EPOCHS, TRAIN_ROWS = 5", "EPOCHS, TRAIN_ROWS = 1")
+    text = text.replace("TRAIN_ROWS = 5, 1472", "TRAIN_ROWS = 1, 1408")  # whole batches
     weights = []
     for rows in (micro_batch, 128):
         changed = tmp_path / f"tokens_{rows}.py"
