@@ -121,8 +121,6 @@ def test_augmentation_equals_a_plain_loop(tmp_path):
     accuracy, loss = plain_augmented_training(text)
     assert abs(float(found["test accuracy"]) - accuracy) < 1e-3
     assert abs(float(found["test loss"]) - loss) < 2e-3
-
-
 def plain_augmented_training(text: str) -> tuple[float, float]:
     """Return the test accuracy and loss of recipe 10 without Accelerate, in one process."""
     its = {"__name__": "recipe"}
@@ -133,7 +131,6 @@ def plain_augmented_training(text: str) -> tuple[float, float]:
     train, _, test = (
         its["Images"](images[rows], torch.tensor(labels)[rows])
         for rows in order.split(its["PARTS"])
-    )
     train.transform = its["augment"]
     torch.manual_seed(0)
     loader = DataLoader(train, its["BATCH"], shuffle=True, collate_fn=its["mixed"])
@@ -141,10 +138,8 @@ def plain_augmented_training(text: str) -> tuple[float, float]:
         nn.Conv2d(1, 16, 3),
         nn.ReLU(),
         nn.Conv2d(16, 32, 3),
-        nn.ReLU(),
         nn.Flatten(),
         nn.Linear(512, 10),
-    )
     optimizer = torch.optim.Adam(model.parameters(), lr=its["RATE"])
     for _ in range(its["EPOCHS"]):
         for inputs, targets in loader:
@@ -157,6 +152,37 @@ def plain_augmented_training(text: str) -> tuple[float, float]:
     targets = test.tensors[1]
     accuracy = (outputs.argmax(1) == targets).float().mean().item()
     return accuracy, F.cross_entropy(outputs, targets).item()
+TOKENS = """
+labels = labels[:, None].repeat(1, 8)  # each row of pixels is a token that guesses the digit
+lengths = torch.randint(1, 9, (len(labels), 1))
+labels[torch.arange(8) >= lengths] = -100  # padding
+images = images.view(-1, 8, 8)
+"""
+@pytest.mark.parametrize("micro_batch", [8, 32])
+def test_accumulation_recipe_counts_tokens(tmp_path, micro_batch):
+    """With padded tokens in place of rows, micro-batches give what the whole batch gives."""
+    text = (RECIPES / "11_gradient_accumulation.py").read_text(encoding="utf-8")
+    data = "images, labels = torch.tensor(images / 16).float(), torch.tensor(labels)\n"
+    assert text.count(data) == 1 and text.count("nn.Linear(64, 64)") == 1
+    text = text.replace(data, data + TOKENS).replace("(64, 64)", "(8, 64)")
+    text = text.partition("model.eval()")[0]  # its evaluation is that of rows
+    text = text.replace("TRAIN_ROWS = 5, 1472", "TRAIN_ROWS = 1, 1408")  # whole batches
+    weights = []
+    for rows in (micro_batch, 128):
+        changed = tmp_path / f"tokens_{rows}.py"
+        saves = "torch.save(model.state_dict(), __file__ + '.pt')\n"
+        changed.write_text(
+            text.replace("MICRO_BATCH = 8", f"MICRO_BATCH = {rows}") + saves,
+            encoding="utf-8",
+        )
+        subprocess.run(
+            [sys.executable, str(changed)],
+            env=os.environ | {"ACCELERATE_USE_CPU": "yes", "OMP_NUM_THREADS": "1"},
+            check=True,
+            timeout=300,
+        weights.append(torch.load(f"{changed}.pt"))
+    for name, found in weights[0].items():
+        torch.testing.assert_close(found, weights[1][name], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", NAMES)
