@@ -38,7 +38,9 @@ FINAL_SEEDS = range(100, 105)  # none of them took part in the choice
 START = {"rate": 1e-3, "decay": 0.01, "1 - beta1": 0.1}  # torch's defaults; trial 0
 images, labels = load_digits(return_X_y=True)
 mixed = torch.randperm(1792, generator=torch.Generator().manual_seed(0))  # of all writers
-data = TensorDataset(torch.tensor(images / 16).float()[mixed], torch.tensor(labels)[mixed])
+data = TensorDataset(
+    torch.tensor(images / 16).float()[mixed], torch.tensor(labels)[mixed]
+)
 TRAIN, VALIDATION, TEST = range(896), range(896, 1344), range(1344, 1792)
 
 
@@ -97,7 +99,10 @@ def next_trial():  # None where all are taken
 def final():  # start and winner, if all trials have ended and nobody has looked before
     if count(*ENDED) >= TRIALS and not RESULT.exists():
         RESULT.touch(exist_ok=False)  # of two workers one stops here
-        return [settings_of(optuna.trial.FixedTrial(START)), settings_of(study.best_trial)]
+        return [
+            settings_of(optuna.trial.FixedTrial(START)),
+            settings_of(study.best_trial),
+        ]
 
 
 ENDED = (State.COMPLETE, State.PRUNED)
@@ -135,5 +140,6 @@ if main and pair:
     line = "start test accuracy {:.4f}, tuned test accuracy {:.4f}".format(*means)
     RESULT.write_text(f"best of {TRIALS}: {study.best_params}\n{line}\n")
 if main:
-    print(RESULT.read_text() if RESULT.exists() else "Other workers are still training.")
+    found = RESULT.exists() and RESULT.read_text()
+    print(found or "No result yet: other workers are still training.")
 accelerator.end_training()
