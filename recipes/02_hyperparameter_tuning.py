@@ -1,6 +1,6 @@
 """Tune AdamW with Optuna; compare the winner with the start, once, on fresh rows and seeds.
 
-Run it again to go on after a stop; delete the two files to begin anew. Several workers:
+Run it again to go on after a stop; delete STUDY and RESULT to begin anew. Several workers:
 start it several times, with WORKER=0, 1, ... in the environment; they share both files.
 One process: python FILE. Four GPUs on each trial: accelerate launch --num_processes 4 FILE.
 CPU: ACCELERATE_USE_CPU=yes OMP_NUM_THREADS=1 torchrun --standalone --nproc_per_node 2 FILE.
@@ -38,14 +38,13 @@ FINAL_SEEDS = range(100, 105)  # none of them took part in the choice
 START = {"rate": 1e-3, "decay": 0.01, "1 - beta1": 0.1}  # torch's defaults; trial 0
 images, labels = load_digits(return_X_y=True)
 mixed = torch.randperm(1792, generator=torch.Generator().manual_seed(0))  # of all writers
-data = TensorDataset(
-    torch.tensor(images / 16).float()[mixed], torch.tensor(labels)[mixed]
-)
+images, labels = torch.tensor(images / 16).float(), torch.tensor(labels)
+data = TensorDataset(images[mixed], labels[mixed])
 TRAIN, VALIDATION, TEST = range(896), range(896, 1344), range(1344, 1792)
 
 
 def settings_of(trial):
-    rate = trial.suggest_float("rate", 1e-5, 0.1, log=True)
+    rate = trial.suggest_float("rate", 1e-5, 1, log=True)
     decay = trial.suggest_float("decay", 1e-4, 1, log=True)
     return rate, decay, trial.suggest_float("1 - beta1", 0.01, 1, log=True)
 
@@ -99,10 +98,8 @@ def next_trial():  # None where all are taken
 def final():  # start and winner, if all trials have ended and nobody has looked before
     if count(*ENDED) >= TRIALS and not RESULT.exists():
         RESULT.touch(exist_ok=False)  # of two workers one stops here
-        return [
-            settings_of(optuna.trial.FixedTrial(START)),
-            settings_of(study.best_trial),
-        ]
+        begin = optuna.trial.FixedTrial(START)
+        return [settings_of(begin), settings_of(study.best_trial)]
 
 
 ENDED = (State.COMPLETE, State.PRUNED)
@@ -113,7 +110,9 @@ if main:
     storage = journal.JournalStorage(backend)
     study = optuna.create_study(study_name="digits", storage=storage, load_if_exists=True)
     study.sampler = optuna.samplers.QMCSampler(scramble=True, seed=WORKER)
-    study.pruner = optuna.pruners.SuccessiveHalvingPruner(FIRST_LOOK, 3)
+    study.pruner = optuna.pruners.SuccessiveHalvingPruner(
+        FIRST_LOOK, 3
+    )  # a third goes on
     if WORKER == 0:
         study.enqueue_trial(START, skip_if_exists=True)
 while True:
