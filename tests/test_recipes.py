@@ -24,6 +24,7 @@ LONGER = {
     "10_data_augmentation": 75,  # a data set, a collate function and a guard for workers
     "09_model_compression": 96,  # training, and a file written and read
 }
+LONGER = {"02_hyperparameter_tuning": 144}  # a search around the training
 LIBRARIES = {"torch", "accelerate", "sklearn"}
 ALSO = {
     "02_hyperparameter_tuning": {"optuna"},
@@ -37,6 +38,10 @@ LOST = re.compile(r"SIGABRT|exitcode: -6|EADDRINUSE|address already in use")
 # two processes be from those of one?
 CASES = {
     "01_data_splitting": {"validation accuracy": 0.006, "test accuracy": 0.006},
+    "02_hyperparameter_tuning": {
+        "start test accuracy": 0.004,
+        "tuned test accuracy": 0.004,
+    },
     "03_regularization": {"test accuracy": 0.03, "test loss": 0.1},
     "09_model_compression": {
         "teacher": 0.004,
