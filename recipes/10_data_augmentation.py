@@ -15,6 +15,7 @@ from torchvision.transforms import v2
 
 CROPS = True  # False: the same training without, to compare on the validation images
 MIXES = False  # MixUp, for long runs; keep it where the validation images gain
+TEST = False  # True once, at the end, when the validation images have decided the rest
 BATCH, RATE, EPOCHS = 40, 0.005, 30  # BATCH: rows an update, on all processes together
 PARTS = 200, 400, 1197  # images to train with, for validation, for the test
 WORKERS = 0  # for each process: enough for tiny images; for photographs 4 to 8
@@ -54,14 +55,23 @@ def main():
     prepared = accelerator.prepare(model, optimizer, train, validation, test)
     model, optimizer, train, validation, test = prepared
 
-    for _ in range(EPOCHS):
+    for epoch in range(1, EPOCHS + 1):
+        losses = []
         for inputs, targets in train:
-            accelerator.backward(F.cross_entropy(model(inputs), targets))
+            loss = F.cross_entropy(model(inputs), targets)
+            accelerator.backward(loss)
             optimizer.step()
             optimizer.zero_grad()
+            losses.append(loss.detach())
+        if epoch % 10 == 0:  # still falling at the end? then train longer
+            mean = accelerator.reduce(torch.stack(losses).mean(), "mean").item()
+            accelerator.print(f"epoch {epoch}: training loss {mean:.4f}")
 
     model.eval()
-    for name, loader in {"validation": validation, "test": test}.items():
+    held_out = {"validation": validation}
+    if TEST:
+        held_out["test"] = test
+    for name, loader in held_out.items():
         with torch.no_grad():
             pairs = [accelerator.gather_for_metrics((model(x), y)) for x, y in loader]
         outputs, targets = (torch.cat(part) for part in zip(*pairs, strict=True))

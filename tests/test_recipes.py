@@ -21,7 +21,7 @@ RECIPES = Path(__file__).resolve().parent.parent / "recipes"
 LINES = 70
 LONGER = {
     "02_hyperparameter_tuning": 144,  # a search around the training
-    "10_data_augmentation": 75,  # a data set, a collate function and a guard for workers
+    "10_data_augmentation": 86,  # a data set, a collate function, a log, a test switch
     "09_model_compression": 96,  # training, and a file written and read
 }
 LIBRARIES = {"torch", "accelerate", "sklearn"}
@@ -49,7 +49,7 @@ CASES = {
         "loaded": 0.004,
         "bytes": 0,
     },
-    "10_data_augmentation": {"test accuracy": 0.05, "test loss": 0.25},
+    "10_data_augmentation": {"validation accuracy": 0.05, "validation loss": 0.25},
     "11_gradient_accumulation": {"test accuracy": 0.004, "test loss": 0.001},
     "16_data_loading": {"test accuracy": 0.004, "test loss": 0.001},
 }
@@ -110,6 +110,7 @@ def test_augmentation_equals_a_plain_loop(tmp_path):
     text = (RECIPES / "10_data_augmentation.py").read_text(encoding="utf-8")
     text = text.replace("EPOCHS = 40, 0.005, 30", "EPOCHS = 40, 0.005, 2")
     text = text.replace("MIXES = False", "MIXES = True")
+    text = text.replace("TEST = False", "TEST = True")
     short = tmp_path / "short.py"
     short.write_text(text, encoding="utf-8")
     done = subprocess.run(
