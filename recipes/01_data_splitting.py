@@ -33,9 +33,9 @@ def check_split(split, groups):
     stored = sorted(sum(split["folds"], []))
     if (split["rows"], stored) != (len(groups), sorted(set(groups))):
         raise SystemExit(
-            f"{SPLIT_FILE} is of {split['rows']} rows of {len(stored)} groups, the data hold "
-            f"{len(groups)} of {len(set(groups))}. Use the data that it was drawn from, or "
-            "delete it: then the split is new, and older results do not compare with it"
+            f"{SPLIT_FILE} was drawn from other data: {split['rows']} rows of {len(stored)} "
+            f"groups; these are {len(groups)} of {len(set(groups))}, or their names differ. "
+            "Use the data it was drawn from, or delete it and report a new test"
         )
 
 
