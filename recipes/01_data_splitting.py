@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Subset, TensorDataset
 FOLDS = 5  # one fold tests, the next one validates, the others train
 SPLIT_FILE = Path("split.json")  # names, not row numbers: keep it with the results
 BATCH, RATE, EPOCHS = 64, 0.1, 12  # BATCH: rows an update, on all processes together
-STUDENT = 2.16  # half the width of a 95 % interval for 14 groups; 2.78 for 5, 2.0 for 60
+STUDENT = 2.16  # Student's t for 95 % intervals over 14 groups; 2.78 for 5, 2.0 for 60
 # the last row of each block of the digits; with your data comes a list of names instead
 ENDS = [129, 255, 385, 515, 645, 775, 914, 1028, 1156, 1286, 1414, 1544, 1666, 1796]
 
