@@ -33,9 +33,9 @@ def check_split(split, groups):
     stored = sorted(sum(split["folds"], []))
     if (split["rows"], stored) != (len(groups), sorted(set(groups))):
         raise SystemExit(
-            f"{SPLIT_FILE} was drawn from other data: {split['rows']} rows of {len(stored)} "
-            f"groups; these are {len(groups)} of {len(set(groups))}, or their names differ. "
-            "Use the data it was drawn from, or delete it and report a new test"
+            f"{SPLIT_FILE} is of other data: {split['rows']} rows of {len(stored)} "
+            f"groups; these are {len(groups)} of {len(set(groups))}, or other names. "
+            "Use the data that it was drawn from, or delete it and report a new test"
         )
 
 
@@ -52,7 +52,7 @@ def rows_of(names):
 
 
 def train_and_test(train, validation, test):
-    """Return which test rows are right, and the best epoch with its validation accuracy."""
+    """Return which test rows are right, the best epoch and its validation accuracy."""
     seen = images[train]  # the scale is learned from these rows, and from no others
     data = TensorDataset((images - seen.mean()) / seen.std(), labels)
     share = BATCH // accelerator.num_processes
