@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import copy
+import json
 import os
 import re
 import subprocess
@@ -15,11 +17,12 @@ import torch
 import torch.nn.functional as F
 from sklearn.datasets import load_digits
 from torch import nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, TensorDataset
 
 RECIPES = Path(__file__).resolve().parent.parent / "recipes"
 LINES = 70
 LONGER = {
+    "01_data_splitting": 118,  # folds, a file that is checked, an interval
     "02_hyperparameter_tuning": 144,  # a search around the training
     "10_data_augmentation": 86,  # a data set, a collate function, a log, a test switch
     "09_model_compression": 96,  # training, and a file written and read
@@ -36,7 +39,12 @@ LOST = re.compile(r"SIGABRT|exitcode: -6|EADDRINUSE|address already in use")
 # One row a recipe. Its last line is "name number, name number"; how far may the numbers of
 # two processes be from those of one?
 CASES = {
-    "01_data_splitting": {"validation accuracy": 0.006, "test accuracy": 0.006},
+    "01_data_splitting": {
+        "validation accuracy": 0.004,
+        "test accuracy": 0.004,
+        "from": 0.008,
+        "up to": 0.008,
+    },
     "02_hyperparameter_tuning": {
         "start test accuracy": 0.004,
         "tuned test accuracy": 0.004,
@@ -92,6 +100,77 @@ def test_two_processes_equal_one(name):
     assert set(one) == set(two) == set(CASES[name])
     for key, distance in CASES[name].items():
         assert abs(one[key] - two[key]) <= distance, f"{key}: {one[key]} and {two[key]}"
+
+
+def test_01_equals_a_plain_loop():
+    """The folds of writers give what plain PyTorch gives, without Accelerate."""
+    text = (RECIPES / "01_data_splitting.py").read_text(encoding="utf-8")
+    its = {"__name__": "recipe"}
+    exec(compile(text.partition("accelerator = Accel")[0], "recipe", "exec"), its)
+    images, labels = (torch.tensor(part) for part in load_digits(return_X_y=True))
+    blocks = torch.bucketize(torch.arange(len(labels)), torch.tensor(its["ENDS"]))
+    folds = its["draw_split"]([f"w{block:02d}" for block in blocks.tolist()])["folds"]
+    folds = [torch.tensor([int(name[1:]) for name in fold]) for fold in folds]
+    accuracies = []
+    for k, tested in enumerate(folds):
+        test = torch.isin(blocks, tested)
+        validation = torch.isin(blocks, folds[(k + 1) % len(folds)])
+        train = ~(test | validation)
+        inputs = (images - images[train].float().mean()) / images[train].float().std()
+        model = plain_training(its, inputs.float(), labels, train, validation)
+        for block in tested:
+            rows = blocks == block
+            accuracies.append(correct(model, inputs[rows].float(), labels[rows]))
+    mean = sum(accuracies) / len(accuracies)
+    assert len(accuracies) == 14
+    assert abs(run("01_data_splitting")["test accuracy"] - mean) < 2e-3
+
+
+def correct(model: nn.Module, inputs: torch.Tensor, targets: torch.Tensor) -> float:
+    """Return the share of rows that are right."""
+    with torch.no_grad():
+        return (model(inputs).argmax(1) == targets).float().mean().item()
+
+
+def plain_training(its: dict, inputs, labels, train, validation) -> nn.Module:
+    """Return the model of recipe 1 at its best epoch on the validation rows."""
+    rows = TensorDataset(inputs[train], labels[train])
+    order = torch.Generator().manual_seed(0)
+    loader = DataLoader(rows, its["BATCH"], shuffle=True, generator=order, drop_last=True)
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
+    optimizer = torch.optim.SGD(model.parameters(), lr=its["RATE"])
+    best, kept = -1.0, model
+    for _ in range(its["EPOCHS"]):
+        for batch, targets in loader:
+            optimizer.zero_grad()
+            F.cross_entropy(model(batch), targets).backward()
+            optimizer.step()
+        score = correct(model, inputs[validation], labels[validation])
+        if score > best:
+            best, kept = score, copy.deepcopy(model)
+    return kept
+
+
+@pytest.mark.parametrize(
+    ("rows", "last", "said"),
+    [(1700, "w13", "1700 rows of 14 groups"), (1797, "w14", "1797 rows of 14 groups")],
+)
+def test_01_a_split_of_other_data_is_refused(tmp_path, rows, last, said):
+    names = [f"w{block:02d}" for block in range(13)] + [last]
+    split = {"rows": rows, "folds": [names[k::5] for k in range(5)]}
+    (tmp_path / "split.json").write_text(json.dumps(split), encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, str(RECIPES / "01_data_splitting.py")],
+        cwd=tmp_path,
+        env=os.environ | {"ACCELERATE_USE_CPU": "yes", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 1
+    assert said in done.stderr and "delete it" in done.stderr
+    assert "accuracy" not in done.stdout
 
 
 def test_a_batch_that_does_not_divide_is_refused(tmp_path):
