@@ -1,0 +1,1 @@
+"""What turns the course's own files into the pages of the book."""
