@@ -22,7 +22,8 @@ nb_ipywidgets_js = {}
 myst_enable_extensions = ["dollarmath", "colon_fence", "attrs_inline", "deflist"]
 myst_heading_anchors = 3
 myst_links_external_new_tab = False
-suppress_warnings = ["mystnb.mime_priority"]
+# two classes may share a name; a type that names one is then left without a link
+suppress_warnings = ["ref.python"]
 maximum_signature_line_length = 70
 python_use_unqualified_type_names = True
 add_module_names = False

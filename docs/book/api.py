@@ -121,25 +121,20 @@ def decorated(node: ast.FunctionDef | ast.ClassDef, name: str) -> bool:
 
 def signature(node: ast.FunctionDef | ast.ClassDef) -> str:
     """Return the signature as it is written, or "" where there is none to call."""
-    if isinstance(node, ast.ClassDef):
-        if decorated(node, ")") or any("dataclass" in ast.unparse(d) for d in node.decorator_list):
-            return fields(node)
-        inits = [item for item in node.body if getattr(item, "name", "") == "__init__"]
-        return call(inits[0], method=True) if inits else ""
-    if decorated(node, "property"):
-        return ""
-    return call(node, method=node.args.args[:1] != [] and node.args.args[0].arg in ("self", "cls"))
+    if isinstance(node, ast.FunctionDef):
+        return "" if decorated(node, "property") else call(node)
+    if any("dataclass" in ast.unparse(item) for item in node.decorator_list):
+        return fields(node)
+    inits = [item for item in node.body if getattr(item, "name", "") == "__init__"]
+    return call(inits[0]) if inits else ""
 
 
-def call(node: ast.FunctionDef, method: bool) -> str:
-    """Return `(arguments) -> result` of a function; of a method, without self."""
-    arguments = ast.parse(ast.unparse(node.args) and f"def f({ast.unparse(node.args)}): ...")
-    inner = arguments.body[0].args
-    if method:
-        (inner.posonlyargs or inner.args).pop(0)
-    text = f"({ast.unparse(inner)})"
-    result = ast.unparse(node.returns) if node.returns else ""
-    return text + (f" -> {result}" if result and result != "None" else "")
+def call(node: ast.FunctionDef) -> str:
+    """Return `(arguments) -> result` of a function, without self or cls."""
+    text = ast.unparse(node.args)
+    text = re.sub(r"^(self|cls)(, |$)", "", text)
+    result = ast.unparse(node.returns) if node.returns else "None"
+    return f"({text})" + ("" if result == "None" else f" -> {result}")
 
 
 def fields(node: ast.ClassDef) -> str:

@@ -20,14 +20,14 @@ def add_captions(app: Sphinx, doctree: nodes.document, docname: str) -> None:
         raise ExtensionError(
             f"{docname}: {len(pictures)} pictures on the page, {len(words)} in the notebook"
         )
-    for image, caption in zip(pictures, words, strict=True):
+    for number, (image, caption) in enumerate(zip(pictures, words, strict=True), 1):
         below = image.next_node(nodes.paragraph, descend=False, siblings=True)
         if below is None or image.parent.index(below) != image.parent.index(image) + 1:
             raise ExtensionError(f"{docname}: no caption below the picture: {caption}")
         image["alt"] = caption
         image["loading"] = "lazy"
         below.parent.remove(below)
-        figure = nodes.figure(align="left")
+        figure = nodes.figure(align="left", ids=[f"figure-{number}"])
         image.parent.replace(image, figure)
         figure += image
         figure += nodes.caption("", "", *below[0].children)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 import tomllib
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from book.notebooks import BookError, Chapter
@@ -48,7 +50,8 @@ def plural(form: str) -> str:
     return form + "s"
 
 
-def read_terms(file: Path = FILE) -> list[Term]:
+@cache
+def read_terms(file: Path = FILE) -> tuple[Term, ...]:
     """Return the terms in the order of the alphabet; raises BookError for a double form."""
     rows = tomllib.loads(file.read_text("utf-8"))["term"]
     terms = []
@@ -57,10 +60,10 @@ def read_terms(file: Path = FILE) -> list[Term]:
         row["also"] = tuple(row.get("also", ()))
         terms.append(Term(**row))
     by_form(terms)
-    return sorted(terms, key=lambda term: term.name.lower())
+    return tuple(sorted(terms, key=lambda term: term.name.lower()))
 
 
-def by_form(terms: list[Term]) -> dict[str, Term]:
+def by_form(terms: Sequence[Term]) -> dict[str, Term]:
     """Return the term of each form; raises BookError where two terms share one."""
     owners: dict[str, Term] = {}
     for term in terms:
@@ -73,7 +76,8 @@ def by_form(terms: list[Term]) -> dict[str, Term]:
     return owners
 
 
-def pattern(terms: list[Term]) -> re.Pattern:
+@cache
+def pattern(terms: tuple[Term, ...]) -> re.Pattern:
     """Return an expression that finds any form of any term, the longest first."""
     forms = sorted(by_form(terms), key=len, reverse=True)
     words = "|".join(re.escape(form).replace(r"\ ", r"\s+") for form in forms)
@@ -85,7 +89,7 @@ def normal(words: str) -> str:
     return " ".join(words.lower().split())
 
 
-def page(terms: list[Term], chapters: list[Chapter]) -> str:
+def page(terms: Sequence[Term], chapters: list[Chapter]) -> str:
     """Return the glossary's page as Markdown."""
     stems = {chapter.number: chapter for chapter in chapters}
     lines = [

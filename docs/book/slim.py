@@ -1,0 +1,75 @@
+"""Take out of the built pages what they load and do not use.
+
+The theme brings all 2,000 icons of Font Awesome as a script of 1.5 MB, and loads the index
+of the search on every page. The pages use some fifteen icons: those are written as CSS, and
+the index is loaded where one searches.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from urllib.parse import quote
+
+SCRIPT = '<script[^>]*src="[^"]*{}[^"]*"[^>]*></script>\n?'
+ICON = r'["\']?\b{}["\']?:\[(\d+),(\d+),\[[^\]]*\],"[0-9a-f]+","([^"]+)"\]'
+SEARCH_ONLY = ("searchindex.js", "searchtools.js", "language_data.js")
+OTHER_CLASSES = {"lg", "fw", "solid", "brands", "regular", "sm", "xs", "xl", "spin"}
+IN_SCRIPTS = {"xmark"}  # put into the page by the theme's script
+
+
+class IconMissing(Exception):
+    """A page uses an icon that the theme does not bring."""
+
+
+def slim(out: Path) -> None:
+    """Make the pages below `out` smaller; what they show and do stays."""
+    static = out / "_static"
+    pages = {path: path.read_text("utf-8") for path in out.rglob("*.html")}
+    used = IN_SCRIPTS.union(*(icons_in(text) for text in pages.values()))
+    write_icons(static, used)
+    for path, text in pages.items():
+        dropped = ["fontawesome.js"]
+        if path.name != "search.html":
+            dropped += SEARCH_ONLY
+        for name in dropped:
+            text = re.sub(SCRIPT.format(re.escape(name)), "", text)
+        path.write_text(text, "utf-8")
+    for path in [*static.rglob("*.map"), *static.rglob("fontawesome.js*")]:
+        path.unlink()
+
+
+def icons_in(text: str) -> set[str]:
+    """Return the names of the icons of a page."""
+    classes = re.findall(r'class="([^"]*\bfa[bs]?\b[^"]*)"', text)
+    names = {name for found in classes for name in re.findall(r"\bfa-([a-z-]+)", found)}
+    return names - OTHER_CLASSES
+
+
+def write_icons(static: Path, names: set[str]) -> None:
+    """Write the icons as CSS, and take the rules of all icons out of the theme's CSS."""
+    script = static / "scripts" / "fontawesome.js"
+    if not script.exists():
+        return  # a second build into the same folder
+    drawings = script.read_text("utf-8")
+    rules = [
+        "i[class*='fa-']::before { content: none !important; }",
+        "i[class*='fa-'] { display: inline-block; width: 1em; height: 1em; "
+        "vertical-align: -0.125em; background: currentColor; "
+        "mask: var(--icon) center / contain no-repeat; }",
+    ]
+    for name in sorted(names):
+        found = re.search(ICON.format(re.escape(name)), drawings)
+        if not found:
+            raise IconMissing(f"no icon fa-{name} in the theme's fontawesome.js")
+        width, height, path = found.groups()
+        drawing = (
+            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}">'
+            f'<path d="{path}"/></svg>'
+        )
+        address = "data:image/svg+xml," + quote(drawing, safe=" =:/'")
+        rules.append(f'.fa-{name} {{ --icon: url("{address}"); }}')
+    theme = static / "styles" / "pydata-sphinx-theme.css"
+    css = re.sub(r'(?:\.fa-[a-z0-9-]+,?)+\{--fa:"[^"]*"\}', "", theme.read_text("utf-8"))
+    css = re.sub(r"/\*# sourceMappingURL=.*?\*/", "", css)
+    theme.write_text(css + "\n" + "\n".join(rules) + "\n", "utf-8")
