@@ -35,7 +35,7 @@ def slim(out: Path) -> None:
         for name in dropped:
             text = re.sub(SCRIPT.format(re.escape(name)), "", text)
         path.write_text(text, "utf-8")
-    for path in [*static.rglob("*.map"), *static.rglob("fontawesome.js*")]:
+    for path in {*static.rglob("*.map"), *static.rglob("fontawesome.js*")}:
         path.unlink()
 
 
