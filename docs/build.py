@@ -20,8 +20,8 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
 
 from book import api, pages, settings, terms
+from book.finish import finish
 from book.notebooks import BookError, Chapter, chapters, check_outputs, clean
-from book.slim import slim
 from sphinx.cmd.build import build_main
 from sphinx.highlighting import PygmentsBridge
 
@@ -121,7 +121,7 @@ def render(work: Path, out: Path) -> int:
     failed = failed or build_main([*common, *for_epub, source, str(epub)])
     if failed:
         return 1
-    slim(out)
+    finish(out)
     shutil.copy(epub / "dlcourse.epub", out / "dlcourse.epub")
     return 0
 

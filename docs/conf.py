@@ -24,7 +24,6 @@ myst_heading_anchors = 3
 myst_links_external_new_tab = False
 # two classes may share a name; a type that names one is then left without a link
 suppress_warnings = ["ref.python"]
-maximum_signature_line_length = 70
 python_use_unqualified_type_names = True
 add_module_names = False
 
@@ -34,6 +33,10 @@ html_static_path = [str(HERE / "static")]
 html_css_files = ["book.css"]
 html_extra_path = []  # docs/build.py names the folder with the notebooks and recipes
 html_math_renderer = "bundled_katex"
+html_favicon = str(HERE / "static" / "favicon.svg")
+html_context = {"default_mode": "auto"}
+html_use_index = False
+html_domain_indices = False
 html_copy_source = False
 html_show_sourcelink = False
 html_last_updated_fmt = None
@@ -45,6 +48,7 @@ html_theme_options = {
     "use_download_button": False,
     "use_fullscreen_button": False,
     "home_page_in_toc": True,
+    "navbar_persistent": [],
     "show_toc_level": 2,
     "pygments_light_style": "a11y-high-contrast-light",
     "pygments_dark_style": "a11y-high-contrast-dark",

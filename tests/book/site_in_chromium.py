@@ -60,8 +60,11 @@ WITHOUT_CAPTION = """() => [...document.querySelectorAll(".cell_output img")]
 TOO_WIDE = """() => {
     const wide = document.documentElement.scrollWidth;
     if (wide <= innerWidth) { return []; }
+    const scrolls = (part) => part && part !== document.body && part !== document.documentElement
+        && (getComputedStyle(part).overflowX !== "visible" || scrolls(part.parentElement));
     return [...document.body.querySelectorAll("*")]
         .filter((part) => part.getBoundingClientRect().right > innerWidth + 1)
+        .filter((part) => !scrolls(part.parentElement))
         .slice(0, 5).map((part) => part.outerHTML.slice(0, 150));
 }"""
 RUN_AXE = """async () => {
@@ -246,6 +249,7 @@ def test_on_a_phone_the_menu_opens_and_leads_to_a_chapter(browser, address):
 
 def test_on_paper_the_page_is_the_text(browser, address):
     with Visit(browser, address, LOOKED_AT[1]) as visit:
+        visit.page.evaluate(ALL_PICTURES)
         visit.page.emulate_media(media="print")
         for part in (".doors-of-chapter", ".bd-sidebar-primary", ".prev-next-footer"):
             assert not visit.page.locator(part).first.is_visible(), part

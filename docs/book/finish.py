@@ -1,8 +1,9 @@
-"""Take out of the built pages what they load and do not use.
+"""What is mended in the built pages: their weight, and names for what has none.
 
 The theme brings all 2,000 icons of Font Awesome as a script of 1.5 MB, and loads the index
 of the search on every page. The pages use some fifteen icons: those are written as CSS, and
-the index is loaded where one searches.
+the index is loaded where one searches. And a few of its buttons have no name, or another one
+than they show, which a screen reader cannot use.
 """
 
 from __future__ import annotations
@@ -14,6 +15,12 @@ from urllib.parse import quote
 SCRIPT = '<script[^>]*src="[^"]*{}[^"]*"[^>]*></script>\n?'
 ICON = r'["\']?\b{}["\']?:\[(\d+),(\d+),\[[^\]]*\],"[0-9a-f]+","([^"]+)"\]'
 SEARCH_ONLY = ("searchindex.js", "searchtools.js", "language_data.js")
+NAMES = (  # what the theme writes, and what stands there instead
+    ('<summary><span class="toctree-toggle"',
+     '<summary aria-label="Show or hide the pages below"><span class="toctree-toggle"'),
+    ('<summary aria-label="Toggle hidden content">', "<summary>"),
+)  # fmt: skip
+FIELD = re.compile(r'(<button[^>]*search-button-field[^>]*?)\s+aria-label="Search"')
 OTHER_CLASSES = {"lg", "fw", "solid", "brands", "regular", "sm", "xs", "xl", "spin"}
 IN_SCRIPTS = {"xmark"}  # put into the page by the theme's script
 
@@ -22,8 +29,8 @@ class IconMissing(Exception):
     """A page uses an icon that the theme does not bring."""
 
 
-def slim(out: Path) -> None:
-    """Make the pages below `out` smaller; what they show and do stays."""
+def finish(out: Path) -> None:
+    """Make the pages below `out` lighter and name their buttons; what they show stays."""
     static = out / "_static"
     pages = {path: path.read_text("utf-8") for path in out.rglob("*.html")}
     used = IN_SCRIPTS.union(*(icons_in(text) for text in pages.values()))
@@ -34,7 +41,9 @@ def slim(out: Path) -> None:
             dropped += SEARCH_ONLY
         for name in dropped:
             text = re.sub(SCRIPT.format(re.escape(name)), "", text)
-        path.write_text(text, "utf-8")
+        for before, after in NAMES:
+            text = text.replace(before, after)
+        path.write_text(FIELD.sub(r"\1", text), "utf-8")
     for path in {*static.rglob("*.map"), *static.rglob("fontawesome.js*")}:
         path.unlink()
 
@@ -53,8 +62,8 @@ def write_icons(static: Path, names: set[str]) -> None:
         return  # a second build into the same folder
     drawings = script.read_text("utf-8")
     rules = [
-        "i[class*='fa-']::before { content: none !important; }",
-        "i[class*='fa-'] { display: inline-block; width: 1em; height: 1em; "
+        ":is(i, span)[class*='fa-']::before { content: none !important; }",
+        ":is(i, span)[class*='fa-'] { display: inline-block; width: 1em; height: 1em; "
         "vertical-align: -0.125em; background: currentColor; "
         "mask: var(--icon) center / contain no-repeat; }",
     ]
