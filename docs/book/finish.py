@@ -9,6 +9,7 @@ than they show, which a screen reader cannot use.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import quote
 
@@ -44,6 +45,7 @@ def finish(out: Path) -> None:
         for before, after in NAMES:
             text = text.replace(before, after)
         path.write_text(FIELD.sub(r"\1", text), "utf-8")
+    drop_rules(out, list(pages.values()))
     for path in {*static.rglob("*.map"), *static.rglob("fontawesome.js*")}:
         path.unlink()
 
@@ -82,3 +84,60 @@ def write_icons(static: Path, names: set[str]) -> None:
     css = re.sub(r'(?:\.fa-[a-z0-9-]+,?)+\{--fa:"[^"]*"\}', "", theme.read_text("utf-8"))
     css = re.sub(r"/\*# sourceMappingURL=.*?\*/", "", css)
     theme.write_text(css + "\n" + "\n".join(rules) + "\n", "utf-8")
+
+
+# --- the theme's CSS --------------------------------------------------------------------
+
+
+def drop_rules(out: Path, texts: list[str]) -> None:
+    """Take the rules for classes that no page and no script names out of the theme's CSS."""
+    scripts = [path.read_text("utf-8") for path in out.rglob("*.js")]
+    words = set().union(*(re.findall(r"[\w-]+", text) for text in [*texts, *scripts]))
+    theme = out / "_static" / "styles" / "pydata-sphinx-theme.css"
+    theme.write_text(used_rules(theme.read_text("utf-8"), words), "utf-8")
+
+
+def used_rules(css: str, words: set[str]) -> str:
+    """Return minified CSS without the selectors whose classes are not among the words.
+
+    >>> used_rules(".a,.b c{x:1}.b{x:2}@media print{.b{x:3}.a:not(.b){x:4}}", {"a"})
+    '.a{x:1}@media print{.a:not(.b){x:4}}'
+    """
+    kept = []
+    for head, body in rules_of(css):
+        if body is None or head.startswith(("@font-face", "@keyframes", "@page")):
+            kept.append(head if body is None else f"{head}{{{body}}}")
+        elif head.startswith("@"):
+            inner = used_rules(body, words)
+            kept += [f"{head}{{{inner}}}"] if inner else []
+        else:
+            parts = re.split(r",(?![^()]*\))", head)
+            used = [part for part in parts if classes(part) <= words]
+            kept += [f"{','.join(used)}{{{body}}}"] if used else []
+    return "".join(kept)
+
+
+def classes(selector: str) -> set[str]:
+    """Return the classes that an element must have; those within brackets do not count."""
+    return set(re.findall(r"\.(-?[a-zA-Z_][\w-]*)", re.sub(r"\([^()]*\)", "", selector)))
+
+
+def rules_of(css: str) -> Iterator[tuple[str, str | None]]:
+    """Yield (what stands before a brace, what stands within); within is None for a line
+    without braces, such as an @import.
+    """
+    start = depth = opened = 0
+    for found in re.finditer(r"\"(?:\\.|[^\"])*\"|'(?:\\.|[^'])*'|/\*.*?\*/|[{};]", css, re.S):
+        sign = found[0]
+        if sign == ";" and depth == 0:
+            yield css[start : found.end()], None
+            start = found.end()
+        if sign == "{":
+            opened = found.start() if depth == 0 else opened
+            depth += 1
+        if sign == "}":
+            depth -= 1
+            if depth == 0:
+                head = re.sub(r"/\*.*?\*/", "", css[start:opened], flags=re.S)
+                yield head.strip(), css[opened + 1 : found.start()]
+                start = found.end()
