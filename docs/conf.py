@@ -26,6 +26,7 @@ myst_links_external_new_tab = False
 suppress_warnings = ["ref.python"]
 python_use_unqualified_type_names = True
 add_module_names = False
+toc_object_entries_show_parents = "hide"
 
 html_theme = "sphinx_book_theme"
 html_title = "dlcourse"
@@ -47,7 +48,7 @@ html_theme_options = {
     "use_repository_button": True,
     "use_download_button": False,
     "use_fullscreen_button": False,
-    "home_page_in_toc": True,
+    "home_page_in_toc": False,
     "navbar_persistent": [],
     "show_toc_level": 2,
     "pygments_light_style": "a11y-high-contrast-light",
