@@ -234,6 +234,7 @@ def test_pages_are_built_by_the_command_of_make_site():
     assert f"run: {command}\n" in workflow and "path: build/site\n" in workflow
 
 
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
 def test_what_starts_in_a_browser_installs_the_locked_versions():
     """The devcontainer, Binder and Pages: the lock without CUDA's packages, as it is."""
     container = json.loads(read(".devcontainer/devcontainer.json"))
