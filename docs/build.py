@@ -83,6 +83,7 @@ def texts_of(books: list[Chapter]) -> dict[str, str]:
     texts |= pages.recipe_pages(books) | api.pages(books)
     parts = {
         "chapter-map": pages.chapter_map(books),
+        "chapter-files": "\n".join(f"chapters/{chapter.stem}" for chapter in books),
         "total-time": pages.total_time(books),
         "plans": pages.plans(),
         "repository": settings.REPOSITORY,

@@ -143,7 +143,9 @@ def fields(node: ast.ClassDef) -> str:
     for item in node.body:
         if isinstance(item, ast.AnnAssign):
             default = f" = {ast.unparse(item.value)}" if item.value else ""
-            found.append(f"{ast.unparse(item.target)}: {ast.unparse(item.annotation)}{default}")
+            found.append(
+                f"{ast.unparse(item.target)}: {ast.unparse(item.annotation)}{default}"
+            )
     return f"({', '.join(found)})"
 
 
@@ -182,22 +184,33 @@ def pages(chapters: list[Chapter]) -> dict[str, str]:
     made = {}
     for chapter in lessons:
         link = f"[Chapter {chapter.number}](../chapters/{chapter.stem}.ipynb)"
-        above = f"`dlcourse.{chapter.technique}`: what {link} teaches, as tested functions."
+        above = (
+            f"`dlcourse.{chapter.technique}`: what {link} teaches, as tested functions."
+        )
         made[chapter.technique] = page(chapter.technique, chapter.title, above)
     bench = "`dlcourse.lab`: the data, the models, the loop, claims, tables and plots."
     made["lab"] = page("lab", "The bench that chapters share", bench)
     predict = "`dlcourse.capstone.predict`: ask a trained model about new images."
     made["predict"] = page("capstone/predict", "Predict", predict)
 
-    rows = [f"- [{chapter.title}]({chapter.technique}.md): `dlcourse.{chapter.technique}`"
-            for chapter in lessons]
+    rows = [
+        f"- [{chapter.title}]({chapter.technique}.md): `dlcourse.{chapter.technique}`"
+        for chapter in lessons
+    ]
     tree = ["```{toctree}", ":hidden:", "", *made, "```"]
-    made["index"] = "\n".join([
-        "# The package", "",
-        "What the chapters teach, as functions that are tested against PyTorch and "
-        "Accelerate. Every page here is written from the docstrings.", "",
-        *rows,
-        "- [The bench that chapters share](lab.md): `dlcourse.lab`",
-        "- [Predict](predict.md): `dlcourse.predict`", "", *tree, "",
-    ])
+    made["index"] = "\n".join(
+        [
+            "# The package",
+            "",
+            "What the chapters teach, as functions that are tested against PyTorch and "
+            "Accelerate. Every page here is written from the docstrings.",
+            "",
+            *rows,
+            "- [The bench that chapters share](lab.md): `dlcourse.lab`",
+            "- [Predict](predict.md): `dlcourse.predict`",
+            "",
+            *tree,
+            "",
+        ]
+    )
     return {f"api/{name}.md": text for name, text in made.items()}

@@ -127,7 +127,9 @@ def rules_of(css: str) -> Iterator[tuple[str, str | None]]:
     without braces, such as an @import.
     """
     start = depth = opened = 0
-    for found in re.finditer(r"\"(?:\\.|[^\"])*\"|'(?:\\.|[^'])*'|/\*.*?\*/|[{};]", css, re.S):
+    for found in re.finditer(
+        r"\"(?:\\.|[^\"])*\"|'(?:\\.|[^'])*'|/\*.*?\*/|[{};]", css, re.S
+    ):
         sign = found[0]
         if sign == ";" and depth == 0:
             yield css[start : found.end()], None

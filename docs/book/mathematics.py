@@ -44,7 +44,9 @@ def add_katex(app: Sphinx, pagename: str, template: str, context: dict, doctree)
     """Load KaTeX in the pages that hold a formula, and in no other."""
     if app.builder.name == "epub" or doctree is None:
         return
-    if any(doctree.findall(lambda node: isinstance(node, (nodes.math, nodes.math_block)))):
+    if any(
+        doctree.findall(lambda node: isinstance(node, (nodes.math, nodes.math_block)))
+    ):
         app.add_css_file(STYLE)
         for script in SCRIPTS:
             app.add_js_file(script, loading_method="defer")

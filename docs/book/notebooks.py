@@ -159,9 +159,7 @@ def check_outputs(chapter: Chapter) -> list[str]:
         if cell.get("attachments"):
             problems.append(f"{where}: an attachment; draw it in a cell with show()")
         for place, output in enumerate(cell.get("outputs", ())):
-            problems += [
-                f"{where}: {text}" for text in _complaints(cell, output, place)
-            ]
+            problems += [f"{where}: {text}" for text in _complaints(cell, output, place)]
     return problems
 
 

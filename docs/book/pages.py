@@ -38,7 +38,10 @@ def map_of(start: Chapter) -> tuple[dict[str, list[int]], list[tuple[int, int]]]
         if cell.cell_type != "code" or "helps = [" not in cell.source:
             continue
         for node in ast.parse(cell.source).body:
-            if isinstance(node, ast.Assign) and node.targets[0].id in ("columns", "helps"):
+            if isinstance(node, ast.Assign) and node.targets[0].id in (
+                "columns",
+                "helps",
+            ):
                 found[node.targets[0].id] = ast.literal_eval(node.value)
     if len(found) != 2:
         raise BookError(f"{start.path.name}: no cell with the map's columns and helps")
@@ -119,8 +122,7 @@ def chapter_list(chapters: list[Chapter]) -> str:
         lines.append(f"| {' | '.join(map(str, cells))} |")
     total = [sum(chapter.minutes[part] for chapter in chapters) for part in (0, 1)]
     lines.append(f"| **all** | | {total[0]} | {total[1]} | {sum(measured.values())} |")
-    tree = [chapter.stem for chapter in chapters]
-    return "\n".join([*lines, "", "```{toctree}", ":hidden:", "", *tree, "```", ""])
+    return "\n".join([*lines, ""])
 
 
 # --- the article ------------------------------------------------------------------------
@@ -128,9 +130,12 @@ def chapter_list(chapters: list[Chapter]) -> str:
 
 def verdict_table(chapters: list[Chapter]) -> str:
     """Return the page with every statement of the article, its verdict and its chapter."""
-    found = [item for chapter in chapters if chapter.is_lesson for item in verdicts(chapter)]
+    found = [
+        item for chapter in chapters if chapter.is_lesson for item in verdicts(chapter)
+    ]
     counts = [
-        f"{sum(item.kind == kind for item in found)} {word}" for kind, word in KINDS.items()
+        f"{sum(item.kind == kind for item in found)} {word}"
+        for kind, word in KINDS.items()
     ]
     lines = [
         "# What the article says",
@@ -193,7 +198,9 @@ def recipe_pages(chapters: list[Chapter]) -> dict[str, str]:
     """Return a page for each recipe, and the page that lists them."""
     with_recipe = [chapter for chapter in chapters if recipe(chapter)]
     lacking = [
-        chapter.stem for chapter in chapters if chapter.is_rewritten and not recipe(chapter)
+        chapter.stem
+        for chapter in chapters
+        if chapter.is_rewritten and not recipe(chapter)
     ]
     if lacking:
         raise BookError(f"recipes/{lacking[0]}.py is not there")
@@ -207,7 +214,9 @@ def one_recipe(chapter: Chapter) -> str:
     path = recipe(chapter)
     source = path.read_text("utf-8")
     what = (ast.get_docstring(ast.parse(source)) or "").split("\n\n")[0]
-    download = f'<p><a class="door" href="../scripts/{path.name}" download>Download</a></p>'
+    download = (
+        f'<p><a class="door" href="../scripts/{path.name}" download>Download</a></p>'
+    )
     return "\n".join(
         [
             f"# Recipe {chapter.number}: {chapter.title.lower()}",
@@ -230,12 +239,14 @@ def one_recipe(chapter: Chapter) -> str:
 
 def launch_lines(name: str) -> str:
     """Return the commands that start a recipe on a CPU, one GPU, four, two machines."""
-    return "\n".join([
-        f"python {name}                                # a CPU or one GPU",
-        f"torchrun --standalone --nproc_per_node 4 {name}      # four GPUs of one machine",
-        "# two machines: once on each, with --node_rank 0 and 1",
-        f"torchrun --nnodes 2 --node_rank 0 --nproc_per_node 4 --master_addr HOST {name}",
-    ])
+    return "\n".join(
+        [
+            f"python {name}                                # a CPU or one GPU",
+            f"torchrun --standalone --nproc_per_node 4 {name}      # four GPUs of one machine",
+            "# two machines: once on each, with --node_rank 0 and 1",
+            f"torchrun --nnodes 2 --node_rank 0 --nproc_per_node 4 --master_addr HOST {name}",
+        ]
+    )
 
 
 def recipe_list(chapters: list[Chapter]) -> str:
@@ -272,7 +283,8 @@ def plans(root: Path = ROOT) -> str:
     ]
     lines = []
     for title, days, length in lengths:
-        text = "\n".join(plan.plan_of(title, chapters, 9 * 60, days, length, chosen=False))
+        text = "\n".join(
+            plan.plan_of(title, chapters, 9 * 60, days, length, chosen=False)
+        )
         lines.append(re.sub(r"^(#+) ", r"#\1 ", text, flags=re.MULTILINE))
     return "\n".join(lines).replace("| minutes | |", "| minutes | what |")
-

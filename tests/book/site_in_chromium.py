@@ -123,7 +123,9 @@ class Visit:
         self.page.on("console", self._listen)
         self.page.on("pageerror", lambda error: self.errors.append(str(error)))
         self.page.on("request", lambda request: self.requests.append(request.url))
-        self.page.on("requestfailed", lambda one: self.errors.append(f"failed: {one.url}"))
+        self.page.on(
+            "requestfailed", lambda one: self.errors.append(f"failed: {one.url}")
+        )
         self.page.on("response", self._weigh)
         self.page.goto(address + name, wait_until="load")
 
@@ -193,7 +195,9 @@ def test_axe_finds_nothing_serious(browser, address, name, theme):
 def test_search_finds(browser, address, words, wanted):
     """As a reader does it: the button, the words, Enter."""
     with Visit(browser, address, "index.html") as visit:
-        visit.page.locator(".search-button__button:visible, .search-button:visible").first.click()
+        visit.page.locator(
+            ".search-button__button:visible, .search-button:visible"
+        ).first.click()
         visit.page.keyboard.type(words)
         visit.page.keyboard.press("Enter")
         visit.page.wait_for_selector("#search-results li a", timeout=20_000)

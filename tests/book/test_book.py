@@ -196,7 +196,9 @@ def test_verdicts_come_from_a_table_or_from_prose(tmp_path):
         "## At scale\n\n| C | **wrong** |\n"
     )
     chapter = chapter_with(tmp_path, "01_data_splitting.ipynb", table)
-    found = [(item.statement, item.verdict, item.kind) for item in verdicts.verdicts(chapter)]
+    found = [
+        (item.statement, item.verdict, item.kind) for item in verdicts.verdicts(chapter)
+    ]
     assert found == [("A", "wrong for $|w|$", "wrong"), ("B", "right", "right")]
     prose = markdown(
         '## What the article says\n\n**"A."** Why. **Verdict: right**, on a **good** day.\n\n'
@@ -265,7 +267,9 @@ def test_a_figure_needs_its_caption(tmp_path):
     assert complaints(tmp_path, *picture("A curve falls.", "A curve falls.")) == []
     for alt, below in (("", ""), ("A curve falls.", "It rises."), ("", "It rises.")):
         assert "without caption" in complaints(tmp_path, *picture(alt, below))[0]
-    assert "without caption" in complaints(tmp_path, picture("A curve.", "A curve.")[0])[0]
+    assert (
+        "without caption" in complaints(tmp_path, picture("A curve.", "A curve.")[0])[0]
+    )
 
 
 @pytest.mark.parametrize(
@@ -334,7 +338,8 @@ def test_the_address_stands_in_one_place():
         path.relative_to(ROOT).as_posix()
         for folder in ("docs", "binder", ".devcontainer", ".github")
         for path in (ROOT / folder).rglob("*")
-        if path.is_file() and path.suffix in {".py", ".md", ".yml", ".json", ".toml", ""}
+        if path.is_file()
+        and path.suffix in {".py", ".md", ".yml", ".json", ".toml", ""}
         and f'"{settings.REPOSITORY}"' in path.read_text("utf-8")
     ]
     assert holders == ["docs/book/settings.py"]
