@@ -16,9 +16,6 @@ import sys
 import time
 from pathlib import Path
 
-HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE), str(HERE.parent)]
-
 from book import api, pages, settings, terms
 from book.finish import finish
 from book.notebooks import BookError, Chapter, chapters, check_outputs, clean
@@ -26,6 +23,7 @@ from sphinx.cmd.build import build_main
 from sphinx.highlighting import PygmentsBridge
 
 ROOT = settings.ROOT
+HERE = Path(__file__).resolve().parent
 
 
 def main(arguments: list[str] | None = None) -> int:

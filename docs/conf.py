@@ -1,14 +1,13 @@
-"""Sphinx's settings. `python docs/build.py` (or `make site`) gathers the pages and runs it."""
+"""Sphinx's settings. `python docs/build.py`, or `make site`, gathers the pages and runs it."""
 
-import sys
 from datetime import date
 from pathlib import Path
 
-HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE), str(HERE.parent)]
+from book import settings
 
 import dlcourse
-from book import settings
+
+HERE = Path(__file__).resolve().parent
 
 project = "dlcourse"
 author = "the dlcourse authors"

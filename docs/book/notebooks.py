@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
 
 import nbformat
+from house_rules import TO_BE_REWRITTEN
 
 from book.settings import ROOT
-
-sys.path.append(str(ROOT / "tests"))
-
-from house_rules import TO_BE_REWRITTEN
 
 CARD = ("You will be able to", "Know first", "Minutes", "Seconds to run", "Hardware")
 SHOWN = {"image/png", "text/html", "text/markdown", "text/plain"}

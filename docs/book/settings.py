@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
+
+from book import ROOT
 
 # On GitHub the workflow knows where it runs; everywhere else this line decides.
 REPOSITORY = os.environ.get("GITHUB_REPOSITORY", "dlcourse/dlcourse")
 BRANCH = "main"
 
-ROOT = Path(__file__).resolve().parents[2]
+
 BUILD = ROOT / "build" / "book"
 
 OWNER, NAME = REPOSITORY.split("/")

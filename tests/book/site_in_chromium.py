@@ -11,7 +11,6 @@ import functools
 import http.server
 import json
 import os
-import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,8 +18,6 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT / "tests"), str(Path(__file__).parent)]
-
 SITE = Path(os.environ.get("DLCOURSE_SITE", ROOT / "build" / "site")).resolve()
 AXE = Path(
     os.environ.get("DLCOURSE_AXE", ROOT / ".venv/axe/node_modules/axe-core/axe.min.js")

@@ -20,14 +20,12 @@ import pytest
 for needed in ("sphinx", "myst_nb", "sphinx_book_theme", "sphinx_design", "latex2mathml"):
     pytest.importorskip(needed, reason='for the book: pip install -e ".[docs]"')
 
+from book import notebooks, pages, settings, terms, verdicts  # noqa: E402
+from house_rules import TECHNIQUES, TO_BE_REWRITTEN  # noqa: E402
+from site_pages import Page, broken  # noqa: E402
+from site_pages import pages as pages_of  # noqa: E402
+
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT / "docs"), str(Path(__file__).parent)]
-
-from book import notebooks, pages, settings, terms, verdicts
-from house_rules import TECHNIQUES, TO_BE_REWRITTEN
-from site_pages import Page, broken
-from site_pages import pages as pages_of
-
 CHAPTERS = notebooks.chapters()
 LESSONS = [chapter for chapter in CHAPTERS if chapter.is_lesson]
 
