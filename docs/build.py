@@ -48,7 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def gather(work: Path) -> None:
-    """Write the sources of all pages below `work`; what has not changed keeps its date."""
+    """Write the sources of all pages below `work`, those that have changed."""
     books = chapters()
     problems = [problem for chapter in books for problem in check_outputs(chapter)]
     if problems:
@@ -126,7 +126,7 @@ def render(work: Path, out: Path) -> int:
 
 
 def colour_once() -> None:
-    """Let Sphinx colour each piece of code once, and not again for the EPUB: half the time."""
+    """Let Sphinx colour each piece of code once, and not again for the EPUB."""
     plain = PygmentsBridge.highlight_block
     if hasattr(plain, "__wrapped__"):
         return

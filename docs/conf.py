@@ -1,4 +1,4 @@
-"""Sphinx's settings. `python docs/build.py`, or `make site`, gathers the pages and runs it."""
+"""Sphinx's settings; `python docs/build.py`, or `make site`, runs it."""
 
 from datetime import date
 from pathlib import Path

@@ -32,7 +32,7 @@ def public(tree: ast.Module | ast.ClassDef) -> list[ast.FunctionDef | ast.ClassD
 
 
 def files_of(name: str) -> list[Path]:
-    """Return the files of a module or of a folder of modules that define something public."""
+    """Return the files of a module, or of a folder, that define something public."""
     single = PACKAGE / f"{name}.py"
     files = [single] if single.exists() else sorted((PACKAGE / name).rglob("*.py"))
     return [file for file in files if public(parse(file))]

@@ -18,7 +18,7 @@ def add_captions(app: Sphinx, doctree: nodes.document, docname: str) -> None:
     pictures = list(doctree.findall(nodes.image))
     if len(words) != len(pictures):
         raise ExtensionError(
-            f"{docname}: {len(pictures)} pictures on the page, {len(words)} in the notebook"
+            f"{docname}: {len(pictures)} pictures, {len(words)} captions in the notebook"
         )
     for number, (image, caption) in enumerate(zip(pictures, words, strict=True), 1):
         below = image.next_node(nodes.paragraph, descend=False, siblings=True)

@@ -1,9 +1,10 @@
 """What is mended in the built pages: their weight, and names for what has none.
 
-The theme brings all 2,000 icons of Font Awesome as a script of 1.5 MB, and loads the index
-of the search on every page. The pages use some fifteen icons: those are written as CSS, and
-the index is loaded where one searches. And a few of its buttons have no name, or another one
-than they show, which a screen reader cannot use.
+The theme brings all 2,000 icons of Font Awesome as a script of 1.5 MB, and loads the
+index of the search on every page. The pages use some fifteen icons: those are written as
+CSS, and the index is loaded where one searches. Of its CSS the rules stay that a page or a
+script can use. And a few of its buttons have no name, or another one than they show, which
+a screen reader cannot use.
 """
 
 from __future__ import annotations
@@ -90,7 +91,7 @@ def write_icons(static: Path, names: set[str]) -> None:
 
 
 def drop_rules(out: Path, texts: list[str]) -> None:
-    """Take the rules for classes that no page and no script names out of the theme's CSS."""
+    """Take out of the theme's CSS the rules for classes that nothing names."""
     scripts = [path.read_text("utf-8") for path in out.rglob("*.js")]
     words = set().union(*(re.findall(r"[\w-]+", text) for text in [*texts, *scripts]))
     theme = out / "_static" / "styles" / "pydata-sphinx-theme.css"
@@ -118,7 +119,7 @@ def used_rules(css: str, words: set[str]) -> str:
 
 
 def classes(selector: str) -> set[str]:
-    """Return the classes that an element must have; those within brackets do not count."""
+    """Return the classes that an element must have; within brackets none counts."""
     return set(re.findall(r"\.(-?[a-zA-Z_][\w-]*)", re.sub(r"\([^()]*\)", "", selector)))
 
 

@@ -1,8 +1,8 @@
 """Links that the pages get at build time: terms, chapters and sections named in prose.
 
 The notebooks stay as they are. In a chapter the first use of each glossary term links to
-the glossary, "chapter 8" to that chapter, and a section's title in italics, as in *At
-scale*, to the section.
+the glossary, that of a function in code to its page, "chapter 8" to that chapter, and a
+section's title in italics, as in *At scale*, to the section.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ def add_links(app: Sphinx, doctree: nodes.document, docname: str) -> None:
     if docname.startswith("chapters/"):
         link_sections(doctree)
         link_terms(app, doctree, docname)
+        link_functions(app, doctree, docname)
     if not docname.startswith(("api/", "recipes/")):
         link_chapters(app, doctree, docname)
 
@@ -87,6 +88,28 @@ def link_terms(app: Sphinx, doctree: nodes.document, docname: str) -> None:
             )
             link["classes"].append("term")
             text, position = replace(text, found, link), 0
+
+
+# --- functions --------------------------------------------------------------------------
+
+
+def link_functions(app: Sphinx, doctree: nodes.document, docname: str) -> None:
+    """Link the first use of each function of the chapter's technique to its page."""
+    module = f"dlcourse.{docname.partition('_')[2]}."
+    places = {
+        name.rpartition(".")[2]: (found.docname, found.node_id)
+        for name, found in app.env.domains["py"].objects.items()
+        if name.startswith(module) and found.objtype in ("function", "class")
+    }
+    for literal in list(doctree.findall(nodes.literal)):
+        name = literal.astext().partition("(")[0]
+        if name not in places or not isinstance(literal.parent, nodes.paragraph):
+            continue
+        page, anchor = places.pop(name)
+        uri = f"{app.builder.get_relative_uri(docname, page)}#{anchor}"
+        link = nodes.reference("", "", refuri=uri, internal=True)
+        literal.parent.replace(literal, link)
+        link += literal
 
 
 # --- chapters and sections --------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The chapters as their files are: title, promise, card, cells, and what they may show."""
+"""The chapters as their files are: title, promise, card, and what they may show."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Chapter:
 
     @cached_property
     def book(self) -> nbformat.NotebookNode:
-        """Return the notebook; the tests of the chapters validate it, so nothing here does."""
+        """Return the notebook; it is the chapters' tests that validate it."""
         return nbformat.v4.reads(self.path.read_text("utf-8"))
 
     @property

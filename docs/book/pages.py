@@ -106,10 +106,10 @@ def chapter_list(chapters: list[Chapter]) -> str:
         "",
         total_time(chapters),
         "",
-        "Minutes are those of the chapters' cards. Seconds to run were measured on one core "
-        "of the machine that stored the outputs, and are kept in `chapters/seconds.json`.",
+        "Minutes are those of the chapters' cards. Seconds to run were measured on one "
+        "core of the machine that stored the outputs (`chapters/seconds.json`).",
         "",
-        "| chapter | what it shows | minutes to read | for the exercises | seconds to run |",
+        "| chapter | what it shows | minutes to read | for the exercises | seconds |",
         "| --- | --- | ---: | ---: | ---: |",
     ]
     for chapter in chapters:
@@ -129,7 +129,7 @@ def chapter_list(chapters: list[Chapter]) -> str:
 
 
 def verdict_table(chapters: list[Chapter]) -> str:
-    """Return the page with every statement of the article, its verdict and its chapter."""
+    """Return the page with every statement of the article, verdict and chapter."""
     found = [
         item for chapter in chapters if chapter.is_lesson for item in verdicts(chapter)
     ]
@@ -140,11 +140,11 @@ def verdict_table(chapters: list[Chapter]) -> str:
     lines = [
         "# What the article says",
         "",
-        "The course follows a short survey article on training technique, in Chinese, and "
-        "tests each of its statements. *Right* holds as it stands; *loose* is true in part, "
-        "or only under a condition that it does not name; *wrong* is contradicted by the "
-        "chapter's experiment. The chapter has the correct statement, and the cell that "
-        "shows it.",
+        "The course follows a short survey article on training technique, in Chinese, "
+        "and tests each of its statements. *Right* holds as it stands; *loose* is true in "
+        "part, or only under a condition that it does not name; *wrong* is contradicted "
+        "by the chapter's experiment. The chapter has the correct statement, and the cell "
+        "that shows it.",
         "",
         f"{len(found)} statements: {', '.join(counts)}.",
         "",
@@ -173,11 +173,24 @@ def symptoms(chapters: list[Chapter], file: Path = HERE / "symptoms.toml") -> st
     content = tomllib.loads(file.read_text("utf-8"))
     lines = ["# Which technique do I need?", "", content["opening"].strip(), ""]
     for group in content["group"]:
+        seen = [f"[{row['see']}](#{anchor(row['see'])})" for row in group["symptom"]]
+        lines += [f"- **{group['title']}:** {', '.join(seen)}"]
+    lines.append("")
+    for group in content["group"]:
         lines += [f"## {group['title']}", ""]
         for row in group["symptom"]:
             lines += [f"### {row['see']}", "", row["first"].strip(), ""]
             lines += [_way(row, by_number), ""]
     return "\n".join(lines)
+
+
+def anchor(title: str) -> str:
+    """Return the anchor that Sphinx gives to a heading.
+
+    >>> anchor("The GPU is idle, training is slow")
+    'the-gpu-is-idle-training-is-slow'
+    """
+    return re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")
 
 
 def _way(row: dict, by_number: dict[int, Chapter]) -> str:
@@ -223,7 +236,7 @@ def one_recipe(chapter: Chapter) -> str:
             "",
             " ".join(what.split()),
             "",
-            f"It belongs to {link(chapter, '../chapters/')}, where its lines are explained.",
+            f"It belongs to {link(chapter, '../chapters/')}, which explains its lines.",
             "",
             "````{only} not epub",
             f"```{{raw}} html\n{download}\n```",
@@ -254,7 +267,7 @@ def recipe_list(chapters: list[Chapter]) -> str:
     lines = [
         "# Recipes to take home",
         "",
-        "One script a technique: a complete training run in torch and Accelerate alone, with "
+        "One script a technique: a complete training run in torch and Accelerate alone, "
         "its constants on top. It runs alike on a CPU, one GPU, several, several machines.",
         "",
     ]

@@ -16,7 +16,7 @@ FILE = Path(__file__).resolve().parents[1] / "glossary.toml"
 
 @dataclass(frozen=True)
 class Term:
-    """A term in English and Chinese, its meaning (Markdown), its chapters, other forms."""
+    """A term, its Chinese, meaning (Markdown), chapters, and other forms."""
 
     name: str
     chinese: str
@@ -52,7 +52,7 @@ def plural(form: str) -> str:
 
 @cache
 def read_terms(file: Path = FILE) -> tuple[Term, ...]:
-    """Return the terms in the order of the alphabet; raises BookError for a double form."""
+    """Return the terms by the alphabet; raises BookError for a double form."""
     rows = tomllib.loads(file.read_text("utf-8"))["term"]
     terms = []
     for row in rows:
@@ -95,8 +95,8 @@ def page(terms: Sequence[Term], chapters: list[Chapter]) -> str:
     lines = [
         "# Glossary",
         "",
-        f"The {len(terms)} terms of the course, English and Chinese. In a chapter, the first "
-        "use of a term links here.",
+        f"The {len(terms)} terms of the course, English and Chinese. In a chapter, the "
+        "first use of a term links here.",
         "",
         "```{glossary}",
     ]

@@ -62,7 +62,7 @@ def verdicts(chapter: Chapter) -> list[Verdict]:
 
 
 def _from_tables(parts: list[str]) -> list[tuple[str, str]]:
-    """Return (statement, verdict) of each row of the tables that have a column Verdict."""
+    """Return (statement, verdict) of each row of the tables with a column Verdict."""
     pairs = []
     for part in parts:
         column = None
@@ -89,7 +89,7 @@ def _cells(line: str) -> list[str]:
 
 
 def _from_prose(parts: list[str]) -> list[tuple[str, str]]:
-    """Return (statement, verdict), each verdict with the statements that stand before it."""
+    """Return (statement, verdict), each verdict with the statements before it."""
     pairs: list[tuple[str, str]] = []
     statements: list[str] = []
     judged: list[str] = []

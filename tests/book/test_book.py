@@ -5,6 +5,8 @@ What a browser makes of the pages is looked at by site_in_chromium.py: `make sit
 
 from __future__ import annotations
 
+import doctest
+import importlib
 import json
 import re
 import subprocess
@@ -285,11 +287,13 @@ def test_a_broken_reference_or_formula_fails_the_build(tmp_path, text):
     (source / "index.md").write_text(text)
     (source / "glossary.md").write_text("---\norphan: true\n---\n# Glossary\n")
     code = (
-        f"import sys; sys.path[:0] = [{str(ROOT / 'docs')!r}]\n"
+        "import sys; sys.path.insert(0, sys.argv[1])\n"
         "import build; from pathlib import Path\n"
-        f"sys.exit(build.render(Path({str(tmp_path / 'work')!r}), Path({str(tmp_path / 'out')!r})))"
+        "sys.exit(build.render(Path(sys.argv[2]), Path(sys.argv[3])))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    places = [ROOT / "docs", tmp_path / "work", tmp_path / "out"]
+    command = [sys.executable, "-c", code, *map(str, places)]
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 1, done.stdout + done.stderr
     assert "gone" in done.stderr or "formula" in done.stderr
 
@@ -321,6 +325,17 @@ def test_the_epub_is_whole(site):
             target = (folder / unquote(parts.path)).as_posix()
             assert str(Path(target).resolve())[1:] in names, f"{name}: {address}"
     assert images > 90 and formulas > 200
+
+
+# --- the functions that make the pages --------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name", sorted(path.stem for path in (ROOT / "docs" / "book").glob("*.py"))
+)
+def test_examples_in_docstrings_hold(name):
+    module = importlib.import_module("book" if name == "__init__" else f"book.{name}")
+    assert doctest.testmod(module).failed == 0
 
 
 # --- the addresses ----------------------------------------------------------------------
