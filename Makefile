@@ -50,7 +50,7 @@ site: $(READY)
 	$(BIN)/python docs/build.py $(ARGS)
 
 site-test: site $(AXE)
-	$(BIN)/python -m pytest -q --maxfail=20 tests/book/site_in_chromium.py
+	$(BIN)/python -m pytest -n 2 -q tests/book/site_in_chromium.py
 
 $(AXE): $(READY)
 	npm install --silent --no-audit --no-fund --prefix .venv/axe axe-core@4.14.1

@@ -34,6 +34,8 @@ class IconMissing(Exception):
 def finish(out: Path) -> None:
     """Make the pages below `out` lighter and name their buttons; what they show stays."""
     static = out / "_static"
+    for path in static.glob("*macros.html"):  # templates of the theme, no pages
+        path.unlink()
     pages = {path: path.read_text("utf-8") for path in out.rglob("*.html")}
     used = IN_SCRIPTS.union(*(icons_in(text) for text in pages.values()))
     write_icons(static, used)

@@ -31,7 +31,7 @@ CHAPTER = re.compile(r"\b[Cc]hapter (\d+)\b")
 
 def add_links(app: Sphinx, doctree: nodes.document, docname: str) -> None:
     """Put the links into the page of a chapter, and of a page that names chapters."""
-    if docname.startswith("chapters/"):
+    if docname.startswith("chapters/") and docname != "chapters/index":
         link_sections(doctree)
         link_terms(app, doctree, docname)
         link_functions(app, doctree, docname)

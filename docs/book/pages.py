@@ -98,6 +98,15 @@ def shown(root: Path = ROOT) -> dict[int, str]:
     return {int(number): text for number, text in rows}
 
 
+def time_of(reading: int, practice: int, running: int) -> str:
+    """Return minutes and seconds as they stand in the table.
+
+    >>> time_of(40, 30, 25)
+    '40 + 30 minutes, 25 seconds'
+    """
+    return f"{reading} + {practice} minutes, {running} seconds"
+
+
 def chapter_list(chapters: list[Chapter]) -> str:
     """Return the page with every chapter, what it shows, and its time."""
     measured, says = seconds(), shown()
@@ -106,22 +115,24 @@ def chapter_list(chapters: list[Chapter]) -> str:
         "",
         total_time(chapters),
         "",
-        "Minutes are those of the chapters' cards. Seconds to run were measured on one "
-        "core of the machine that stored the outputs (`chapters/seconds.json`).",
+        "Minutes are those of the chapters' cards: to read and run, and for the exercises. "
+        "Seconds are what your computer is busy for; they were measured on one core of the "
+        "machine that stored the outputs (`chapters/seconds.json`).",
         "",
-        "| chapter | what it shows | minutes to read | for the exercises | seconds |",
-        "| --- | --- | ---: | ---: | ---: |",
+        "| chapter | what it shows | time |",
+        "| --- | --- | --- |",
     ]
     for chapter in chapters:
         reading, practice = chapter.minutes
         if chapter.number not in says or chapter.stem not in measured:
             raise BookError(f"{chapter.stem}: no row in README.md or seconds.json")
-        cells = [
-            link(chapter, ""), says[chapter.number], reading, practice, measured[chapter.stem]
-        ]  # fmt: skip
-        lines.append(f"| {' | '.join(map(str, cells))} |")
-    total = [sum(chapter.minutes[part] for chapter in chapters) for part in (0, 1)]
-    lines.append(f"| **all** | | {total[0]} | {total[1]} | {sum(measured.values())} |")
+        time = time_of(reading, practice, measured[chapter.stem])
+        lines.append(f"| {link(chapter, '')} | {says[chapter.number]} | {time} |")
+    reading, practice = (
+        sum(chapter.minutes[part] for chapter in chapters) for part in (0, 1)
+    )
+    time = time_of(reading, practice, sum(measured.values()))
+    lines.append(f"| **all** | | {time} |")
     return "\n".join([*lines, ""])
 
 
@@ -251,15 +262,15 @@ def one_recipe(chapter: Chapter) -> str:
 
 
 def launch_lines(name: str) -> str:
-    """Return the commands that start a recipe on a CPU, one GPU, four, two machines."""
-    return "\n".join(
-        [
-            f"python {name}                                # a CPU or one GPU",
-            f"torchrun --standalone --nproc_per_node 4 {name}      # four GPUs of one machine",
-            "# two machines: once on each, with --node_rank 0 and 1",
-            f"torchrun --nnodes 2 --node_rank 0 --nproc_per_node 4 --master_addr HOST {name}",
-        ]
-    )
+    """Return the commands that start a recipe on one device and on several."""
+    return f"""# a CPU, or one GPU
+python {name}
+# four GPUs of one machine
+torchrun --standalone --nproc_per_node 4 {name}
+# two machines: once on each, with --node_rank 0 and 1, HOST being the first
+torchrun --nnodes 2 --node_rank 0 --nproc_per_node 4 --master_addr HOST {name}
+# two processes on a CPU
+ACCELERATE_USE_CPU=yes OMP_NUM_THREADS=1 torchrun --standalone --nproc_per_node 2 {name}"""
 
 
 def recipe_list(chapters: list[Chapter]) -> str:
