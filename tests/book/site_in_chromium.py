@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from site_pages import broken
 
 ROOT = Path(__file__).resolve().parents[2]
 SITE = Path(os.environ.get("DLCOURSE_SITE", ROOT / "build" / "site")).resolve()
@@ -140,6 +141,10 @@ class Visit:
 
     def __exit__(self, *error) -> None:
         self.context.close()
+
+
+def test_every_link_and_anchor_leads_somewhere():
+    assert broken(SITE) == []
 
 
 # --- every page -------------------------------------------------------------------------
