@@ -140,6 +140,13 @@ def test_timings_are_those_of_the_file(site):
         ), chapter.stem
 
 
+def test_search_knows_english_chinese_and_code(site):
+    text = (site / "searchindex.js").read_text("utf-8")
+    index = json.loads(text.removeprefix("Search.setIndex(").removesuffix(")"))
+    assert {"warm", "梯度", "裁剪", "clip_grad_norm_"} <= set(index["terms"])
+    assert "clip_grad_norm_" in str(index["objects"])
+
+
 # --- terms ------------------------------------------------------------------------------
 
 
