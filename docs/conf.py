@@ -31,6 +31,7 @@ html_theme = "sphinx_book_theme"
 html_title = "dlcourse"
 html_static_path = [str(HERE / "static")]
 html_css_files = ["book.css"]
+html_js_files = ["book.js"]
 html_extra_path = []  # docs/build.py names the folder with the notebooks and recipes
 html_math_renderer = "bundled_katex"
 html_favicon = str(HERE / "static" / "favicon.svg")

@@ -29,5 +29,5 @@ def add_captions(app: Sphinx, doctree: nodes.document, docname: str) -> None:
         below.parent.remove(below)
         figure = nodes.figure(align="left", ids=[f"figure-{number}"])
         image.parent.replace(image, figure)
-        figure += image
+        figure += nodes.container("", image, classes=["picture"])
         figure += nodes.caption("", "", *below[0].children)

@@ -250,6 +250,14 @@ def test_on_a_phone_the_menu_opens_and_leads_to_a_chapter(browser, address):
         visit.page.wait_for_url("**/glossary.html")
 
 
+def test_on_a_phone_a_figure_is_large_enough_to_read(browser, address):
+    with Visit(browser, address, LOOKED_AT[1], PHONE) as visit:
+        visit.page.evaluate(ALL_PICTURES)
+        figure = visit.page.locator(".picture").first
+        assert figure.locator("img").bounding_box()["width"] >= 500
+        assert figure.bounding_box()["width"] <= PHONE["width"]
+
+
 def test_on_paper_the_page_is_the_text(browser, address):
     with Visit(browser, address, LOOKED_AT[1]) as visit:
         visit.page.evaluate(ALL_PICTURES)
