@@ -29,7 +29,7 @@ def row(chapter: Chapter) -> str:
     """Return the buttons of a chapter as HTML."""
     notebook = f"chapters/{chapter.path.name}"
     links = [
-        (f"../notebooks/{chapter.path.name}", "Download the notebook", " download"),
+        (f"../notebooks/{chapter.path.name}", "Download the notebook", ' download=""'),
         (settings.colab(notebook), "Colab", ""),
         (settings.binder(notebook), "Binder", ""),
         (settings.codespace(), "Dev container", ""),

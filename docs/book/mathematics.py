@@ -6,11 +6,16 @@ the build and is not found by a reader.
 
 from __future__ import annotations
 
+import re
+from functools import cache
+from pathlib import Path
+
 from docutils import nodes
 from latex2mathml.converter import convert
 from sphinx.application import Sphinx
 from sphinx.errors import ExtensionError
 
+LIBRARY = Path(__file__).resolve().parents[1] / "static" / "katex" / "katex.min.js"
 SCRIPTS = ("katex/katex.min.js", "mathematics.js")
 STYLE = "katex/katex.min.css"
 
@@ -27,17 +32,40 @@ def display(self, node: nodes.math_block) -> None:
 
 def _write(self, node, tag: str, form: str) -> None:
     source = node.astext().strip()
+    place = f"{node.source}:{node.line}: the formula {source!r}"
+    if wrong := mistake(source):
+        raise ExtensionError(f"{place} {wrong}")
     try:
         mathml = convert(source, display=form)
     except Exception as error:
-        place = f"{node.source}:{node.line}"
-        raise ExtensionError(f"{place}: the formula {source!r}: {error!r}") from error
+        raise ExtensionError(f"{place}: {error!r}") from error
     if self.builder.name == "epub":
         self.body.append(mathml)
     else:
         opening = self.starttag(node, tag, "", CLASS=f"math math-{form}")
         self.body.append(f"{opening.strip()}{self.encode(source)}</{tag}>")
     raise nodes.SkipNode
+
+
+@cache
+def commands() -> set[str]:
+    """Return the commands that KaTeX knows, and other words of its program."""
+    return set(re.findall(r"\\\\([A-Za-z]+)", LIBRARY.read_text("utf-8")))
+
+
+def mistake(source: str) -> str:
+    """Return what is wrong with a formula, or "" where nothing is seen.
+
+    >>> mistake(r"\\frac{1}{n}"), mistake(r"\\frac{1"), mistake(r"\\fraction{1}")
+    ('', 'has a brace too many or too few', 'has the command \\\\fraction, which KaTeX lacks')
+    """
+    plain = re.sub(r"\\[{}]", "", source)
+    if plain.count("{") != plain.count("}"):
+        return "has a brace too many or too few"
+    if len(re.findall(r"\\left\b", source)) != len(re.findall(r"\\right\b", source)):
+        return "has a \\left without its \\right"
+    lacking = sorted(set(re.findall(r"\\([A-Za-z]+)", source)) - commands())
+    return f"has the command \\{lacking[0]}, which KaTeX lacks" if lacking else ""
 
 
 def add_katex(app: Sphinx, pagename: str, template: str, context: dict, doctree) -> None:

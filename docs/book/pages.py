@@ -239,7 +239,7 @@ def one_recipe(chapter: Chapter) -> str:
     source = path.read_text("utf-8")
     what = (ast.get_docstring(ast.parse(source)) or "").split("\n\n")[0]
     download = (
-        f'<p><a class="door" href="../scripts/{path.name}" download>Download</a></p>'
+        f'<p><a class="door" href="../scripts/{path.name}" download="">Download</a></p>'
     )
     return "\n".join(
         [
@@ -249,7 +249,7 @@ def one_recipe(chapter: Chapter) -> str:
             "",
             f"It belongs to {link(chapter, '../chapters/')}, which explains its lines.",
             "",
-            "````{only} not epub",
+            "````{only} builder_html",
             f"```{{raw}} html\n{download}\n```",
             "````",
             "",
