@@ -25,6 +25,14 @@ def add_buttons(app: Sphinx, doctree: nodes.document, docname: str) -> None:
             section.insert(place, nodes.raw("", row(chapter), format="html"))
 
 
+def leave_out(app: Sphinx, doctree: nodes.document, docname: str) -> None:
+    """Take out of the EPUB what leads to files of the site."""
+    if app.builder.name == "epub":
+        for box in list(doctree.findall(nodes.container)):
+            if "not-in-epub" in box["classes"]:
+                box.parent.remove(box)
+
+
 def row(chapter: Chapter) -> str:
     """Return the buttons of a chapter as HTML."""
     notebook = f"chapters/{chapter.path.name}"

@@ -16,5 +16,6 @@ def setup(app: Sphinx) -> dict:
     app.connect("html-page-context", mathematics.add_katex)
     app.connect("doctree-resolved", figures.add_captions)
     app.connect("doctree-resolved", buttons.add_buttons)
+    app.connect("doctree-resolved", buttons.leave_out)
     app.connect("doctree-resolved", links.add_links)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}
