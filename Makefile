@@ -1,6 +1,7 @@
 # make lab     open the chapters in JupyterLab        make chapter N=04   run one, save its outputs
 # make test    run everything that can fail           make lint           style, types, density
 # make bench   measure ratios against other libraries make clean          remove .venv
+# make site    build the book into build/site         make site-test      look at it in Chromium
 
 PYTHON ?= python3
 ifeq ($(OS),Windows_NT)
@@ -14,7 +15,10 @@ READY := .venv/ready
 export OMP_NUM_THREADS := 1
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: lab test chapter lint bench clean
+# the accessibility checker that site-test puts into the pages
+AXE := .venv/axe/node_modules/axe-core/axe.min.js
+
+.PHONY: lab test chapter lint bench site site-test clean
 
 lab: $(READY)
 	$(BIN)/python -m dlcourse.doctor
@@ -41,6 +45,15 @@ bench: $(READY)
 	$(BIN)/python benchmarks/data_loading.py
 	$(BIN)/python benchmarks/digits_svc.py
 	$(BIN)/python benchmarks/chapters.py
+
+site: $(READY)
+	$(BIN)/python docs/build.py $(ARGS)
+
+site-test: site $(AXE)
+	$(BIN)/python -m pytest -n 2 -q tests/book/site_in_chromium.py
+
+$(AXE): $(READY)
+	npm install --silent --no-audit --no-fund --prefix .venv/axe axe-core@4.14.1
 
 $(READY): $(LOCK) pyproject.toml
 	$(PYTHON) -m venv .venv

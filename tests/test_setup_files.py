@@ -5,6 +5,7 @@ versions.
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import os
 import re
 import shutil
@@ -41,7 +42,7 @@ def project() -> dict:
 
 
 def direct() -> list[Requirement]:
-    """Return what the course and its two extras ask for."""
+    """Return what the course and its extras ask for."""
     extras = project()["optional-dependencies"].values()
     return [
         Requirement(line)
@@ -70,7 +71,7 @@ def conda_lines() -> tuple[list[str], list[str]]:
 
 def targets() -> set[str]:
     """Return the targets of the Makefile that have a rule."""
-    return set(re.findall(r"^([a-z]+):", read("Makefile"), re.MULTILINE))
+    return set(re.findall(r"^([a-z-]+):", read("Makefile"), re.MULTILINE))
 
 
 def words(text: str) -> list[str]:
@@ -160,6 +161,7 @@ def test_makefile_has_the_targets_that_are_named():
     makefile = read("Makefile")
     phony = set(re.search(r"^\.PHONY:(.*)$", makefile, re.MULTILINE)[1].split())
     assert phony == targets() >= {"lab", "test", "chapter", "lint", "bench", "clean"}
+    assert {"site", "site-test"} <= targets()
     texts = [
         makefile,
         read("README.md"),
@@ -170,9 +172,9 @@ def test_makefile_has_the_targets_that_are_named():
     named = {
         name
         for text in texts
-        for name in re.findall(r"(?:^ *|`|run: |# )make ([a-z]+)", text, re.M)
+        for name in re.findall(r"(?:^ *|`|run: |# )make ([a-z-]+)", text, re.M)
     }
-    named |= set(re.findall(r" {2,}make ([a-z]+) ", makefile))
+    named |= set(re.findall(r" {2,}make ([a-z-]+) ", makefile))
     assert {"test", "lab", "chapter"} <= named and named <= targets()
 
 
@@ -223,6 +225,39 @@ def test_workflow_covers_three_systems_and_the_newest_versions():
     assert re.search(r"schedule:\n +- cron:", workflow)
     extras = ",".join(project()["optional-dependencies"])
     assert f'--upgrade-strategy eager -e ".[{extras}]"' in workflow
+
+
+def test_pages_are_built_by_the_command_of_make_site():
+    recipe = re.search(r"^site:.*\n\t(.*)\n", read("Makefile"), re.MULTILINE)[1]
+    command = recipe.replace("$(BIN)/", "").replace(" $(ARGS)", "")
+    workflow = read(".github/workflows/pages.yml")
+    assert f"run: {command}\n" in workflow and "path: build/site\n" in workflow
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+def test_what_starts_in_a_browser_installs_the_locked_versions():
+    """The devcontainer, Binder and Pages: the lock without CUDA's packages, as it is."""
+    container = json.loads(read(".devcontainer/devcontainer.json"))
+    assert container["postCreateCommand"] == "bash binder/postBuild"
+    first = read("binder/runtime.txt").strip().removeprefix("python-")
+    assert SpecifierSet(project()["requires-python"]).contains(first)
+    script, workflow = read("binder/postBuild"), read(".github/workflows/pages.yml")
+    left_out = re.search(r'grep -vE "(.*)" requirements.lock', script)[1]
+    assert f'grep -vE "{left_out}" requirements.lock' in workflow
+    names = [requirement.name for requirement in locked()]
+    dropped = [name for name in names if re.match(left_out, name + "==")]
+    assert {"torch", "torchvision", "triton"} <= set(dropped)
+    assert all(re.match("torch|triton|cuda-|nvidia-", name) for name in dropped)
+    for text in (script, workflow):
+        assert "--no-deps -r" in text  # else pip takes torch with CUDA for accelerate
+    done = subprocess.run(
+        ["bash", "-c", script.split("# CUDA")[0] + 'pins "torch|torchvision"'],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    pins = {str(r.specifier) for r in locked() if r.name in ("torch", "torchvision")}
+    assert {f"=={pin.partition('==')[2]}" for pin in done.stdout.split()} == pins
 
 
 # --- versions and settings ------------------------------------------------------------------------
