@@ -21,18 +21,11 @@ RATE, MOMENTUM, MAX_NORM = 0.4, 0.9, 1.0  # search RATE anew when you change BAT
 EPOCHS, TRAIN_ROWS = 5, 1472
 
 
-def sums_of_rows(
-    outputs, targets
-):  # (n, classes), (n); or (n, tokens, classes), (n, tokens)
-    losses = F.cross_entropy(
-        outputs.movedim(-1, 1), targets, reduction="none"
-    )  # padding: 0
-    right = outputs.argmax(-1) == targets
-    parts = (
-        losses,
-        right.float(),
-        (targets != -100).float(),
-    )  # a target of -100 is padding
+def sums_of_rows(outputs, targets):
+    # outputs (n, classes), targets (n); or (n, tokens, classes) and (n, tokens), where a
+    # target of -100 is padding: its loss is 0, and it is neither right nor an item
+    losses = F.cross_entropy(outputs.movedim(-1, 1), targets, reduction="none")
+    parts = losses, (outputs.argmax(-1) == targets).float(), (targets != -100).float()
     return torch.stack([part.reshape(len(part), -1).sum(1) for part in parts], dim=1)
 
 
@@ -61,16 +54,12 @@ for epoch in range(1, EPOCHS + 1):
     micro_batches = iter(train)
     while window := list(islice(micro_batches, steps)):  # the epoch's last may be short
         items = sum((targets != -100).sum() for _, targets in window)  # rows, or tokens
-        items = accelerator.reduce(items, reduction="sum").clamp(
-            min=1
-        )  # of all processes
+        items = accelerator.reduce(items, reduction="sum").clamp(min=1)  # of them all
         for number, (inputs, targets) in enumerate(window, start=1):
             last = number == len(window)  # only then do the processes exchange gradients
             with contextlib.nullcontext() if last else accelerator.no_sync(model):
                 sums = sums_of_rows(model(inputs), targets).sum(0)
-                accelerator.backward(
-                    sums[0] * processes / items
-                )  # DDP divides by processes
+                accelerator.backward(sums[0] * processes / items)  # DDP takes the mean
             totals += sums.detach()
         accelerator.clip_grad_norm_(model.parameters(), MAX_NORM)  # once an update
         optimizer.step()
