@@ -22,8 +22,7 @@ EPOCHS, TRAIN_ROWS = 5, 1472
 
 
 def sums_of_rows(outputs, targets):
-    # outputs (n, classes), targets (n); or (n, tokens, classes) and (n, tokens), where a
-    # target of -100 is padding: its loss is 0, and it is neither right nor an item
+    # (n, classes) and (n), or (n, tokens, classes) and (n, tokens); target -100 is padding
     losses = F.cross_entropy(outputs.movedim(-1, 1), targets, reduction="none")
     parts = losses, (outputs.argmax(-1) == targets).float(), (targets != -100).float()
     return torch.stack([part.reshape(len(part), -1).sum(1) for part in parts], dim=1)
