@@ -1,29 +1,34 @@
-"""The memory that a process holds, and its peak."""
+"""The most memory that a piece of code needs."""
 
 from __future__ import annotations
 
 from dlcourse.lab.launching import launch
-from dlcourse.lab.memory import memory_in_use, peak_memory
 
 
-def hold_and_let_go(size):
-    from dlcourse.lab.memory import memory_in_use, peak_memory
+def hold(sizes):
+    """Hold blocks of these bytes one after another; return what each and all of them add."""
+    import time
 
-    before = memory_in_use()
-    block = bytearray(b"x") * size
-    during = memory_in_use()
-    del block
-    return before, during, memory_in_use(), peak_memory()
+    from dlcourse.lab.memory import PeakMemory
+
+    alone = []
+    with PeakMemory() as whole:
+        for size in sizes:
+            with PeakMemory() as memory:
+                block = bytearray(b"x") * size
+                time.sleep(0.05)
+                del block
+            alone.append(memory.added)
+    with PeakMemory() as nothing:
+        time.sleep(0.05)
+    return [*alone, whole.added, nothing.added]
 
 
-def test_a_block_is_seen_while_it_is_held_and_in_the_peak():
-    size = 400 * 2**20  # far more than starting Python leaves behind
-    before, during, after, peak = launch(hold_and_let_go, processes=1, args=[size])[0]
-    assert 0.95 * size < during - before < 1.1 * size
-    assert after - before < 0.05 * size
-    assert during <= 1.01 * peak
-    assert peak - before < 1.3 * size
-
-
-def test_the_peak_is_in_bytes_and_at_least_what_is_in_use():
-    assert 10 * 2**20 < memory_in_use() <= 1.05 * peak_memory() < 2**40
+def test_the_peak_is_that_of_the_largest_block_and_ends_with_it():
+    sizes = [100 * 2**20, 300 * 2**20, 200 * 2**20]
+    first, second, third, whole, nothing = launch(hold, processes=1, args=[sizes])[0]
+    for found, size in zip(
+        (first, second, third, whole), [*sizes, max(sizes)], strict=True
+    ):
+        assert 0.95 * size < found < 1.1 * size
+    assert 0 <= nothing < 10 * 2**20
