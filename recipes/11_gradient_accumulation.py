@@ -20,6 +20,14 @@ MICRO_BATCH = 8  # rows at once in each process: as many as its memory holds
 RATE, MOMENTUM, MAX_NORM = 0.4, 0.9, 1.0  # search RATE anew when you change BATCH
 EPOCHS, TRAIN_ROWS = 5, 1472
 
+
+def sums_of_rows(outputs, targets):
+    # (n, classes) and (n), or (n, tokens, classes) and (n, tokens); target -100 is padding
+    losses = F.cross_entropy(outputs.movedim(-1, 1), targets, reduction="none")
+    parts = losses, (outputs.argmax(-1) == targets).float(), (targets != -100).float()
+    return torch.stack([part.reshape(len(part), -1).sum(1) for part in parts], dim=1)
+
+
 accelerator = Accelerator()  # no gradient_accumulation_steps: the division is done below
 torch.manual_seed(0)
 model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
@@ -40,31 +48,28 @@ updates = EPOCHS * math.ceil(len(train) / steps)
 scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer.optimizer, updates)
 
 for epoch in range(1, EPOCHS + 1):
+    model.train()
+    totals = torch.zeros(3, device=accelerator.device)  # loss, right answers, items
     micro_batches = iter(train)
-    while window := list(islice(micro_batches, steps)):  # its inputs, on the device
-        # rows or, of targets (n, tokens), tokens; padding, target -100, does not count
-        items = sum((targets != -100).sum() for _, targets in window)
-        items = accelerator.reduce(items, reduction="sum")  # of all processes
-        mean_loss = 0.0
+    while window := list(islice(micro_batches, steps)):  # the epoch's last may be short
+        items = sum((targets != -100).sum() for _, targets in window)  # rows, or tokens
+        items = accelerator.reduce(items, reduction="sum").clamp(min=1)  # of them all
         for number, (inputs, targets) in enumerate(window, start=1):
             last = number == len(window)  # only then do the processes exchange gradients
             with contextlib.nullcontext() if last else accelerator.no_sync(model):
-                outputs = model(inputs).flatten(0, -2)  # (rows or tokens, classes)
-                loss = F.cross_entropy(outputs, targets.flatten(), reduction="sum")
-                accelerator.backward(loss * processes / items)  # DDP divides by processes
-            mean_loss += loss.detach() / items
+                sums = sums_of_rows(model(inputs), targets).sum(0)
+                accelerator.backward(sums[0] * processes / items)  # DDP takes the mean
+            totals += sums.detach()
         accelerator.clip_grad_norm_(model.parameters(), MAX_NORM)  # once an update
         optimizer.step()
         optimizer.zero_grad()
         scheduler.step()  # once an update; prepared, it would step once for each process
-    mean_loss = accelerator.reduce(mean_loss, reduction="sum")  # of the last window
-    accelerator.print(f"epoch {epoch}: training loss {mean_loss:.4f}")
+    loss, right, items = accelerator.reduce(totals, reduction="sum")  # of the whole epoch
+    accelerator.print(f"epoch {epoch}: training loss {loss / items:.4f}")
 
 model.eval()
-with torch.no_grad():
-    pairs = [accelerator.gather_for_metrics((model(x), y)) for x, y in test]
-outputs, targets = (torch.cat(parts) for parts in zip(*pairs, strict=True))
-accuracy = (outputs.argmax(-1) == targets).float().mean()
-loss = F.cross_entropy(outputs, targets)
-accelerator.print(f"test accuracy {accuracy:.4f}, test loss {loss:.4f}")
+with torch.no_grad():  # sums of rows, not outputs: with a large vocabulary those are huge
+    rows = [accelerator.gather_for_metrics(sums_of_rows(model(x), y)) for x, y in test]
+loss, right, items = torch.cat(rows).sum(0)
+accelerator.print(f"test accuracy {right / items:.4f}, test loss {loss / items:.4f}")
 accelerator.end_training()

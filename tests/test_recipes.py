@@ -27,6 +27,7 @@ LONGER = {
     "03_regularization": 80,  # the plain baseline stands beside the methods
     "09_model_compression": 180,  # a layer that stays packed, training with the rounding
     "10_data_augmentation": 86,  # a data set, a collate function, a log, a test switch
+    "11_gradient_accumulation": 75,  # one sum of rows or tokens, for training and test
 }
 LIBRARIES = {"torch", "accelerate", "sklearn"}
 ALSO = {
@@ -273,6 +274,15 @@ labels[torch.arange(8) >= lengths] = -100  # padding
 images = images.view(-1, 8, 8)
 """
 
+# What the recipe prints is the mean over all test tokens that are not padding.
+TOKENS_AT_ONCE = """
+outputs = model(images[TRAIN_ROWS:]).flatten(0, 1)
+targets = labels[TRAIN_ROWS:].flatten()
+torch.testing.assert_close(loss / items, F.cross_entropy(outputs, targets))
+hits = (outputs.argmax(1) == targets)[targets != -100]
+torch.testing.assert_close(right / items, hits.float().mean())
+"""
+
 
 @pytest.mark.parametrize("micro_batch", [8, 32])
 def test_accumulation_recipe_counts_tokens(tmp_path, micro_batch):
@@ -281,12 +291,11 @@ def test_accumulation_recipe_counts_tokens(tmp_path, micro_batch):
     data = "images, labels = torch.tensor(images / 16).float(), torch.tensor(labels)\n"
     assert text.count(data) == 1 and text.count("nn.Linear(64, 64)") == 1
     text = text.replace(data, data + TOKENS).replace("(64, 64)", "(8, 64)")
-    text = text.partition("model.eval()")[0]  # its evaluation is that of rows
     text = text.replace("TRAIN_ROWS = 5, 1472", "TRAIN_ROWS = 1, 1408")  # whole batches
     weights = []
     for rows in (micro_batch, 128):
         changed = tmp_path / f"tokens_{rows}.py"
-        saves = "torch.save(model.state_dict(), __file__ + '.pt')\n"
+        saves = "torch.save(model.state_dict(), __file__ + '.pt')\n" + TOKENS_AT_ONCE
         changed.write_text(
             text.replace("MICRO_BATCH = 8", f"MICRO_BATCH = {rows}") + saves,
             encoding="utf-8",
@@ -300,6 +309,28 @@ def test_accumulation_recipe_counts_tokens(tmp_path, micro_batch):
         weights.append(torch.load(f"{changed}.pt"))
     for name, found in weights[0].items():
         torch.testing.assert_close(found, weights[1][name], rtol=1e-4, atol=1e-5)
+
+
+def test_accumulation_recipe_passes_over_windows_of_padding(tmp_path):
+    """Windows without one token that counts leave the weights as they are, and no NaN."""
+    text = (RECIPES / "11_gradient_accumulation.py").read_text(encoding="utf-8")
+    data = "images, labels = torch.tensor(images / 16).float(), torch.tensor(labels)\n"
+    text = text.replace(data, data + TOKENS + "labels[:TRAIN_ROWS] = -100\n")
+    text = text.replace("(64, 64)", "(8, 64)")
+    start = "torch.manual_seed(0)\nmodel = "
+    assert text.count(start) == 1
+    line = text[text.index(start) :].splitlines()[1]
+    text += f"trained = model.state_dict()\ntorch.manual_seed(0)\n{line}\n"
+    text += "for name, value in model.state_dict().items():\n"
+    text += "    torch.testing.assert_close(trained[name], value, rtol=0, atol=0)\n"
+    changed = tmp_path / "padding.py"
+    changed.write_text(text, encoding="utf-8")
+    subprocess.run(
+        [sys.executable, str(changed)],
+        env=os.environ | {"ACCELERATE_USE_CPU": "yes", "OMP_NUM_THREADS": "1"},
+        check=True,
+        timeout=300,
+    )
 
 
 @pytest.mark.parametrize("name", NAMES)
