@@ -8,6 +8,7 @@ import collections
 import concurrent.futures
 import gc
 import itertools
+import json
 import multiprocessing
 import os
 import queue
@@ -18,6 +19,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -40,6 +42,7 @@ from dlcourse.data_loading import (
     RandomSampler,
     RowStream,
     SequentialSampler,
+    ShardedLines,
     SlowSamples,
     TensorLoader,
     WorkerError,
@@ -57,6 +60,7 @@ from dlcourse.data_loading import (
 )
 from dlcourse.exercises import data_loading as exercises
 from dlcourse.lab.launching import launch
+from dlcourse.lab.source import source_of
 
 # PyTorch warns of more workers than cores; that is no matter here.
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
@@ -1144,6 +1148,237 @@ def test_seed_worker_keeps_processes_apart_that_are_seeded_alike():
     first, second = launch(draws_in_each_process, processes=2, args=(8,), timeout=120)
     assert first[0] == second[0]  # the trap
     assert len({*first[1], *second[1]}) == 16
+
+
+# --------------------------------------------------------------------------- what the chapter prints
+
+CHAPTER = Path(__file__).resolve().parent.parent / "chapters" / "16_data_loading.ipynb"
+
+
+def cells_of_the_chapter(kind: str) -> list[str]:
+    book = json.loads(CHAPTER.read_text(encoding="utf-8"))
+    return [
+        "".join(cell["source"]) for cell in book["cells"] if cell["cell_type"] == kind
+    ]
+
+
+def fenced(holds: str) -> str:
+    """Return the one fenced Python block of the chapter's prose that holds this text."""
+    text = "\n".join(cells_of_the_chapter("markdown"))
+    blocks = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    (found,) = [block for block in blocks if holds in block]
+    return found
+
+
+def write_shards(folder, sizes) -> list[str]:
+    paths = [str(folder / f"{number}.txt") for number in range(len(sizes))]
+    for number, (path, size) in enumerate(zip(paths, sizes, strict=True)):
+        lines = [f"{number}.{line}\n" for line in range(size)]
+        Path(path).write_text("".join(lines), encoding="utf-8")
+    return paths
+
+
+def sharded_lines_from_its_print():
+    """The stream as a reader pastes it: the printed source, and PyTorch's own names."""
+    names = {
+        "IterableDataset": peer.IterableDataset,
+        "get_worker_info": peer.get_worker_info,
+        "np": np,
+        "torch": torch,
+    }
+    exec(source_of(ShardedLines), names)
+    return names["ShardedLines"]
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [ShardedLines, pytest.param(sharded_lines_from_its_print, marks=forked_only)],
+    ids=["the package's", "pasted"],
+)
+def test_sharded_lines(tmp_path, kind):
+    kind = kind if isinstance(kind, type) else kind()
+    paths = write_shards(tmp_path, [1, 5, 0, 7, 3])
+    wanted = sorted(
+        f"{n}.{i}" for n, size in enumerate([1, 5, 0, 7, 3]) for i in range(size)
+    )
+    for world_size, workers in ((1, 0), (1, 2), (2, 0), (2, 2), (3, 3)):
+        epochs = []
+        for epoch in (0, 1, 0):
+            read = []
+            for rank in range(world_size):
+                stream = kind(paths, 5, rank, world_size, buffer_size=2)
+                stream.epoch.fill_(epoch)
+                loader = peer.DataLoader(stream, 2, num_workers=workers)
+                read += itertools.chain(*loader)
+            assert sorted(read) == wanted
+            epochs.append(read)
+        assert epochs[0] == epochs[2] != epochs[1]
+
+
+def test_sharded_lines_learn_the_epoch_in_workers_that_stay(tmp_path):
+    stream = ShardedLines(write_shards(tmp_path, [4, 4, 4, 4]))
+    loader = peer.DataLoader(stream, 2, num_workers=2, persistent_workers=True)
+    for epoch in range(3):
+        stream.epoch.fill_(epoch)
+        fresh = ShardedLines(stream.files)
+        fresh.epoch.fill_(epoch)
+        assert list(loader) == list(peer.DataLoader(fresh, 2, num_workers=2))
+
+
+def test_sharded_lines_go_through_a_buffer(tmp_path):
+    paths = write_shards(tmp_path, [60])
+    assert list(ShardedLines(paths, buffer_size=1)) != [f"0.{i}" for i in range(60)]
+    for size in (1, 4, 16):
+        read = [int(line[2:]) for line in ShardedLines(paths, buffer_size=size)]
+        early = max(number - place for place, number in enumerate(read))
+        assert 0 < early <= size
+    for settings in ({"rank": 1}, {"buffer_size": 0}):
+        with pytest.raises(ValueError, match="give"):
+            ShardedLines(paths, **settings)
+    with pytest.raises(ValueError, match="no files"):
+        ShardedLines([])
+
+
+def test_shared_epoch_reaches_a_spawned_worker():
+    dataset = KeyedDraws(4)
+    loader = peer.DataLoader(
+        dataset,
+        4,
+        num_workers=1,
+        persistent_workers=True,
+        multiprocessing_context="spawn",
+    )
+    for epoch in range(2):
+        dataset.epoch.fill_(epoch)
+        assert next(iter(loader)).tolist() == [dataset[i] for i in range(4)]
+
+
+class FirstIsSlow(Dataset):
+    def __getitem__(self, index):
+        time.sleep(1.0 if index == 0 else 0.0)
+        return index
+
+    def __len__(self):
+        return 4
+
+
+@forked_only
+def test_a_slow_sample_holds_up_all_unless_order_does_not_matter():
+    found = [
+        [int(i) for i in peer.DataLoader(FirstIsSlow(), 1, num_workers=2, in_order=order)]
+        for order in (True, False)
+    ]
+    assert found[0] == [0, 1, 2, 3]
+    assert sorted(found[1]) == [0, 1, 2, 3] and found[1][0] != 0
+
+
+def test_a_worker_that_hangs_is_an_error_with_a_timeout():
+    loader = peer.DataLoader(SlowSamples(1, wait=3.0), num_workers=1, timeout=1)
+    with pytest.raises(RuntimeError, match="timed out"):
+        next(iter(loader))
+
+
+@forked_only
+def test_short_seed_worker_of_the_chapter():
+    names = {"torch": torch, "os": os, "np": np}
+    exec(fenced("def seed_worker"), names)
+    loader = peer.DataLoader(
+        RandomDraws(16), 4, num_workers=2, worker_init_fn=names["seed_worker"]
+    )
+    assert len({int(i) for _ in range(2) for batch in loader for i in batch}) == 32
+
+
+def test_short_pad_of_the_chapter():
+    names = {"torch": torch, "nn": torch.nn}
+    exec(fenced("def pad("), names)
+    samples = [torch.randn(length, 2) for length in (3, 1, 4)]
+    assert same(names["pad"](samples), pad_collate(samples))
+
+
+@pytest.mark.parametrize("num_workers", [0, 2, 3])
+def test_steps_that_every_process_surely_has(num_workers):
+    for n, num_processes, batch_size in ((10, 2, 1), (35, 3, 2), (50, 2, 3)):
+        for rank in range(num_processes):
+            stream = NumberStream(n, "all", rank, num_processes)
+            loader = peer.DataLoader(
+                stream, batch_size, num_workers=num_workers, drop_last=True
+            )
+            taken: list = []
+            names = {
+                "n": n, "num_processes": num_processes, "num_workers": num_workers,
+                "batch_size": batch_size, "loader": loader, "itertools": itertools,
+                "taken": taken,
+            }  # fmt: skip
+            exec(fenced("steps = parts").replace("...", "taken.append(batch)"), names)
+            assert len(taken) == names["steps"] > 0
+
+
+def buckets_in_each_process(source):
+    """Runs in each process: the chapter's batch sampler under Accelerate, two epochs."""
+    import torch
+    from accelerate import Accelerator
+    from torch.utils.data import DataLoader
+
+    names = {"torch": torch}
+    exec(source, names)
+    lengths = torch.randint(1, 50, (75,), generator=torch.Generator().manual_seed(0))
+    accelerator = Accelerator(cpu=True)
+    found = []
+    for drop_last in (True, False):
+        buckets = names["Buckets"](lengths, 4, pool=3, seed=0, drop_last=drop_last)
+        loader = DataLoader(range(75), batch_sampler=buckets)
+        assert len(loader) == len(list(loader))
+        prepared = accelerator.prepare(loader)
+        found.append([[batch.tolist() for batch in prepared] for _ in range(4)])
+    return found
+
+
+def test_buckets_of_the_chapter_under_accelerate():
+    (source,) = [cell for cell in cells_of_the_chapter("code") if "class Buckets" in cell]
+    first, second = launch(buckets_in_each_process, args=(source,), timeout=120)
+    for mine, other in zip(first[0], second[0], strict=True):
+        assert len(mine) == len(other) == 9
+        assert len(set(sum(mine + other, []))) == 72
+    assert first[0][0] != first[0][1]
+    lost = [
+        75 - len(set(sum(mine + other, [])))
+        for mine, other in zip(first[1], second[1], strict=True)
+    ]
+    assert max(lost) > 0  # the trap: why the chapter asks for drop_last
+
+
+def prepared_in_each_process():
+    """Runs in each process: what Accelerate gives, and what it reads, of nine rows."""
+    from accelerate import Accelerator, DataLoaderConfiguration
+    from torch.utils.data import DataLoader
+
+    from dlcourse.data_loading import Probe
+
+    accelerator = Accelerator(cpu=True)
+    found = []
+    for settings in ({"dispatch_batches": True}, {"even_batches": False}):
+        accelerator.dataloader_config = DataLoaderConfiguration(**settings)
+        probe = Probe(9)
+        loader = accelerator.prepare(DataLoader(probe, 2))
+        found.append([[numbers.tolist() for numbers, _ in loader], probe.calls])
+    return found
+
+
+def test_what_the_chapter_says_of_accelerate_s_settings():
+    first, second = launch(prepared_in_each_process, timeout=120)
+    assert first[0][1] == 9 and second[0][1] == 0  # process 0 reads for both
+    assert len(first[0][0]) == len(second[0][0])
+    assert len(first[1][0]) == len(second[1][0]) + 1
+    assert sorted(sum(first[1][0] + second[1][0], [])) == list(range(9))
+
+
+def test_what_the_chapter_says_of_distributed_sampler():
+    sampler = peer.DistributedSampler(range(20), 2, 0, seed=0)
+    first = list(sampler)
+    assert list(sampler) == first  # set_epoch is forgotten
+    sampler.set_epoch(1)
+    assert list(sampler) != first
+    assert list(sampler) == list(peer.DistributedSampler(range(20), 2, 0, seed=1))
 
 
 # --------------------------------------------------------------------------- exercises

@@ -16,6 +16,7 @@ from dlcourse.data_loading.demonstrations import (
     Probe,
     RandomDraws,
     RowStream,
+    ShardedLines,
     SlowSamples,
 )
 from dlcourse.data_loading.in_memory import TensorLoader
@@ -61,6 +62,7 @@ __all__ = [
     "Probe",
     "RandomDraws",
     "RowStream",
+    "ShardedLines",
     "SlowSamples",
     "write_jpegs",
 ]

@@ -100,6 +100,53 @@ class NumberStream(IterableDataset):
         yield from range(worker, self.length, workers)
 
 
+class ShardedLines(IterableDataset):
+    """The lines of text files as a stream, shuffled anew in each epoch, each read once.
+
+    The files (shards) come in an order drawn from seed and epoch, alike for all readers;
+    each reader takes every readers-th file, and gives its lines through a buffer of
+    `buffer_size` lines, always one of them at random. A reader is a worker of a process;
+    rank and world_size say which process this is and of how many. `epoch` lies in shared
+    memory: fill it before each pass. With fewer files than readers some read nothing.
+
+    Raises ValueError for no files, a rank out of range or a buffer below 1.
+    """
+
+    def __init__(self, files, seed=0, rank=0, world_size=1, buffer_size=100):
+        if not len(files):
+            raise ValueError("no files: check the folder and the pattern")
+        if not 0 <= rank < world_size:
+            raise ValueError(f"rank={rank}: give one from 0 to {world_size - 1}")
+        if buffer_size < 1:
+            raise ValueError(f"buffer_size={buffer_size}: give at least 1")
+        self.files, self.seed = list(files), seed
+        self.rank, self.world_size = rank, world_size
+        self.buffer_size = buffer_size
+        self.epoch = torch.zeros((), dtype=torch.long).share_memory_()
+
+    def __iter__(self):
+        info = get_worker_info()  # None where there are no workers
+        worker = info.id if info else 0
+        workers = info.num_workers if info else 1
+        reader = self.rank * workers + worker  # from 0 to readers - 1
+        readers = self.world_size * workers
+
+        # the order is the same for all readers, the buffer's draws are not
+        keys = [self.seed, int(self.epoch)]
+        order = np.random.default_rng([*keys, 0]).permutation(len(self.files))
+        draws = np.random.default_rng([*keys, 1 + reader])
+
+        held = []
+        for number in order[reader::readers]:
+            with open(self.files[number], encoding="utf-8") as lines:
+                for line in lines:
+                    held.append(line.rstrip("\n"))
+                    if len(held) > self.buffer_size:
+                        yield held.pop(draws.integers(len(held)))
+        draws.shuffle(held)
+        yield from held
+
+
 class RowStream(IterableDataset):
     """Endless material: `length` row numbers below `rows` a pass, drawn by a stored
     generator.

@@ -514,8 +514,8 @@ EXERCISES = (
     ),
     Exercise(
         "Write worker_rng(seed, epoch, worker): return a new NumPy Generator for one worker in one "
-        "epoch. Any two triples of numbers from 0 to 1,000,000 give streams that share no draw, "
-        "and the same triple gives the same draws again.",
+        "epoch. The same triple of numbers from 0 to 1,000,000 gives the same draws again. Two "
+        "different triples give independent streams: their first draws (62 bits each) differ.",
         _check_rng,
         _solve_rng,
         {
