@@ -34,7 +34,8 @@ EPOCHS, FIRST_LOOK = 9, 3  # of a full trial; and before one may be stopped
 FINAL_SEEDS = range(100, 105)  # none of them took part in the choice
 START = {"rate": 1e-3, "decay": 0.01, "1 - beta1": 0.1}  # what you would set by hand
 images, labels = load_digits(return_X_y=True)
-images, labels = torch.tensor(images / 16).float().to(DEVICE), torch.tensor(labels)
+images = torch.tensor(images / 16).float().to(DEVICE)
+labels = torch.tensor(labels).to(DEVICE)
 mixed = torch.randperm(1792, generator=torch.Generator().manual_seed(0))  # of all writers
 TRAIN, VALIDATION, TEST = mixed[:896], mixed[896:1344], mixed[1344:]
 
@@ -42,53 +43,46 @@ TRAIN, VALIDATION, TEST = mixed[:896], mixed[896:1344], mixed[1344:]
 def settings_of(trial):
     rate = trial.suggest_float("rate", 1e-5, 1, log=True)
     decay = trial.suggest_float("decay", 1e-4, 1, log=True)
-    return {
-        "rate": rate,
-        "decay": decay,
-        "1 - beta1": trial.suggest_float("1 - beta1", 0.01, 1, log=True),
-    }
+    memory = trial.suggest_float("1 - beta1", 0.01, 1, log=True)
+    return {"rate": rate, "decay": decay, "1 - beta1": memory}
 
 
-def train(settings, seed):  # yields the model after each epoch
+def train(settings, seed, trial=None):
     torch.manual_seed(seed)
     model = nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10)).to(DEVICE)
-    betas, decay = (1 - settings["1 - beta1"], 0.999), settings["decay"]
-    optimizer = torch.optim.AdamW(
-        model.parameters(), settings["rate"], betas, weight_decay=decay
+    rate, decay, betas = (
+        settings["rate"],
+        settings["decay"],
+        (1 - settings["1 - beta1"], 0.999),
     )
-    for epoch in range(EPOCHS):
+    optimizer = torch.optim.AdamW(model.parameters(), rate, betas, weight_decay=decay)
+    for epoch in range(1, EPOCHS + 1):
         model.train()
         for rows in TRAIN[torch.randperm(len(TRAIN))].split(64):
-            loss = F.cross_entropy(model(images[rows]), labels[rows].to(DEVICE))
             optimizer.zero_grad()
-            loss.backward()
+            F.cross_entropy(model(images[rows]), labels[rows]).backward()
             optimizer.step()
-        yield model.eval()
+        if trial is not None:
+            trial.report(error_of(model, VALIDATION), epoch)
+            if epoch < EPOCHS and trial.should_prune():
+                raise optuna.TrialPruned
+    return model
 
 
 @torch.no_grad()
 def error_of(model, rows):  # at most 1, also where the loss is nan
-    found = model(images[rows]).argmax(1).cpu()
-    return (found != labels[rows]).float().mean().item()
+    model.eval()
+    return (model(images[rows]).argmax(1) != labels[rows]).float().mean().item()
 
 
 # CHANGE up to here
 def objective(trial):
     trial.set_user_attr("worker", WORKER)
-    for epoch, model in enumerate(train(settings_of(trial), seed=0), 1):
-        error = error_of(model, VALIDATION)
-        trial.report(error, epoch)
-        if epoch < EPOCHS and trial.should_prune():
-            raise optuna.TrialPruned
-    return error
+    return error_of(train(settings_of(trial), 0, trial), VALIDATION)
 
 
 def final(settings):  # the one look at the test rows
-    scores = []
-    for seed in FINAL_SEEDS:
-        for model in train(settings, seed):
-            pass
-        scores.append(1 - error_of(model, TEST))
+    scores = [1 - error_of(train(settings, seed), TEST) for seed in FINAL_SEEDS]
     return mean(scores), stdev(scores)
 
 
@@ -112,18 +106,18 @@ while len(study.trials) < EXPLORE:
 for old in study.get_trials(states=[State.RUNNING]):
     if old.user_attrs.get("worker") == WORKER:  # this worker was killed in this trial
         study.tell(old.number, state=State.FAIL)
-        study.enqueue_trial(old.params)  # once more
+        study.enqueue_trial(old.system_attrs.get("fixed_params", old.params))  # once more
 if len(study.get_trials(states=TAKEN)) < TRIALS and "result" not in study.user_attrs:
     stop = optuna.study.MaxTrialsCallback(TRIALS, TAKEN)
     study.optimize(objective, callbacks=[stop])
 
-while WORKER == 0 and study.get_trials(states=[State.RUNNING]):
-    time.sleep(0.1)  # the others end their last trials
-if WORKER == 0 and "result" not in study.user_attrs:
-    start, tuned = final(START), final(study.best_params)
-    study.set_user_attr("result", [study.best_params, start, tuned])
 if WORKER == 0:
+    while study.get_trials(states=[State.RUNNING]):
+        time.sleep(0.1)  # the others end their last trials
+    if "result" not in study.user_attrs:  # else the test rows have been looked at
+        result = [study.best_params, final(START), final(study.best_params)]
+        study.set_user_attr("result", result)
     best, start, tuned = study.user_attrs["result"]
     print("winner:", ", ".join(f"{name} {value:.4g}" for name, value in best.items()))
-    print("standard deviation over seeds: {:.4f}, {:.4f}".format(start[1], tuned[1]))
+    print(f"standard deviation over seeds: start {start[1]:.4f}, tuned {tuned[1]:.4f}")
     print(f"start test accuracy {start[0]:.4f}, tuned test accuracy {tuned[0]:.4f}")
