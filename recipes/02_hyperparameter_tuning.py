@@ -41,21 +41,18 @@ TRAIN, VALIDATION, TEST = mixed[:896], mixed[896:1344], mixed[1344:]
 
 
 def settings_of(trial):
-    rate = trial.suggest_float("rate", 1e-5, 1, log=True)
-    decay = trial.suggest_float("decay", 1e-4, 1, log=True)
-    memory = trial.suggest_float("1 - beta1", 0.01, 1, log=True)
-    return {"rate": rate, "decay": decay, "1 - beta1": memory}
+    trial.suggest_float("rate", 1e-5, 1, log=True)
+    trial.suggest_float("decay", 1e-4, 1, log=True)
+    trial.suggest_float("1 - beta1", 0.01, 1, log=True)
+    return trial.params
 
 
 def train(settings, seed, trial=None):
     torch.manual_seed(seed)
     model = nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10)).to(DEVICE)
-    rate, decay, betas = (
-        settings["rate"],
-        settings["decay"],
-        (1 - settings["1 - beta1"], 0.999),
-    )
-    optimizer = torch.optim.AdamW(model.parameters(), rate, betas, weight_decay=decay)
+    rate, betas = settings["rate"], (1 - settings["1 - beta1"], 0.999)
+    weights = model.parameters()
+    optimizer = torch.optim.AdamW(weights, rate, betas, weight_decay=settings["decay"])
     for epoch in range(1, EPOCHS + 1):
         model.train()
         for rows in TRAIN[torch.randperm(len(TRAIN))].split(64):

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 RECIPES = Path(__file__).resolve().parent.parent / "recipes"
 LINES = 70
 LONGER = {
-    "02_hyperparameter_tuning": 123,  # a search around the training
+    "02_hyperparameter_tuning": 120,  # a search around the training
     "10_data_augmentation": 75,  # a data set, a collate function and a guard for workers
     "09_model_compression": 96,  # training, and a file written and read
 }
