@@ -10,6 +10,7 @@ import subprocess
 import sys
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -654,12 +655,12 @@ def shorter(text, **changes):
 
 
 def run_recipe(text, folder):
-    """Run the text of a recipe in a folder; return its study, with all that is stored."""
+    """Run the text of a recipe in a folder; return the trials and results of its study."""
     script = folder / "recipe.py"
     script.write_text(text, encoding="utf-8")
     with contextlib.chdir(folder):
-        left = runpy.run_path(str(script), run_name="__main__")
-    return left["study"]
+        study = runpy.run_path(str(script), run_name="__main__")["study"]
+        return SimpleNamespace(trials=study.trials, user_attrs=study.user_attrs)
 
 
 def facts(study):
