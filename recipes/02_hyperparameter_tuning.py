@@ -1,22 +1,19 @@
-"""Tune AdamW with Optuna; compare the winner with the start, once, on fresh rows and seeds.
+"""Tune AdamW with Optuna; then compare winner and start, once, on fresh seeds and rows.
 
-Run it again to go on after a stop; delete STUDY and RESULT to begin anew. Several workers:
-start it several times, with WORKER=0, 1, ... in the environment; they share both files.
-One process: python FILE. Four GPUs on each trial: accelerate launch --num_processes 4 FILE.
-CPU: ACCELERATE_USE_CPU=yes OMP_NUM_THREADS=1 torchrun --standalone --nproc_per_node 2 FILE.
+Each process is a worker with trials of its own; all share the study in FILE.
+One worker: python THIS. Four GPUs: torchrun --nproc_per_node 4 THIS. By hand: WORKER=0
+python THIS, WORKER=1 python THIS, ...: each its own number, one of them 0.
+Killed? Start it again as before, and it goes on. Delete FILE to begin anew.
 """
 
 import os
-from datetime import datetime, timedelta
-from pathlib import Path
+import time
+from statistics import mean, stdev
 
 import torch
 import torch.nn.functional as F
-from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list as on_all  # what the main process has
 from sklearn.datasets import load_digits
 from torch import nn
-from torch.utils.data import DataLoader, Subset, TensorDataset
 
 try:
     import optuna
@@ -25,120 +22,99 @@ try:
 except ImportError:
     raise SystemExit("Optuna is missing: python -m pip install optuna") from None
 
-STUDY, RESULT = "02_tuning.journal", Path("02_tuning.result")
-WORKER = int(os.environ.get("WORKER", 0))  # the seed of its search
-TRIALS = 16  # of all workers and all starts together
-EPOCHS = 9  # of a trial in full
-FIRST_LOOK = 3  # epochs before a trial may be stopped; EPOCHS: none is stopped
-LONGEST = timedelta(hours=1)  # a trial that has run for longer was killed
-BATCH = 64  # rows of an update, on all processes together
-FINAL_SEEDS = range(100, 105)  # none of them took part in the choice
+WORKER = int(os.environ.get("RANK", os.environ.get("WORKER", 0)))  # RANK: from torchrun
+GPU = int(os.environ.get("LOCAL_RANK", 0))
+DEVICE = torch.device("cuda", GPU) if torch.cuda.is_available() else torch.device("cpu")
 
-# CHANGE from here: what you would set by hand, the ranges, your data and model
-START = {"rate": 1e-3, "decay": 0.01, "1 - beta1": 0.1}  # torch's defaults; trial 0
+# CHANGE from here: the budget, and your start, ranges, data, model and error
+FILE = "02_tuning.journal"
+EXPLORE = 16  # planned trials: START, then a quasi-random sequence
+TRIALS = 16  # of all workers together; with 36, TPE learns from these for 20 more
+EPOCHS, FIRST_LOOK = 9, 3  # of a full trial; and before one may be stopped
+FINAL_SEEDS = range(100, 105)  # none of them took part in the choice
+START = {"rate": 1e-3, "decay": 0.01, "1 - beta1": 0.1}  # what you would set by hand
 images, labels = load_digits(return_X_y=True)
+images = torch.tensor(images / 16).float().to(DEVICE)
+labels = torch.tensor(labels).to(DEVICE)
 mixed = torch.randperm(1792, generator=torch.Generator().manual_seed(0))  # of all writers
-images, labels = torch.tensor(images / 16).float(), torch.tensor(labels)
-data = TensorDataset(images[mixed], labels[mixed])
-TRAIN, VALIDATION, TEST = range(896), range(896, 1344), range(1344, 1792)
+TRAIN, VALIDATION, TEST = mixed[:896], mixed[896:1344], mixed[1344:]
 
 
 def settings_of(trial):
-    rate = trial.suggest_float("rate", 1e-5, 1, log=True)
-    decay = trial.suggest_float("decay", 1e-4, 1, log=True)
-    return rate, decay, trial.suggest_float("1 - beta1", 0.01, 1, log=True)
+    trial.suggest_float("rate", 1e-5, 1, log=True)
+    trial.suggest_float("decay", 1e-4, 1, log=True)
+    trial.suggest_float("1 - beta1", 0.01, 1, log=True)
+    return trial.params
 
 
-def new_model(rate, decay, memory):
-    model = nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
-    betas = (1 - memory, 0.999)
-    return model, torch.optim.AdamW(model.parameters(), rate, betas, weight_decay=decay)
+def train(settings, seed, trial=None):
+    torch.manual_seed(seed)
+    model = nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10)).to(DEVICE)
+    rate, betas = settings["rate"], (1 - settings["1 - beta1"], 0.999)
+    weights = model.parameters()
+    optimizer = torch.optim.AdamW(weights, rate, betas, weight_decay=settings["decay"])
+    for epoch in range(1, EPOCHS + 1):
+        model.train()
+        for rows in TRAIN[torch.randperm(len(TRAIN))].split(64):
+            optimizer.zero_grad()
+            F.cross_entropy(model(images[rows]), labels[rows]).backward()
+            optimizer.step()
+        if trial is not None:
+            trial.report(error_of(model, VALIDATION), epoch)
+            if epoch < EPOCHS and trial.should_prune():
+                raise optuna.TrialPruned
+    return model
+
+
+@torch.no_grad()
+def error_of(model, rows):  # at most 1, also where the loss is nan
+    model.eval()
+    return (model(images[rows]).argmax(1) != labels[rows]).float().mean().item()
 
 
 # CHANGE up to here
-def train(settings, seed):  # yields the model after each epoch, as long as it is asked
-    accelerator.free_memory()  # of the last trial
-    torch.manual_seed(seed)
-    model, optimizer = new_model(*settings)
-    share, order = BATCH // accelerator.num_processes, torch.Generator().manual_seed(seed)
-    rows = DataLoader(Subset(data, TRAIN), share, shuffle=True, generator=order)
-    model, optimizer, rows = accelerator.prepare(model, optimizer, rows)
-    for _ in range(EPOCHS):
-        for inputs, targets in rows:
-            optimizer.zero_grad()
-            accelerator.backward(F.cross_entropy(model(inputs), targets))
-            optimizer.step()
-        yield model
+def objective(trial):
+    trial.set_user_attr("worker", WORKER)
+    return error_of(train(settings_of(trial), 0, trial), VALIDATION)
 
 
-def accuracy(model, part):
-    rows = accelerator.prepare(DataLoader(Subset(data, part), 128))
-    model.eval()
-    with torch.no_grad():
-        right = [accelerator.gather_for_metrics(model(x).argmax(1) == y) for x, y in rows]
-    model.train()
-    return torch.cat(right).float().mean().item()
+def final(settings):  # the one look at the test rows
+    scores = [1 - error_of(train(settings, seed), TEST) for seed in FINAL_SEEDS]
+    return mean(scores), stdev(scores)
 
 
-def count(*states, before=None):
-    return sum(trial.state in states for trial in study.trials[:before])
+TAKEN = (State.RUNNING, State.COMPLETE, State.PRUNED)  # not WAITING, not FAIL
+backend = journal.JournalFileBackend(FILE, journal.JournalFileOpenLock(FILE))
+study = optuna.create_study(
+    study_name="tuning",
+    storage=journal.JournalStorage(backend),
+    load_if_exists=True,
+    sampler=optuna.samplers.TPESampler(seed=WORKER, constant_liar=True),
+    pruner=optuna.pruners.SuccessiveHalvingPruner(FIRST_LOOK, 3),  # a third goes on
+)
+if WORKER == 0 and len(study.trials) < EXPLORE:
+    plan = optuna.create_study(sampler=optuna.samplers.QMCSampler(scramble=True, seed=0))
+    plan.enqueue_trial(START)
+    plan.optimize(lambda trial: len(settings_of(trial)), EXPLORE)  # trains nothing
+    for trial in plan.trials:
+        study.enqueue_trial(trial.params, skip_if_exists=True)
+while len(study.trials) < EXPLORE:
+    time.sleep(0.1)  # worker 0 plans
+for old in study.get_trials(states=[State.RUNNING]):
+    if old.user_attrs.get("worker") == WORKER:  # this worker was killed in this trial
+        study.tell(old.number, state=State.FAIL)
+        study.enqueue_trial(old.system_attrs.get("fixed_params", old.params))  # once more
+if len(study.get_trials(states=TAKEN)) < TRIALS and "result" not in study.user_attrs:
+    stop = optuna.study.MaxTrialsCallback(TRIALS, TAKEN)
+    study.optimize(objective, callbacks=[stop])
 
-
-def next_trial():  # None where all are taken
-    for old in study.trials:
-        if old.state == State.RUNNING and datetime.now() - old.datetime_start > LONGEST:
-            study.tell(old.number, state=State.FAIL)  # another takes its place
-    if count(State.RUNNING, *ENDED) < TRIALS:
-        trial = study.ask()
-        if count(State.RUNNING, *ENDED, before=trial.number) < TRIALS:
-            return trial
-        study.tell(trial, state=State.FAIL)  # another worker took the last one
-
-
-def final():  # start and winner, if all trials have ended and nobody has looked before
-    if count(*ENDED) >= TRIALS and not RESULT.exists():
-        RESULT.touch(exist_ok=False)  # of two workers one stops here
-        begin = optuna.trial.FixedTrial(START)
-        return [settings_of(begin), settings_of(study.best_trial)]
-
-
-ENDED = (State.COMPLETE, State.PRUNED)
-accelerator = Accelerator()
-main = accelerator.is_main_process  # it alone has the study, the others only train
-if main:
-    backend = journal.JournalFileBackend(STUDY, journal.JournalFileOpenLock(STUDY))
-    storage = journal.JournalStorage(backend)
-    study = optuna.create_study(study_name="digits", storage=storage, load_if_exists=True)
-    study.sampler = optuna.samplers.QMCSampler(scramble=True, seed=WORKER)
-    study.pruner = optuna.pruners.SuccessiveHalvingPruner(
-        FIRST_LOOK, 3
-    )  # a third goes on
-    if WORKER == 0:
-        study.enqueue_trial(START, skip_if_exists=True)
-while True:
-    trial = next_trial() if main else None
-    [settings] = on_all([settings_of(trial) if trial else None])
-    if settings is None:
-        break
-    for epoch, model in enumerate(train(settings, seed=0), 1):
-        error = 1 - accuracy(model, VALIDATION)  # at most 1, also where the loss is nan
-        if main:
-            trial.report(error, epoch)
-        [stop] = on_all([main and epoch < EPOCHS and trial.should_prune()])
-        if stop:
-            break
-    if main:
-        study.tell(trial, None if stop else error, State.PRUNED if stop else None)
-
-[pair] = on_all([final() if main else None])
-means = []
-for settings in pair or []:
-    scores = [accuracy([*train(settings, seed)][-1], TEST) for seed in FINAL_SEEDS]
-    means.append(sum(scores) / len(scores))
-if main and pair:
-    line = "start test accuracy {:.4f}, tuned test accuracy {:.4f}".format(*means)
-    RESULT.write_text(f"best of {TRIALS}: {study.best_params}\n{line}\n")
-if main:
-    found = RESULT.exists() and RESULT.read_text()
-    print(found or "No result yet: other workers are still training.")
-accelerator.end_training()
+if WORKER == 0:
+    while study.get_trials(states=[State.RUNNING]):
+        time.sleep(0.1)  # the others end their last trials
+    if "result" not in study.user_attrs:  # else the test rows have been looked at
+        result = [study.best_params, final(START), final(study.best_params)]
+        study.set_user_attr("result", result)
+    best, start, tuned = study.user_attrs["result"]
+    print("winner:", ", ".join(f"{name} {value:.4g}" for name, value in best.items()))
+    print(f"standard deviation over seeds: start {start[1]:.4f}, tuned {tuned[1]:.4f}")
+    print(f"start test accuracy {start[0]:.4f}, tuned test accuracy {tuned[0]:.4f}")

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -640,11 +641,12 @@ def test_the_space_is_right_for_optuna_itself_and_in_other_styles():
 
 
 def shorter(text, **changes):
-    """Return the recipe's text with five trials of three epochs, tested on one seed."""
+    """Return the recipe's text with five trials of three epochs, tested on two seeds."""
     lines = {
+        "EXPLORE = 16": "EXPLORE = 5",
         "TRIALS = 16": "TRIALS = 5",
-        "EPOCHS = 9": "EPOCHS = 3",
-        "range(100, 105)": "range(100, 101)",
+        "EPOCHS, FIRST_LOOK = 9, 3": "EPOCHS, FIRST_LOOK = 3, 3",
+        "range(100, 105)": "range(100, 102)",
     }
     for long, short in (lines | changes).items():
         assert text.count(long) == 1
@@ -653,74 +655,120 @@ def shorter(text, **changes):
 
 
 def run_recipe(text, folder):
-    """Run the text of a recipe in a folder; return the parameters and values of its trials."""
+    """Run the text of a recipe in a folder; return the trials and results of its study."""
     script = folder / "recipe.py"
     script.write_text(text, encoding="utf-8")
     with contextlib.chdir(folder):
-        left = runpy.run_path(str(script), run_name="__main__")
-        trials = left["study"].trials  # read from the file
-    return [(trial.params, trial.value, trial.state) for trial in trials]
+        study = runpy.run_path(str(script), run_name="__main__")["study"]
+        return SimpleNamespace(trials=study.trials, user_attrs=study.user_attrs)
 
 
-def test_the_recipe_goes_on_where_it_was_cut_off(tmp_path):
+def facts(study):
+    """Return parameters and value of each trial that ended, in the order of the rates."""
+    ended = [t for t in study.trials if t.state.name in ("COMPLETE", "PRUNED")]
+    return sorted((tuple(t.params.values()), t.value) for t in ended)
+
+
+def stored_study(folder):
+    """Return the study in the file of a folder."""
+    optuna = pytest.importorskip("optuna")
+    backend = optuna.storages.journal.JournalFileBackend(
+        str(folder / "02_tuning.journal")
+    )
+    storage = optuna.storages.JournalStorage(backend)
+    return optuna.create_study(study_name="tuning", storage=storage, load_if_exists=True)
+
+
+def start_worker(number, script):
+    """Start the script as a worker of its own; return the process."""
+    settings = {"WORKER": str(number), "PYTHONPATH": "", "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [sys.executable, str(script)],
+        cwd=script.parent,
+        env=os.environ | settings,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_the_recipe_goes_on_where_it_was_killed_and_tests_once(tmp_path):
     optuna = pytest.importorskip("optuna")
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     text = shorter(RECIPE.read_text(encoding="utf-8"))
     (tmp_path / "whole").mkdir()
     (tmp_path / "cut").mkdir()
     whole_run = run_recipe(text, tmp_path / "whole")
-    first = run_recipe(text.replace("TRIALS = 5", "TRIALS = 2"), tmp_path / "cut")
-    assert len(first) == 2 and first == whole_run[:2]
-    assert run_recipe(text, tmp_path / "cut") == whole_run
-    assert len({trial[0]["rate"] for trial in whole_run}) == 5
+    assert len({trial.params["rate"] for trial in whole_run.trials}) == 5
+
+    # what a killed start leaves: the plan, two trials that ended, one in the middle
+    dies = text.replace(
+        "    trial.set_user_attr",
+        "    if trial.number == 2:\n"
+        "        trial.set_user_attr('worker', WORKER)\n"
+        "        os._exit(1)\n"
+        "    trial.set_user_attr",
+    )
+    script = tmp_path / "cut" / "dies.py"
+    script.write_text(dies, encoding="utf-8")
+    killed = start_worker(0, script)
+    killed.communicate(timeout=300)
+    assert killed.returncode == 1
+    left = [trial.state.name for trial in stored_study(tmp_path / "cut").trials]
+    assert left == ["COMPLETE", "COMPLETE", "RUNNING", "WAITING", "WAITING"]
+
+    again = run_recipe(text, tmp_path / "cut")
+    assert [trial.state.name for trial in again.trials].count("FAIL") == 1
+    assert facts(again) == facts(whole_run)
+    assert again.user_attrs["result"] == whole_run.user_attrs["result"]
+
+    # neither other seeds nor more trials bring a second look at the test rows
+    more = text.replace("range(100, 102)", "range(200, 202)")
+    more = more.replace("TRIALS = 5", "TRIALS = 7")
+    third = run_recipe(more, tmp_path / "cut")
+    assert third.user_attrs["result"] == whole_run.user_attrs["result"]
+    assert facts(third) == facts(whole_run)
 
 
-def test_two_workers_share_the_trials_and_one_scores_the_winner(tmp_path):
+def test_a_search_killed_in_its_final_runs_ends_when_started_again(tmp_path):
     optuna = pytest.importorskip("optuna")
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    text = shorter(RECIPE.read_text(encoding="utf-8"))
+    script = tmp_path / "dies.py"
+    script.write_text(text.replace("    scores = [", "    os._exit(1)\n    scores = ["))
+    killed = start_worker(0, script)
+    killed.communicate(timeout=300)
+    assert killed.returncode == 1
+    assert "result" not in stored_study(tmp_path).user_attrs
+    assert len(run_recipe(text, tmp_path).user_attrs["result"]) == 3
+
+
+def test_after_the_plan_a_search_that_learns_goes_on(tmp_path):
+    optuna = pytest.importorskip("optuna")
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    text = shorter(RECIPE.read_text(encoding="utf-8"), **{"TRIALS = 16": "TRIALS = 8"})
+    study = run_recipe(text, tmp_path)
+    planned = ["fixed_params" in trial.system_attrs for trial in study.trials]
+    assert planned == 5 * [True] + 3 * [False]
+
+
+def test_two_workers_share_the_plan_and_one_scores_the_winner(tmp_path):
+    pytest.importorskip("optuna")
     script = tmp_path / "recipe.py"
     script.write_text(shorter(RECIPE.read_text(encoding="utf-8")), encoding="utf-8")
-    workers = []
-    for rank in range(2):
-        settings = {"WORKER": str(rank), "ACCELERATE_USE_CPU": "yes", "PYTHONPATH": ""}
-        worker = subprocess.Popen(
-            [sys.executable, str(script)],
-            cwd=tmp_path,
-            env=os.environ | settings | {"OMP_NUM_THREADS": "1"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        workers.append(worker)
+    workers = [start_worker(number, script) for number in range(2)]
+    printed = []
     for worker in workers:
-        _, errors = worker.communicate(timeout=300)
+        output, errors = worker.communicate(timeout=300)
         assert worker.returncode == 0, errors
-    backend = optuna.storages.journal.JournalFileBackend(
-        str(tmp_path / "02_tuning.journal")
-    )
-    storage = optuna.storages.JournalStorage(backend)
-    trials = optuna.load_study(study_name="digits", storage=storage).trials
-    ended = [trial for trial in trials if trial.state.name in ("COMPLETE", "PRUNED")]
-    assert len(ended) == 5  # neither fewer nor more
-    assert len({trial.params["rate"] for trial in ended}) == 5  # no trial twice
-    result = (tmp_path / "02_tuning.result").read_text()
-    assert result.count("tuned test accuracy") == 1
-
-
-def test_the_recipe_gives_a_killed_trial_out_again_and_scores_once(tmp_path):
-    optuna = pytest.importorskip("optuna")
-    text = RECIPE.read_text(encoding="utf-8")
-    text = shorter(text, **{"timedelta(hours=1)": "timedelta(microseconds=1)"})
-    backend = optuna.storages.journal.JournalFileBackend(
-        str(tmp_path / "02_tuning.journal")
-    )
-    storage = optuna.storages.JournalStorage(backend)
-    optuna.create_study(study_name="digits", storage=storage).ask()  # and is killed
-    states = [state.name for _, _, state in run_recipe(text, tmp_path)]
-    assert states == ["FAIL"] + 5 * ["COMPLETE"]
-    result = tmp_path / "02_tuning.result"
-    first = result.read_text()
-    run_recipe(text.replace("range(100, 101)", "range(200, 201)"), tmp_path)
-    assert result.read_text() == first  # the test rows are not looked at again
+        printed.append(output)
+    assert printed[0].count("tuned test accuracy") == 1 and printed[1] == ""
+    trials = stored_study(tmp_path).trials
+    states = [trial.state.name for trial in trials]
+    planned = [trial for trial in trials if "fixed_params" in trial.system_attrs]
+    assert len(planned) == 5 and states[:5] == 5 * ["COMPLETE"]
+    assert len({trial.params["rate"] for trial in planned}) == 5  # no trial twice
+    assert len(trials) <= 6  # two that ask at the same moment may make one more
 
 
 def test_the_recipe_says_that_optuna_is_missing(tmp_path, monkeypatch):

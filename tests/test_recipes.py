@@ -23,7 +23,7 @@ RECIPES = Path(__file__).resolve().parent.parent / "recipes"
 LINES = 70
 LONGER = {
     "01_data_splitting": 118,  # folds, a file that is checked, an interval
-    "02_hyperparameter_tuning": 144,  # a search around the training
+    "02_hyperparameter_tuning": 120,  # a search around the training
     "03_regularization": 80,  # the plain baseline stands beside the methods
     "09_model_compression": 180,  # a layer that stays packed, training with the rounding
     "10_data_augmentation": 86,  # a data set, a collate function, a log, a test switch

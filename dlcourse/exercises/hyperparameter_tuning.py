@@ -604,8 +604,8 @@ EXERCISES = (
     Exercise(
         "Write search(train, trials, rng), a random search over two settings. "
         "train(rate, decay) trains once and returns a score; lower is better, and a score "
-        "of nan or inf is a failed run, which can never be the best (one run at least comes "
-        "to an end). Draw `trials` pairs, each number by itself and log-uniform, that is, "
+        "of nan or inf is a failed run, which can never be the best (at least one run does "
+        "not fail). Draw `trials` pairs, each number by itself and log-uniform, that is, "
         "with a uniform logarithm: the rate from 1e-4 to 10, the decay from 1e-6 to 1. Take "
         "all random numbers from rng, a NumPy generator. Call train once for each pair, and "
         "return the best pair, (rate, decay).",
