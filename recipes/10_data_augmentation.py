@@ -13,16 +13,16 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset, default_collate
 from torchvision.transforms import v2
 
-TRAIN_ROWS = 200  # few labels: where augmentation pays most
-BATCH = 40  # rows an update, on all processes together
-RATE, EPOCHS = 0.005, 40
-AREA = (0.7, 1.0)  # share of the image that a crop keeps; for photographs (0.08, 1)
-ALPHA = 0.2  # of MixUp: most blends are nearly one image
-
+CROPS = True  # False: the same training without, to compare on the validation images
+MIXES = False  # MixUp, for long runs; keep it where the validation images gain
+TEST = False  # True once, at the end, when the validation images have decided the rest
+BATCH, RATE, EPOCHS = 40, 0.005, 30  # BATCH: rows an update, on all processes together
+PARTS = 200, 400, 1197  # images to train with, for validation, for the test
+WORKERS = 0  # for each process: enough for tiny images; for photographs 4 to 8
+crop = v2.RandomResizedCrop(8, scale=(0.7, 1), ratio=(0.8, 1.25))  # on bytes: faster
 to_floats = [v2.ToDtype(torch.float32, scale=True), v2.Normalize([0.3], [0.37])]
-crop = v2.RandomResizedCrop(8, scale=AREA, ratio=(0.8, 1.25))  # on 8 bits: cheaper
 augment, evaluate = v2.Compose([crop, *to_floats]), v2.Compose(to_floats)
-mix = v2.MixUp(alpha=ALPHA, num_classes=10)
+mix = v2.MixUp(alpha=0.2, num_classes=10)  # one weight a batch, mostly near 0 or 1
 
 
 class Images(TensorDataset):
@@ -33,38 +33,53 @@ class Images(TensorDataset):
         return self.transform(image), label
 
 
-def collate(rows):
+def mixed(rows):
     return mix(*default_collate(rows))  # labels become shares of the classes
 
 
-accelerator = Accelerator()
-set_seed(0, device_specific=True)  # each process draws crops and blends of its own
-images, labels = load_digits(return_X_y=True)
-images = torch.tensor(images * 255 / 16).to(torch.uint8).view(-1, 1, 8, 8)
-labels = torch.tensor(labels)
-train = Images(images[:TRAIN_ROWS], labels[:TRAIN_ROWS])  # split, then augment
-train.transform = augment
-test = Images(images[TRAIN_ROWS:], labels[TRAIN_ROWS:])
-rows, order = BATCH // accelerator.num_processes, torch.Generator().manual_seed(0)
-train = DataLoader(train, rows, shuffle=True, generator=order, collate_fn=collate)
-test = DataLoader(test, 256)
-layers = [nn.Conv2d(1, 16, 3, padding=1), nn.ReLU()]
-layers += [nn.Conv2d(16, 32, 3, stride=2, padding=1), nn.ReLU()]
-model = nn.Sequential(*layers, nn.Flatten(), nn.Linear(512, 10))
-optimizer = torch.optim.Adam(model.parameters(), lr=RATE)
-model, optimizer, train, test = accelerator.prepare(model, optimizer, train, test)
+def main():
+    accelerator = Accelerator()
+    set_seed(0, device_specific=True)  # each process draws crops and blends of its own
+    images, labels = (torch.tensor(array) for array in load_digits(return_X_y=True))
+    images = (images * 255 / 16).to(torch.uint8).view(-1, 1, 8, 8)
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
+    parts = [Images(images[rows], labels[rows]) for rows in order.split(PARTS)]
+    parts[0].transform = augment if CROPS else evaluate  # of the training images only
+    rows, collate = BATCH // accelerator.num_processes, mixed if MIXES else None
+    ahead = {"num_workers": WORKERS, "persistent_workers": WORKERS > 0}
+    train = DataLoader(parts[0], rows, shuffle=True, collate_fn=collate, **ahead)
+    validation, test = (DataLoader(part, 256) for part in parts[1:])
+    layers = [nn.Conv2d(1, 16, 3), nn.ReLU(), nn.Conv2d(16, 32, 3), nn.ReLU()]
+    model = nn.Sequential(*layers, nn.Flatten(), nn.Linear(512, 10))
+    optimizer = torch.optim.Adam(model.parameters(), lr=RATE)
+    prepared = accelerator.prepare(model, optimizer, train, validation, test)
+    model, optimizer, train, validation, test = prepared
 
-for _ in range(EPOCHS):
-    for inputs, targets in train:
-        accelerator.backward(F.cross_entropy(model(inputs), targets))
-        optimizer.step()
-        optimizer.zero_grad()
+    for epoch in range(1, EPOCHS + 1):
+        losses = []
+        for inputs, targets in train:
+            loss = F.cross_entropy(model(inputs), targets)
+            accelerator.backward(loss)
+            optimizer.step()
+            optimizer.zero_grad()
+            losses.append(loss.detach())
+        if epoch % 10 == 0:  # still falling at the end? then train longer
+            mean = accelerator.reduce(torch.stack(losses).mean(), "mean").item()
+            accelerator.print(f"epoch {epoch}: training loss {mean:.4f}")
 
-model.eval()
-with torch.no_grad():
-    pairs = [accelerator.gather_for_metrics((model(x), y)) for x, y in test]
-outputs, targets = (torch.cat(parts) for parts in zip(*pairs, strict=True))
-right = (outputs.argmax(1) == targets).float().mean()
-loss = F.cross_entropy(outputs, targets)
-accelerator.print(f"test accuracy {right:.4f}, test loss {loss:.4f}")
-accelerator.end_training()
+    model.eval()
+    held_out = {"validation": validation}
+    if TEST:
+        held_out["test"] = test
+    for name, loader in held_out.items():
+        with torch.no_grad():
+            pairs = [accelerator.gather_for_metrics((model(x), y)) for x, y in loader]
+        outputs, targets = (torch.cat(part) for part in zip(*pairs, strict=True))
+        right = (outputs.argmax(1) == targets).float().mean()
+        loss = F.cross_entropy(outputs, targets)
+        accelerator.print(f"{name} accuracy {right:.4f}, {name} loss {loss:.4f}")
+    accelerator.end_training()
+
+
+if __name__ == "__main__":  # a worker that is spawned imports this file
+    main()

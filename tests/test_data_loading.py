@@ -1124,6 +1124,28 @@ def test_two_processes_of_two_workers():
         assert got == sorted(list(range(10)) * times), name
 
 
+def draws_in_each_process(length):
+    """Runs in each process, all seeded alike: draws of a stored generator, in two workers."""
+    import torch
+    from torch.utils.data import DataLoader
+
+    from dlcourse.data_loading import RandomDraws, seed_worker
+
+    draws = []
+    for mended in (False, True):
+        torch.manual_seed(0)
+        init = seed_worker if mended else None
+        loader = DataLoader(RandomDraws(length), 2, num_workers=2, worker_init_fn=init)
+        draws.append(torch.cat(list(loader)).tolist())
+    return draws
+
+
+def test_seed_worker_keeps_processes_apart_that_are_seeded_alike():
+    first, second = launch(draws_in_each_process, processes=2, args=(8,), timeout=120)
+    assert first[0] == second[0]  # the trap
+    assert len({*first[1], *second[1]}) == 16
+
+
 # --------------------------------------------------------------------------- exercises
 
 READ_AHEAD, WORKER_RNG, SHARD, PACK = exercises.EXERCISES

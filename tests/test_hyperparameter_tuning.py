@@ -4,7 +4,9 @@ invariants.
 
 import contextlib
 import math
+import os
 import runpy
+import subprocess
 import sys
 import warnings
 from pathlib import Path
@@ -637,6 +639,19 @@ def test_the_space_is_right_for_optuna_itself_and_in_other_styles():
 # --- the recipe -----------------------------------------------------------------------------------
 
 
+def shorter(text, **changes):
+    """Return the recipe's text with five trials of three epochs, tested on one seed."""
+    lines = {
+        "TRIALS = 16": "TRIALS = 5",
+        "EPOCHS = 9": "EPOCHS = 3",
+        "range(100, 105)": "range(100, 101)",
+    }
+    for long, short in (lines | changes).items():
+        assert text.count(long) == 1
+        text = text.replace(long, short)
+    return text
+
+
 def run_recipe(text, folder):
     """Run the text of a recipe in a folder; return the parameters and values of its trials."""
     script = folder / "recipe.py"
@@ -650,14 +665,7 @@ def run_recipe(text, folder):
 def test_the_recipe_goes_on_where_it_was_cut_off(tmp_path):
     optuna = pytest.importorskip("optuna")
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    text = RECIPE.read_text(encoding="utf-8")
-    for long, short in (
-        ("TRIALS = 16", "TRIALS = 5"),
-        ("EPOCHS = 9", "EPOCHS = 3"),
-        ("range(100, 105)", "range(100, 101)"),
-    ):
-        assert text.count(long) == 1
-        text = text.replace(long, short)
+    text = shorter(RECIPE.read_text(encoding="utf-8"))
     (tmp_path / "whole").mkdir()
     (tmp_path / "cut").mkdir()
     whole_run = run_recipe(text, tmp_path / "whole")
@@ -665,6 +673,54 @@ def test_the_recipe_goes_on_where_it_was_cut_off(tmp_path):
     assert len(first) == 2 and first == whole_run[:2]
     assert run_recipe(text, tmp_path / "cut") == whole_run
     assert len({trial[0]["rate"] for trial in whole_run}) == 5
+
+
+def test_two_workers_share_the_trials_and_one_scores_the_winner(tmp_path):
+    optuna = pytest.importorskip("optuna")
+    script = tmp_path / "recipe.py"
+    script.write_text(shorter(RECIPE.read_text(encoding="utf-8")), encoding="utf-8")
+    workers = []
+    for rank in range(2):
+        settings = {"WORKER": str(rank), "ACCELERATE_USE_CPU": "yes", "PYTHONPATH": ""}
+        worker = subprocess.Popen(
+            [sys.executable, str(script)],
+            cwd=tmp_path,
+            env=os.environ | settings | {"OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        workers.append(worker)
+    for worker in workers:
+        _, errors = worker.communicate(timeout=300)
+        assert worker.returncode == 0, errors
+    backend = optuna.storages.journal.JournalFileBackend(
+        str(tmp_path / "02_tuning.journal")
+    )
+    storage = optuna.storages.JournalStorage(backend)
+    trials = optuna.load_study(study_name="digits", storage=storage).trials
+    ended = [trial for trial in trials if trial.state.name in ("COMPLETE", "PRUNED")]
+    assert len(ended) == 5  # neither fewer nor more
+    assert len({trial.params["rate"] for trial in ended}) == 5  # no trial twice
+    result = (tmp_path / "02_tuning.result").read_text()
+    assert result.count("tuned test accuracy") == 1
+
+
+def test_the_recipe_gives_a_killed_trial_out_again_and_scores_once(tmp_path):
+    optuna = pytest.importorskip("optuna")
+    text = RECIPE.read_text(encoding="utf-8")
+    text = shorter(text, **{"timedelta(hours=1)": "timedelta(microseconds=1)"})
+    backend = optuna.storages.journal.JournalFileBackend(
+        str(tmp_path / "02_tuning.journal")
+    )
+    storage = optuna.storages.JournalStorage(backend)
+    optuna.create_study(study_name="digits", storage=storage).ask()  # and is killed
+    states = [state.name for _, _, state in run_recipe(text, tmp_path)]
+    assert states == ["FAIL"] + 5 * ["COMPLETE"]
+    result = tmp_path / "02_tuning.result"
+    first = result.read_text()
+    run_recipe(text.replace("range(100, 101)", "range(200, 201)"), tmp_path)
+    assert result.read_text() == first  # the test rows are not looked at again
 
 
 def test_the_recipe_says_that_optuna_is_missing(tmp_path, monkeypatch):

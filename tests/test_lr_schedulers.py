@@ -363,6 +363,102 @@ def test_fit_takes_a_schedule_and_equals_the_scheduler():
     )
 
 
+LATER = {
+    "cosine": lambda optimizer: ours.CosineAnnealingLR(optimizer, 10, eta_min=0.01),
+    "one cycle": lambda optimizer: ours.OneCycleLR(optimizer, 1.0, 10),
+    "sequential": lambda optimizer: ours.SequentialLR(
+        optimizer,
+        [ours.StepLR(optimizer, 2), ours.CosineAnnealingLR(optimizer, 5)],
+        [5],
+    ),
+    "plateau": lambda optimizer: ours.ReduceLROnPlateau(
+        optimizer, patience=0, factor=0.5
+    ),
+}
+
+
+def sgd(lr=0.1, groups=1):
+    parameters = [{"params": [torch.ones(1, requires_grad=True)]} for _ in range(groups)]
+    return torch.optim.SGD(parameters, lr=lr, momentum=0.9)
+
+
+@pytest.mark.parametrize("name", LATER)
+def test_a_group_that_is_added_later_takes_part(name):
+    """The usual way to unfreeze a layer in the middle of a run."""
+    optimizer, both = sgd(), sgd(groups=2)
+    scheduler, reference = LATER[name](optimizer), LATER[name](both)
+    for t in range(9):
+        if t == 3:
+            added = {"params": [torch.ones(1, requires_grad=True)], "lr": 0.1}
+            optimizer.add_param_group(added)
+        optimizer.step(), both.step()
+        for each in (scheduler, reference):
+            each.step(1.0) if name == "plateau" else each.step()
+        if t < 3:
+            continue
+        rates = [group["lr"] for group in optimizer.param_groups]
+        expected = [group["lr"] for group in both.param_groups]
+        if name == "plateau":  # the new rate starts at 0.1 when it comes
+            assert rates[0] == expected[0] and rates[1] == pytest.approx(
+                0.1 * 0.5 ** (t - 2)
+            )
+        elif name == "one cycle":  # from its own rate, and with the others' momentum
+            assert rates[0] == expected[0] and rates[1] == pytest.approx(0.1 * rates[0])
+            assert len({group["momentum"] for group in optimizer.param_groups}) == 1
+        else:
+            assert rates == expected == scheduler.get_last_lr()
+    assert len(scheduler.state_dict().get("base_lrs", [0, 0])) in (0, 2)
+
+
+def test_a_group_too_many_for_min_lr_is_refused_before_a_rate_is_written():
+    optimizer = sgd()
+    scheduler = ours.ReduceLROnPlateau(optimizer, patience=0, min_lr=[0.01])
+    scheduler.step(1.0)
+    optimizer.add_param_group({"params": [torch.ones(1, requires_grad=True)]})
+    with pytest.raises(ValueError, match="append to min_lrs"):
+        scheduler.step(2.0)
+    assert optimizer.param_groups[0]["lr"] == 0.1
+    scheduler.min_lrs.append(0.01)
+    scheduler.step(2.0)
+    assert optimizer.param_groups[1]["lr"] == pytest.approx(0.01)
+
+
+def test_what_somebody_else_wrote_is_overwritten_with_a_warning():
+    optimizer = sgd()
+    first, second = ours.StepLR(optimizer, 2, 0.5), ours.ExponentialLR(optimizer, 0.9)
+    optimizer.step()
+    first.step()
+    second.step()
+    with pytest.warns(UserWarning, match="had written 0.1, and now overwrites"):
+        first.step()
+    alone = sgd()
+    scheduler = ours.StepLR(alone, 2, 0.5)
+    alone.step()
+    alone.param_groups[0]["lr"] = 0.02
+    with pytest.warns(UserWarning, match="is 0.02, this scheduler had written 0.1"):
+        scheduler.step()
+    assert alone.param_groups[0]["lr"] == 0.1
+
+
+def test_the_order_of_steps_is_warned_of_once():
+    optimizer = sgd()
+    scheduler = ours.ExponentialLR(optimizer, 0.9)
+    with pytest.warns(UserWarning, match="before the first optimizer.step"):
+        scheduler.step()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        scheduler.step()  # only once
+        other = sgd()
+        scheduler = ours.ExponentialLR(other, 0.9)
+        for _ in range(3):
+            other.step()
+            scheduler.step()
+        state = scheduler.state_dict()
+        again = ours.ExponentialLR(other, 0.9)
+        again.load_state_dict(state)
+        again.step()
+
+
 def test_a_rate_that_is_a_tensor_stays_the_same_tensor():
     rate = torch.tensor(0.5)
     opt = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=rate)

@@ -6,12 +6,15 @@ import copy
 import io
 import itertools
 import math
+import runpy
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import save_file
 from torch import nn
 from torch.nn.utils import prune
 
@@ -195,6 +198,34 @@ def test_no_optimizer_refills_masked_weights(kind):
     assert not torch.equal(before, model.head.weight)
     assert torch.equal(mc.bake(model)(X), model(X))
     assert mc.bake(model).state_dict().keys() == mlp().state_dict().keys()
+
+
+@pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW])
+def test_an_optimizer_older_than_the_masks_trains_on(kind):
+    model = mlp()
+    settings = {"momentum": 0.9} if kind is torch.optim.SGD else {}
+    optimizer = kind(model.parameters(), lr=0.05, weight_decay=0.1, **settings)
+    fit(model, (X, Y), optimizer, steps=5)
+    weight = model.head.weight
+    mc.apply_masks(model, mc.global_prune(model, 0.7))
+    assert model.head.parametrizations.weight.original is weight
+
+    before = model.head.weight.detach().clone()
+    fit(model, (X, Y), optimizer, steps=5)
+    after = model.head.weight.detach()
+    assert mc.sparsity(model) == pytest.approx(0.7, abs=0.01)
+    assert (after != before)[before != 0].all()
+
+
+def test_masks_change_the_order_of_the_parameters():
+    layer = nn.Linear(8, 4)
+    weight, bias = layer.parameters()
+    model = mc.apply_masks(
+        nn.Sequential(layer), {"0": torch.ones(4, 8, dtype=torch.bool)}
+    )
+    first, second = model.parameters()
+    assert first is bias
+    assert second is weight
 
 
 def test_masked_weights_train_as_torchs_own_do():
@@ -1706,3 +1737,37 @@ def test_groups_that_cannot_be():
             mc.QuantizedLinear(nn.Linear(12, 5), 4, group=group)
     with pytest.raises(ValueError, match="activations='float'"):
         mc.QuantizedLinear(nn.Linear(12, 5), 4, activations="dynamic", group=4)
+
+
+# --- the recipe's layers --------------------------------------------------------------------------
+
+
+def convolutions_and_odd_columns():
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(1, 6, 3, padding=1),  # 9 weights a filter
+        nn.ReLU(),
+        nn.Conv2d(6, 6, 3, groups=3, stride=2),
+        nn.Flatten(),
+        nn.Linear(54, 11, bias=False),
+        nn.Linear(11, 10),
+    ).eval()
+
+
+@pytest.mark.parametrize("bits", [8, 4, 2])
+def test_the_recipes_packed_layers_equal_the_packages(bits, tmp_path):
+    path = Path(__file__).resolve().parent.parent / "recipes/09_model_compression.py"
+    recipe = runpy.run_path(str(path))
+    model = convolutions_and_odd_columns()
+    x = torch.randn(5, 1, 8, 8, generator=generator(1))
+    packed = recipe["pack"](model, bits)
+    torch.testing.assert_close(packed(x), mc.quantize_model(model, bits)(x))
+
+    save_file(packed.state_dict(), tmp_path / "packed.safetensors")
+    loaded = recipe["load_packed"](
+        convolutions_and_odd_columns, bits, tmp_path / "packed.safetensors", "cpu"
+    )
+    assert torch.equal(loaded(x), packed(x))
+    held = sum(values.nbytes for values in loaded.state_dict().values())
+    weights = sum(layer.weight.numel() for layer in model if hasattr(layer, "weight"))
+    assert held <= weights * bits / 8 + 33 * 4 + 22 * 4 + 40  # scales, biases, padding

@@ -18,7 +18,7 @@ def tools():
     """The modules of tools/ by name."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(ROOT / "tools"))
-        names = ("seeds", "density")
+        names = ("seeds", "density", "quick")
         yield {name: importlib.import_module(name) for name in names}
         for name in (*names, "chapter"):
             sys.modules.pop(name, None)
@@ -69,3 +69,34 @@ def test_density_counts_nodes_long_lines_and_comprehensions(tools, capsys):
     assert density.nodes > 5 and density.row()[1] == 50.0
     assert tools["density"].main() == 0
     assert "dlcourse, all" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("dlcourse/warmup.py", ["tests/test_warmup.py"]),
+        ("dlcourse/lr_schedulers/schedules.py", ["tests/test_lr_schedulers.py"]),
+        ("dlcourse/lab/tables.py", ["tests/lab/test_lab_tables.py"]),
+        ("dlcourse/lab/batches.py", ["tests/lab"]),
+        ("dlcourse/capstone/cli.py", ["tests/capstone/test_cli.py"]),
+        ("dlcourse/exercises/warmup.py", ["tests/test_warmup.py"]),
+        ("recipes/01_data_splitting.py", ["tests/test_recipes.py"]),
+        ("tools/seeds.py", ["tests/test_tools.py"]),
+        ("tests/test_warmup.py", ["tests/test_warmup.py"]),
+        ("tests/conftest.py", []),
+        ("README.md", []),
+    ],
+)
+def test_quick_finds_the_tests_of_a_file(tools, path, expected):
+    assert tools["quick"].tests_of(path) == expected
+
+
+def test_quick_knows_every_module_and_runs_no_notebook(tools):
+    quick = tools["quick"]
+    thin = {"predict", "check", "handout", "train", "__init__"}  # doors of commands
+    for path in sorted((ROOT / "dlcourse").rglob("*.py")):
+        name = path.relative_to(ROOT).as_posix()
+        if path.stem not in thin:
+            assert quick.tests_of(name), name
+    paths = ["chapters/04_gradient_clipping.ipynb", "chapters/nbval.cfg", "README.md"]
+    assert quick.selection(paths) == (["tests/test_house.py"], ["04"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from dataclasses import dataclass
 
@@ -38,21 +39,23 @@ def seed_worker(worker_id: int) -> None:
 
     For `worker_init_fn=`, here and in PyTorch. A worker has a copy of the dataset, and a
     generator (NumPy's, Python's or torch's) kept in an attribute is copied with its
-    state: without this, all workers draw the same numbers, and again in each epoch.
+    state: without this, all workers draw the same numbers, and again in each epoch. The
+    rank of the process (`RANK`, as torchrun and Accelerate set it) is part of the seed.
     Datasets that wrap another in an attribute `dataset` are followed.
 
     Raises RuntimeError outside a worker.
 
-    Invariants: no two workers and no two epochs draw alike; the same generator of the
+    Invariants: no two workers, epochs or processes draw alike; the same generator of the
     loader gives the same draws again.
     """
     info = get_worker_info()
     if info is None:
         raise RuntimeError("seed_worker runs in a worker: pass it as worker_init_fn")
+    rank = int(os.environ.get("RANK", 0))  # processes may be seeded alike
     dataset, number = info.dataset, 0
     while dataset is not None:
         for name, value in list(getattr(dataset, "__dict__", {}).items()):
-            source = np.random.SeedSequence([info.seed % 2**64, number])
+            source = np.random.SeedSequence([info.seed % 2**64, number, rank])
             if isinstance(value, np.random.Generator):
                 setattr(dataset, name, np.random.default_rng(source))
             elif isinstance(value, random.Random):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from bisect import bisect_right
 from collections.abc import Sequence
 
@@ -31,6 +32,13 @@ class LambdaLR:
     does) and t, here `last_epoch`, the number of calls of step(): of updates, where you
     call it once each. All other schedulers but ReduceLROnPlateau are this one with a
     schedule filled in.
+
+    It writes a rate, it does not multiply the one that is there: a rate that somebody
+    else has changed, by hand or through a second scheduler, is overwritten, and step()
+    warns of it (`sequential` joins schedules; torch's schedulers can be chained). A group
+    that is added later takes part from the next step, with its own rate as its base. As
+    it holds functions it cannot be pickled: keep its `state_dict`.
+    Warns where step() comes before the first optimizer.step().
     Invariants: reading `lrs_at` moves nothing; a resumed run has the rates of an unbroken
     one.
     """
@@ -42,24 +50,29 @@ class LambdaLR:
         if not 0 <= eta_min < math.inf:
             raise ValueError(f"eta_min={eta_min}: give a learning rate of at least 0")
         self.optimizer, self.lr_lambda, self.eta_min = optimizer, lr_lambda, eta_min
-        self.base_lrs = [
-            float(group.setdefault("initial_lr", float(group["lr"])))
-            for group in optimizer.param_groups
-        ]
+        self.base_lrs: list[float] = []
+        self._take_in_new_groups()
         self.last_epoch = 0
+        self._updated = False  # whether the optimizer has made an update since
+        plain = getattr(optimizer, "optimizer", optimizer)  # without Accelerate's wrapper
+        plain.register_step_post_hook(self._note_update)
         self._write(0)
+        self._written = self._current()
 
     def lrs_at(self, t: int) -> list[float]:
         """Return the learning rate of each group at step t >= 0, without touching
         anything.
         """
+        self._take_in_new_groups()
         factor = self.lr_lambda(t)
         return [self.eta_min + (base - self.eta_min) * factor for base in self.base_lrs]
 
     def step(self) -> None:
         """Go on to the next value: call it once an update, after optimizer.step()."""
+        self._warn_of_misuse()
         self.last_epoch += 1
         self._write(self.last_epoch)
+        self._written = self._current()
 
     def get_last_lr(self) -> list[float]:
         """Return the learning rates in force."""
@@ -67,12 +80,14 @@ class LambdaLR:
 
     def state_dict(self) -> dict:
         """Return the count of steps and the base rates; the settings stay in your code."""
+        self._take_in_new_groups()
         return {"last_epoch": self.last_epoch, "base_lrs": list(self.base_lrs)}
 
     def load_state_dict(self, state_dict: dict) -> None:
         """Take up a state and write its learning rates; ValueError for another group
         count.
         """
+        self._take_in_new_groups()
         if len(state_dict["base_lrs"]) != len(self.optimizer.param_groups):
             raise ValueError(
                 f"the state has {len(state_dict['base_lrs'])} groups, this optimizer "
@@ -83,10 +98,40 @@ class LambdaLR:
             list(state_dict["base_lrs"]),
         )
         self._write(self.last_epoch)
+        self._written = self._current()
 
     def _write(self, t: int) -> None:
         for group, lr in zip(self.optimizer.param_groups, self.lrs_at(t), strict=True):
             _set_lr(group, lr)
+
+    def _take_in_new_groups(self) -> None:
+        for group in self.optimizer.param_groups[len(self.base_lrs) :]:
+            self.base_lrs.append(
+                float(group.setdefault("initial_lr", float(group["lr"])))
+            )
+
+    def _current(self) -> list[float]:
+        return [float(group["lr"]) for group in self.optimizer.param_groups]
+
+    def _note_update(self, *_) -> None:
+        self._updated = True
+
+    def _warn_of_misuse(self) -> None:
+        if self.last_epoch == 0 and not self._updated:
+            warnings.warn(
+                "scheduler.step() came before the first optimizer.step(), so the first rate is "
+                "never used: call optimizer.step() first",
+                stacklevel=3,
+            )
+        for written, now in zip(self._written, self._current(), strict=False):
+            if now != written:
+                warnings.warn(
+                    f"the learning rate is {now:.4g}, this scheduler had written {written:.4g}, "
+                    "and now overwrites it: change the schedule instead, and join two schedules "
+                    "with `sequential` or by multiplying them",
+                    stacklevel=3,
+                )
+                return
 
 
 class StepLR(LambdaLR):
@@ -192,6 +237,7 @@ class OneCycleLR(LambdaLR):
         super().__init__(optimizer, factor)
         self.base_lrs = peaks
         self._write(0)
+        self._written = self._current()
 
     def momenta_at(self, t: int) -> list[float] | None:
         """Return the momentum of each group at step t, or None without cycle_momentum."""
@@ -201,8 +247,9 @@ class OneCycleLR(LambdaLR):
 
     def _write(self, t: int) -> None:
         super()._write(t)
-        momenta = self.momenta_at(t) or []
-        for group, momentum in zip(self.optimizer.param_groups, momenta, strict=False):
+        groups, momenta = self.optimizer.param_groups, self.momenta_at(t) or []
+        momenta += momenta[-1:] * (len(groups) - len(momenta))  # groups added later
+        for group, momentum in zip(groups, momenta, strict=False):
             if "betas" in group:
                 group["betas"] = (momentum, *group["betas"][1:])
             else:
@@ -294,12 +341,14 @@ class ReduceLROnPlateau:
             cooldown,
         )
         self.min_lrs, self.eps = _each_group(optimizer, "min_lr", min_lr), eps
+        self.one_min_lr = not isinstance(min_lr, (list, tuple))
         self.best = math.inf if mode == "min" else -math.inf
         self.num_bad_epochs = self.cooldown_counter = self.last_epoch = 0
 
     def step(self, metrics: float) -> None:
         """Take in the metric of one evaluation; NaN counts as no improvement."""
         current = float(metrics)
+        self._take_in_new_groups()
         self.last_epoch += 1
         if self._is_better(current):
             self.best, self.num_bad_epochs = current, 0
@@ -317,6 +366,15 @@ class ReduceLROnPlateau:
                 if old - new > self.eps:
                     _set_lr(group, new)
             self.cooldown_counter, self.num_bad_epochs = self.cooldown, 0
+
+    def _take_in_new_groups(self) -> None:
+        new = len(self.optimizer.param_groups) - len(self.min_lrs)
+        if new and not self.one_min_lr:
+            raise ValueError(
+                f"min_lr has {len(self.min_lrs)} values, and {new} groups were added to the "
+                "optimizer: give one number as min_lr, or append to min_lrs"
+            )
+        self.min_lrs += self.min_lrs[-1:] * new
 
     def _is_better(self, current: float) -> bool:
         sign = -1 if self.mode == "min" else 1

@@ -146,7 +146,10 @@ def apply_masks(model: nn.Module, masks: Masks) -> nn.Module:
     """Make the masked weights of `model` zero for good, in place, and return it.
 
     The layer then computes weight * mask at each use. So no optimizer can refill a zero,
-    whatever momentum it brings along. `bake` turns the result back into a plain model.
+    whatever momentum it brings along. The parameter behind the mask is the same object as
+    before, so an optimizer built earlier goes on training it; but it now stands after the
+    bias in `model.parameters()`, so load an optimizer's saved state before the masks.
+    `bake` turns the result back into a plain model.
     Raises KeyError for a name that is no module, ValueError for a mask of another shape.
     """
     modules = dict(model.named_modules())
