@@ -1,6 +1,7 @@
 # make lab     open the chapters in JupyterLab        make chapter N=04   run one, save its outputs
 # make test    run everything that can fail           make lint           style, types, density
 # make bench   measure ratios against other libraries make clean          remove .venv
+# make quick   test what you changed
 # make site    build the book into build/site         make site-test      look at it in Chromium
 
 PYTHON ?= python3
@@ -11,6 +12,12 @@ BIN := .venv/bin
 endif
 LOCK ?= requirements.lock
 READY := .venv/ready
+# make lab TORCH=cpu leaves the CUDA libraries out; uv is used where it is installed
+TORCH ?=
+CPU_INDEX ?= https://download.pytorch.org/whl/cpu
+SIZE := $(if $(filter cpu,$(TORCH)),about 1.5 GB,about 6 GB)
+UV ?= $(shell command -v uv 2>/dev/null)
+INSTALL := $(if $(UV),uv pip install --python $(BIN)/python,$(BIN)/python -m pip install --progress-bar on)
 
 export OMP_NUM_THREADS := 1
 export OMP_WAIT_POLICY := PASSIVE
@@ -18,11 +25,15 @@ export OMP_WAIT_POLICY := PASSIVE
 # the accessibility checker that site-test puts into the pages
 AXE := .venv/axe/node_modules/axe-core/axe.min.js
 
-.PHONY: lab test chapter lint bench site site-test clean
+.PHONY: lab test quick chapter lint bench site site-test clean
 
 lab: $(READY)
 	$(BIN)/python -m dlcourse.doctor
 	$(BIN)/jupyter lab --notebook-dir=chapters $(ARGS)
+
+# the unit tests of what you changed, and the rules of the house: under a minute
+quick: $(READY)
+	DLCOURSE_PROGRESS=0 $(BIN)/python tools/quick.py $(ARGS)
 
 test: $(READY)
 	DLCOURSE_PROGRESS=0 $(BIN)/python -m pytest --nbval -n 2 --dist loadfile \
@@ -56,10 +67,23 @@ $(AXE): $(READY)
 	npm install --silent --no-audit --no-fund --prefix .venv/axe axe-core@4.14.1
 
 $(READY): $(LOCK) pyproject.toml
+	@test -w . || { echo "No .venv can be made here: this folder cannot be written to. Copy it to" \
+	  "a folder of yours, or follow 'No make' in README.md."; exit 1; }
+	@echo "Making .venv with the versions of $(LOCK): $(SIZE), five to ten minutes, once."
+ifneq ($(UV),)
+	uv venv --quiet --seed --python $(PYTHON) .venv
+else
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet -r $(LOCK)
-	$(BIN)/python -m pip install --quiet --no-deps --editable .
+endif
+ifeq ($(TORCH),cpu)
+	$(INSTALL) --index-url $(CPU_INDEX) $(shell sed -nE 's/^(torch|torchvision)==([^ ;]*).*/\1==\2/p' $(LOCK))
+	grep -vE "^(torch|torchvision|triton|cuda-|nvidia-)" $(LOCK) > .venv/without-cuda.lock
+	$(INSTALL) --no-deps -r .venv/without-cuda.lock
+else
+	$(INSTALL) -r $(LOCK)
+endif
+	PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --no-deps --editable .
 	$(BIN)/python -c "open('.venv/ready', 'w').close()"
 
 clean:
