@@ -2,7 +2,8 @@
 
 A chapter gives its verdicts in the section "What the article says", in one of two forms:
 a table with a column "Verdict", or prose, in which the statement stands in bold and in
-quotation marks and the verdict in bold: **Verdict: loose.** or **Wrong.**
+quotation marks and the verdict in bold: **Verdict: loose.** or **Wrong.** Or both stand
+in one bold piece: **"Zeros make it small": loose.**
 """
 
 from __future__ import annotations
@@ -18,6 +19,9 @@ BOLD = re.compile(r"\*\*(.+?)\*\*", re.DOTALL)
 IS_VERDICT = re.compile(
     r"^(?:verdict\b.*|(?:right|loose|wrong)\b.*|[^\"“]*: (?:right|loose|wrong)\b.*)$",
     re.IGNORECASE | re.DOTALL,
+)
+JOINED = re.compile(
+    r"^[\"“](.+?)[\"”]: ((?:right|loose|wrong)\b.*)$", re.IGNORECASE | re.DOTALL
 )
 CELL_BORDER = re.compile(r"(?<!\\)\|(?=(?:[^`$]|`[^`]*`|\$[^$]*\$)*$)")
 
@@ -96,6 +100,9 @@ def _from_prose(parts: list[str]) -> list[tuple[str, str]]:
     for part in parts:
         for found in BOLD.finditer(part):
             text = " ".join(found[1].split())
+            if joined := JOINED.match(text):
+                pairs.append((f'"{joined[1]}"', _plain(joined[2])))
+                continue
             if IS_VERDICT.match(text):
                 judged.append(_sentence(part, found, text))
                 continue
