@@ -223,6 +223,13 @@ def test_verdicts_come_from_a_table_or_from_prose(tmp_path):
     chapter = chapter_with(tmp_path, "09_model_compression.ipynb", joined)
     found = [(item.statement, item.kind) for item in verdicts.verdicts(chapter)]
     assert found == [('"A"', "right"), ('"B"', "wrong"), ('"C"', "loose")]
+    listed = markdown(
+        "## What the article says\n\n- A, first: **right, mostly.** Yes.\n"
+        "- B: **loose** in `f(x)`, where it rains (*C*)."
+    )
+    chapter = chapter_with(tmp_path, "10_data_augmentation.ipynb", listed)
+    found = [(item.statement, item.verdict) for item in verdicts.verdicts(chapter)]
+    assert found == [("A, first", "right, mostly."), ("B", "loose in `f(x)`")]
 
 
 def test_a_lesson_without_verdict_fails_the_build_and_an_older_chapter_does_not(tmp_path):
