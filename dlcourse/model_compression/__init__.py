@@ -14,7 +14,6 @@ from dlcourse.model_compression.folding import FOLDS, fold_batch_norms
 from dlcourse.model_compression.layers import QUANTIZABLE
 from dlcourse.model_compression.low_rank import factorize, low_rank_factors
 from dlcourse.model_compression.pruning import (
-    Mask,
     Masks,
     apply_masks,
     bake,
@@ -56,7 +55,6 @@ from dlcourse.model_compression.quantized_layers import (
 from dlcourse.model_compression.size import load_compact, model_size, save_compact
 
 __all__ = [
-    "Mask",
     "Masks",
     "apply_masks",
     "bake",

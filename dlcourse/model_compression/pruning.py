@@ -127,7 +127,7 @@ def saliency_prune(model: nn.Module, amount: float | int, sync: bool = True) -> 
     return masks
 
 
-class Mask(nn.Module):
+class _Mask(nn.Module):
     """A parametrization that shows a weight times a fixed mask; its gradient is masked as
     well.
     """
@@ -162,7 +162,7 @@ def apply_masks(model: nn.Module, masks: Masks) -> nn.Module:
                 f"{tuple(weight.shape)}: compute the masks from this very model"
             )
     for name, mask in masks.items():
-        parametrize.register_parametrization(modules[name], "weight", Mask(mask.clone()))
+        parametrize.register_parametrization(modules[name], "weight", _Mask(mask.clone()))
     return model
 
 
