@@ -175,7 +175,12 @@ def _complaints(cell, output, place: int) -> list[str]:
     if ACTIVE.search(str(output.data.get("text/html", ""))):
         found.append("HTML that loads or runs something; show text or a table")
     if "image/png" in output.data and not caption_of(cell, place):
-        found.append('a figure without caption; use show(fig, caption="...")')
+        if output.metadata.get("image/png", {}).get("alt"):
+            found.append(
+                "the caption is not the alternative text; run the notebook again"
+            )
+        else:
+            found.append('a figure without caption; use show(fig, caption="...")')
     return found
 
 

@@ -165,7 +165,7 @@ def verdict_table(chapters: list[Chapter]) -> str:
     for item in found:
         page = f"chapters/{item.chapter.stem}.ipynb#what-the-article-says"
         where = f"[{item.chapter.number} {item.chapter.title}]({page})"
-        verdict = f"[{item.verdict.rstrip('.')}]{{.verdict .{item.kind}}}"
+        verdict = f"[{item.verdict.rstrip('.,')}]{{.verdict .{item.kind}}}"
         lines.append(f"| {table_cell(item.statement)} | {verdict} | {where} |")
     return "\n".join([*lines, ""])
 

@@ -1,8 +1,11 @@
 """What the chapters say of the article's statements, read from their own sections.
 
-A chapter gives its verdicts in the section "What the article says", in one of two forms:
-a table with a column "Verdict", or prose, in which the statement stands in bold and in
-quotation marks and the verdict in bold: **Verdict: loose.** or **Wrong.**
+A chapter gives its verdicts in the section "What the article says", in one of these forms:
+
+- a table with a column "Verdict";
+- a list, the verdict in bold behind the statement: `- Expand the data first: **loose.**`;
+- prose, the statement in bold and in quotation marks, and the verdict in bold somewhere
+  behind it, **Verdict: loose.** or **Wrong.**, or both in one piece: **"A": loose.**
 """
 
 from __future__ import annotations
@@ -19,6 +22,14 @@ IS_VERDICT = re.compile(
     r"^(?:verdict\b.*|(?:right|loose|wrong)\b.*|[^\"“]*: (?:right|loose|wrong)\b.*)$",
     re.IGNORECASE | re.DOTALL,
 )
+JOINED = re.compile(
+    r"^[\"“](.+?)[\"”]: ((?:right|loose|wrong|not)\b.*)$",
+    re.IGNORECASE | re.DOTALL,
+)
+ITEM = re.compile(
+    r"^[-*] ([^*\n]+?): \*\*((?:right|loose|wrong)\b[^*]*)\*\*", re.M | re.I
+)
+REST = re.compile(r",?(?:[^.,;(\n]|(?<=\w)\()*")  # of a sentence, up to the next comma
 CELL_BORDER = re.compile(r"(?<!\\)\|(?=(?:[^`$]|`[^`]*`|\$[^$]*\$)*$)")
 
 
@@ -43,7 +54,7 @@ def verdicts(chapter: Chapter) -> list[Verdict]:
     Raises BookError where a chapter that is a lesson already gives none.
     """
     parts = chapter.section(SECTION)
-    pairs = _from_tables(parts) or _from_prose(parts)
+    pairs = _from_tables(parts) or _from_lists(parts) or _from_prose(parts)
     if chapter.is_rewritten and not pairs:
         raise BookError(
             f"{chapter.path.name}: no verdict in the section {SECTION!r}; give a table "
@@ -51,7 +62,7 @@ def verdicts(chapter: Chapter) -> list[Verdict]:
         )
     found = [Verdict(statement, verdict, chapter) for statement, verdict in pairs]
     for item in found:
-        if not any(word in item.verdict.lower() for word in WORDS):
+        if not any(word in item.verdict.lower() for word in (*WORDS, "not")):
             raise BookError(
                 f"{chapter.path.name}: the verdict {item.verdict!r} is none of {WORDS}"
             )
@@ -85,6 +96,18 @@ def _cells(line: str) -> list[str]:
     return [cell.strip() for cell in CELL_BORDER.split(line.strip("|"))]
 
 
+# --- from a list ------------------------------------------------------------------------
+
+
+def _from_lists(parts: list[str]) -> list[tuple[str, str]]:
+    """Return (statement, verdict) of each item with a verdict in bold behind a colon."""
+    return [
+        (found[1], _sentence(part, found, found[2]))
+        for part in parts
+        for found in ITEM.finditer(part)
+    ]
+
+
 # --- from prose -------------------------------------------------------------------------
 
 
@@ -96,6 +119,9 @@ def _from_prose(parts: list[str]) -> list[tuple[str, str]]:
     for part in parts:
         for found in BOLD.finditer(part):
             text = " ".join(found[1].split())
+            if joined := JOINED.match(text):
+                pairs.append((f'"{joined[1]}"', _plain(joined[2])))
+                continue
             if IS_VERDICT.match(text):
                 judged.append(_sentence(part, found, text))
                 continue
@@ -110,9 +136,8 @@ def _from_prose(parts: list[str]) -> list[tuple[str, str]]:
 
 def _sentence(part: str, found: re.Match, text: str) -> str:
     """Return the verdict with what its sentence still says after the bold words."""
-    rest = part[found.end() :]
-    end = re.match(r"[^.\n]*\.", rest) if not text.endswith(".") else None
-    return _plain(text + (end[0] if end else ""))
+    rest = "" if text.endswith(".") else REST.match(part[found.end() :])[0]
+    return _plain(text + rest.rstrip())
 
 
 def _paired(statements: list[str], judged: list[str]) -> list[tuple[str, str]]:

@@ -216,6 +216,20 @@ def test_verdicts_come_from_a_table_or_from_prose(tmp_path):
     chapter = chapter_with(tmp_path, "09_model_compression.ipynb", prose)
     kinds = [item.kind for item in verdicts.verdicts(chapter)]
     assert kinds == ["right", "loose", "wrong", "mixed"]
+    joined = markdown(
+        '## What the article says\n\nIt says "A".\n- **"A": right as an aim.** But.\n'
+        '- **"B": wrong.** No. **"C": loose, at best.**'
+    )
+    chapter = chapter_with(tmp_path, "09_model_compression.ipynb", joined)
+    found = [(item.statement, item.kind) for item in verdicts.verdicts(chapter)]
+    assert found == [('"A"', "right"), ('"B"', "wrong"), ('"C"', "loose")]
+    listed = markdown(
+        "## What the article says\n\n- A, first: **right, mostly.** Yes.\n"
+        "- B: **loose** in `f(x)`, where it rains (*C*)."
+    )
+    chapter = chapter_with(tmp_path, "10_data_augmentation.ipynb", listed)
+    found = [(item.statement, item.verdict) for item in verdicts.verdicts(chapter)]
+    assert found == [("A, first", "right, mostly."), ("B", "loose in `f(x)`")]
 
 
 def test_a_lesson_without_verdict_fails_the_build_and_an_older_chapter_does_not(tmp_path):
@@ -273,11 +287,10 @@ def test_outputs_that_no_page_can_show_are_named_with_their_cell(tmp_path):
 
 def test_a_figure_needs_its_caption(tmp_path):
     assert complaints(tmp_path, *picture("A curve falls.", "A curve falls.")) == []
-    for alt, below in (("", ""), ("A curve falls.", "It rises."), ("", "It rises.")):
-        assert "without caption" in complaints(tmp_path, *picture(alt, below))[0]
-    assert (
-        "without caption" in complaints(tmp_path, picture("A curve.", "A curve.")[0])[0]
-    )
+    for below in ("", "It rises."):
+        assert "without caption" in complaints(tmp_path, *picture("", below))[0]
+    for outputs in (picture("It falls.", "It rises."), picture("It falls.", "")[:1]):
+        assert "not the alternative text" in complaints(tmp_path, *outputs)[0]
 
 
 @pytest.mark.parametrize(
