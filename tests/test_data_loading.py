@@ -1314,7 +1314,7 @@ def test_steps_that_every_process_surely_has(num_workers):
 
 
 def buckets_in_each_process(source):
-    """Runs in each process: the chapter's batch sampler under Accelerate, two epochs."""
+    """Runs in each process: the chapter's batch sampler under Accelerate, in 12 epochs."""
     import torch
     from accelerate import Accelerator
     from torch.utils.data import DataLoader
@@ -1329,7 +1329,7 @@ def buckets_in_each_process(source):
         loader = DataLoader(range(75), batch_sampler=buckets)
         assert len(loader) == len(list(loader))
         prepared = accelerator.prepare(loader)
-        found.append([[batch.tolist() for batch in prepared] for _ in range(4)])
+        found.append([[batch.tolist() for batch in prepared] for _ in range(12)])
     return found
 
 
