@@ -84,8 +84,9 @@ def check_leakage(
         times = _column("times", times, n)
         late = int((times[train] + gap >= times[test].min()).sum())
         rows = test[times[test] <= times[train].max() + gap]
-        near = f"without a gap of more than {gap:g} to the first test row"
-        where = near if gap else "at the time of the first test row or later"
+        where = "at the time of the first test row or later"
+        if gap:
+            where = f"without a gap of more than {gap:g} to the first test row"
         text = f"training rows {where}: {late}"
         leaks.append(Leak("time", rows if late else rows[:0], text))
     for name, values in (statistics or {}).items():

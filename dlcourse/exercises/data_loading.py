@@ -241,7 +241,8 @@ def _read_ahead_by_futures(batches, depth):
 
 # numbers that sums, products and digits written side by side confuse
 SMALL: tuple[int, ...] = (0, 1, 2, 3, 7, 10)
-PLACES = (*SMALL, 100, 256, 1000, 1024, 10_000, 65_536, 1_000_000)
+LARGE: tuple[int, ...] = (100, 256, 1000, 1024, 10_000, 65_536, 1_000_000)
+PLACES: tuple[int, ...] = SMALL + LARGE
 
 
 def _check_rng(answer) -> None:
