@@ -17,7 +17,9 @@ TORCH ?=
 CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 SIZE := $(if $(filter cpu,$(TORCH)),about 1.5 GB,about 6 GB)
 UV ?= $(shell command -v uv 2>/dev/null)
-INSTALL := $(if $(UV),uv pip install --python $(BIN)/python,$(BIN)/python -m pip install --progress-bar on)
+PIP := $(BIN)/python -m pip install --progress-bar on
+# uv first, where there is one; pip where there is none, or where uv finds no index
+install = $(if $(UV),uv pip install --python $(BIN)/python $(1) || )$(PIP) $(1)
 
 export OMP_NUM_THREADS := 1
 export OMP_WAIT_POLICY := PASSIVE
@@ -70,18 +72,14 @@ $(READY): $(LOCK) pyproject.toml
 	@test -w . || { echo "No .venv can be made here: this folder cannot be written to. Copy it to" \
 	  "a folder of yours, or follow 'No make' in README.md."; exit 1; }
 	@echo "Making .venv with the versions of $(LOCK): $(SIZE), five to ten minutes, once."
-ifneq ($(UV),)
-	uv venv --quiet --seed --python $(PYTHON) .venv
-else
-	$(PYTHON) -m venv .venv
+	$(if $(UV),uv venv --quiet --seed --python $(PYTHON) .venv || )$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
-endif
 ifeq ($(TORCH),cpu)
-	$(INSTALL) --index-url $(CPU_INDEX) $(shell sed -nE 's/^(torch|torchvision)==([^ ;]*).*/\1==\2/p' $(LOCK))
+	$(call install,--index-url $(CPU_INDEX) $(shell sed -nE 's/^(torch|torchvision)==([^ ;]*).*/\1==\2/p' $(LOCK)))
 	grep -vE "^(torch|torchvision|triton|cuda-|nvidia-)" $(LOCK) > .venv/without-cuda.lock
-	$(INSTALL) --no-deps -r .venv/without-cuda.lock
+	$(call install,--no-deps -r .venv/without-cuda.lock)
 else
-	$(INSTALL) -r $(LOCK)
+	$(call install,-r $(LOCK))
 endif
 	PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --no-deps --editable .
 	$(BIN)/python -c "open('.venv/ready', 'w').close()"
