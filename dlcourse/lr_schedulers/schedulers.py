@@ -55,9 +55,8 @@ class LambdaLR:
         self.last_epoch = 0
         self._updated = False  # whether the optimizer has made an update since
         plain = getattr(optimizer, "optimizer", optimizer)  # without Accelerate's wrapper
-        plain.register_step_post_hook(self._note_update)
-        self._write(0)
-        self._written = self._current()
+        self._first_update = plain.register_step_post_hook(self._note_update)
+        self._apply(0)
 
     def lrs_at(self, t: int) -> list[float]:
         """Return the learning rate of each group at step t >= 0, without touching
@@ -71,8 +70,7 @@ class LambdaLR:
         """Go on to the next value: call it once an update, after optimizer.step()."""
         self._warn_of_misuse()
         self.last_epoch += 1
-        self._write(self.last_epoch)
-        self._written = self._current()
+        self._apply(self.last_epoch)
 
     def get_last_lr(self) -> list[float]:
         """Return the learning rates in force."""
@@ -97,8 +95,11 @@ class LambdaLR:
             state_dict["last_epoch"],
             list(state_dict["base_lrs"]),
         )
-        self._write(self.last_epoch)
-        self._written = self._current()
+        self._apply(self.last_epoch)
+
+    def _apply(self, t: int) -> None:
+        self._write(t)
+        self._written = _rates(self.optimizer)
 
     def _write(self, t: int) -> None:
         for group, lr in zip(self.optimizer.param_groups, self.lrs_at(t), strict=True):
@@ -110,9 +111,6 @@ class LambdaLR:
                 float(group.setdefault("initial_lr", float(group["lr"])))
             )
 
-    def _current(self) -> list[float]:
-        return [float(group["lr"]) for group in self.optimizer.param_groups]
-
     def _note_update(self, *_) -> None:
         self._updated = True
 
@@ -123,7 +121,8 @@ class LambdaLR:
                 "never used: call optimizer.step() first",
                 stacklevel=3,
             )
-        for written, now in zip(self._written, self._current(), strict=False):
+        self._first_update.remove()  # all is known now: no call an update any more
+        for written, now in zip(self._written, _rates(self.optimizer), strict=False):
             if now != written:
                 warnings.warn(
                     f"the learning rate is {now:.4g}, this scheduler had written {written:.4g}, "
@@ -236,8 +235,7 @@ class OneCycleLR(LambdaLR):
             _check_positive("max_lr", peak)
         super().__init__(optimizer, factor)
         self.base_lrs = peaks
-        self._write(0)
-        self._written = self._current()
+        self._apply(0)
 
     def momenta_at(self, t: int) -> list[float] | None:
         """Return the momentum of each group at step t, or None without cycle_momentum."""
@@ -384,7 +382,7 @@ class ReduceLROnPlateau:
 
     def get_last_lr(self) -> list[float]:
         """Return the learning rates in force."""
-        return [float(group["lr"]) for group in self.optimizer.param_groups]
+        return _rates(self.optimizer)
 
     def state_dict(self) -> dict:
         """Return what has been seen so far and the learning rates; the settings stay in
@@ -430,6 +428,10 @@ def _each_group(optimizer: Optimizer, name: str, value) -> list[float]:
             f"{name} has {len(values)} values for {groups} groups: give one a group"
         )
     return values
+
+
+def _rates(optimizer: Optimizer) -> list[float]:
+    return [float(group["lr"]) for group in optimizer.param_groups]
 
 
 def _set_lr(group: dict, lr: float) -> None:
