@@ -8,12 +8,17 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from dlcourse.batch_normalization.standardize import Standardize, _check_dtype, _wide
+from dlcourse.batch_normalization.standardize import (
+    Standardize,
+    _Affine,
+    _check_dtype,
+    _wide,
+)
 
 BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 
 
-class _BatchNorm(nn.Module):
+class _BatchNorm(_Affine):
     """What BatchNorm1d, BatchNorm2d and SyncBatchNorm share."""
 
     ndims: tuple[int, ...] = ()  # of the inputs that the layer takes
@@ -39,11 +44,7 @@ class _BatchNorm(nn.Module):
         self.num_features, self.eps, self.momentum = num_features, eps, momentum
         self.affine, self.track_running_stats = affine, track_running_stats
         kind = {"device": device, "dtype": dtype}
-        self.weight = self.bias = None
-        if affine:
-            self.weight = nn.Parameter(torch.empty(num_features, **kind))
-        if affine and bias:
-            self.bias = nn.Parameter(torch.empty(num_features, **kind))
+        self._add_parameters(num_features, affine, bias, device, dtype)
         for name in BUFFERS:
             self.register_buffer(name, None)
         if track_running_stats:
@@ -95,10 +96,7 @@ class _BatchNorm(nn.Module):
     def reset_parameters(self) -> None:
         """Start anew: scale 1, shift 0, and no statistics."""
         self.reset_running_stats()
-        if self.weight is not None:
-            nn.init.ones_(self.weight)
-        if self.bias is not None:
-            nn.init.zeros_(self.bias)
+        super().reset_parameters()
 
     def _load_from_state_dict(self, state_dict, prefix, *rest) -> None:
         # checkpoints from before torch 0.4.1 do not count their batches

@@ -5,12 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from dlcourse.batch_normalization.standardize import Standardize, _check_dtype, _wide
+from dlcourse.batch_normalization.standardize import (
+    Standardize,
+    _Affine,
+    _check_dtype,
+    _wide,
+)
 
 
-class LayerNorm(nn.Module):
+class LayerNorm(_Affine):
     """Standardise each example over its last dimensions `normalized_shape`, then scale
     and shift.
 
@@ -38,18 +43,11 @@ class LayerNorm(nn.Module):
                 "normalized_shape is empty: give the sizes of the last dimensions"
             )
         self.eps, self.elementwise_affine = eps, elementwise_affine
-        self.weight = self.bias = None
-        if elementwise_affine:
-            empty = torch.empty(self.normalized_shape, device=device, dtype=dtype)
-            self.weight = nn.Parameter(empty)
-        if elementwise_affine and bias and self.center:
-            empty = torch.empty(self.normalized_shape, device=device, dtype=dtype)
-            self.bias = nn.Parameter(empty)
+        shifts = bias and self.center
+        self._add_parameters(
+            self.normalized_shape, elementwise_affine, shifts, device, dtype
+        )
         self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """Start anew: scale 1, shift 0."""
-        _reset(self.weight, self.bias)
 
     def extra_repr(self) -> str:
         return (
@@ -97,7 +95,7 @@ class RMSNorm(LayerNorm):
         super().__init__(normalized_shape, eps, elementwise_affine, False, device, dtype)
 
 
-class GroupNorm(nn.Module):
+class GroupNorm(_Affine):
     """Standardise each example of (N, C, ...) within `num_groups` groups of channels.
 
     One group normalises a whole example, C groups each channel by itself. Raises
@@ -125,17 +123,8 @@ class GroupNorm(nn.Module):
             )
         self.num_groups, self.num_channels = num_groups, num_channels
         self.eps, self.affine = eps, affine
-        kind = {"device": device, "dtype": dtype}
-        self.weight = self.bias = None
-        if affine:
-            self.weight = nn.Parameter(torch.empty(num_channels, **kind))
-        if affine and bias:
-            self.bias = nn.Parameter(torch.empty(num_channels, **kind))
+        self._add_parameters(num_channels, affine, bias, device, dtype)
         self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """Start anew: scale 1, shift 0."""
-        _reset(self.weight, self.bias)
 
     def extra_repr(self) -> str:
         return f"{self.num_groups}, {self.num_channels}, eps={self.eps}, affine={self.affine}"
@@ -162,11 +151,3 @@ class GroupNorm(nn.Module):
         y = y if self.weight is None else y * self.weight.view(column)
         y = y if self.bias is None else y + self.bias.view(column)
         return y.to(x.dtype)
-
-
-@torch.no_grad()
-def _reset(weight: Tensor | None, bias: Tensor | None) -> None:
-    if weight is not None:
-        weight.fill_(1)
-    if bias is not None:
-        bias.zero_()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 
 class Standardize(torch.autograd.Function):
@@ -112,3 +112,22 @@ def _mean(values: Tensor, dims: tuple[int, ...], group) -> Tensor:
     sums = torch.cat([total.ravel(), count])
     dist.all_reduce(sums, group=group)
     return (sums[:-1] / sums[-1]).view_as(total)
+
+
+class _Affine(nn.Module):
+    """A layer with a scale, `weight`, and a shift, `bias`: each a parameter, or None."""
+
+    weight: nn.Parameter | None
+    bias: nn.Parameter | None
+
+    def _add_parameters(self, shape, weight: bool, bias: bool, device, dtype) -> None:
+        for name, wanted in (("weight", weight), ("bias", weight and bias)):
+            value = torch.empty(shape, device=device, dtype=dtype) if wanted else None
+            self.register_parameter(name, None if value is None else nn.Parameter(value))
+
+    def reset_parameters(self) -> None:
+        """Start anew: scale 1, shift 0."""
+        if self.weight is not None:
+            nn.init.ones_(self.weight)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
