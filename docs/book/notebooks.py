@@ -12,6 +12,7 @@ import nbformat
 from house_rules import TO_BE_REWRITTEN
 
 from book.settings import ROOT
+from dlcourse.workshop.plan import card_line
 
 CARD = ("You will be able to", "Know first", "Minutes", "Seconds to run", "Hardware")
 SHOWN = {"image/png", "text/html", "text/markdown", "text/plain"}
@@ -91,10 +92,8 @@ class Chapter:
     @property
     def card(self) -> dict[str, str]:
         """Return the lines of the card by their labels; raises BookError if one lacks."""
-        lines = dict(
-            re.findall(r"^- \*\*([^:*]+):?\*\*:?\s*(.*?)\s*$", self.opening, re.MULTILINE)
-        )
-        lacking = [label for label in CARD if label not in lines]
+        lines = {label: card_line(self.opening, label) for label in CARD}
+        lacking = [label for label, line in lines.items() if not line]
         if lacking:
             raise BookError(f"{self.path.name}: the card has no line {lacking[0]!r}")
         return lines

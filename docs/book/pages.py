@@ -233,11 +233,16 @@ def recipe_pages(chapters: list[Chapter]) -> dict[str, str]:
     return made
 
 
+def summary(source: str) -> str:
+    """Return the first paragraph of a script's docstring, on one line."""
+    docstring = ast.get_docstring(ast.parse(source)) or ""
+    return " ".join(docstring.split("\n\n")[0].split())
+
+
 def one_recipe(chapter: Chapter) -> str:
     """Return the page of one recipe: what it is, how to start it, and the script."""
     path = recipe(chapter)
     source = path.read_text("utf-8")
-    what = (ast.get_docstring(ast.parse(source)) or "").split("\n\n")[0]
     download = (
         f'<p><a class="door" href="../scripts/{path.name}" download="">Download</a></p>'
     )
@@ -245,7 +250,7 @@ def one_recipe(chapter: Chapter) -> str:
         [
             f"# Recipe {chapter.number}: {chapter.title.lower()}",
             "",
-            " ".join(what.split()),
+            summary(source),
             "",
             f"It belongs to {link(chapter, '../chapters/')}, which explains its lines.",
             "",
@@ -283,11 +288,8 @@ def recipe_list(chapters: list[Chapter]) -> str:
         "",
     ]
     for chapter in chapters:
-        source = recipe(chapter).read_text("utf-8")
-        what = (ast.get_docstring(ast.parse(source)) or "").split("\n\n")[0]
-        lines.append(
-            f"- [{chapter.number} {chapter.title}]({chapter.stem}.md): {' '.join(what.split())}"
-        )
+        what = summary(recipe(chapter).read_text("utf-8"))
+        lines.append(f"- [{chapter.number} {chapter.title}]({chapter.stem}.md): {what}")
     tree = [chapter.stem for chapter in chapters]
     return "\n".join([*lines, "", "```{toctree}", ":hidden:", "", *tree, "```", ""])
 
