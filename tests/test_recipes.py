@@ -65,22 +65,40 @@ CASES = {
     "16_data_loading": {"test accuracy": 0.004, "test loss": 0.001},
 }
 NAMES = sorted(CASES)
+SETTINGS = {"ACCELERATE_USE_CPU": "yes", "OMP_NUM_THREADS": "1", "PYTHONPATH": ""}
+
+
+def start(
+    script: Path, folder: Path | str, *launcher: str
+) -> subprocess.CompletedProcess:
+    """Run a recipe, or a changed copy of one, on the CPU and in a folder."""
+    return subprocess.run(
+        [sys.executable, *launcher, str(script)],
+        cwd=folder,
+        env=os.environ | SETTINGS,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def output_of(text: str, script: Path) -> str:
+    """Write a changed recipe to `script`, run it there, and return what it printed."""
+    script.write_text(text, encoding="utf-8")
+    done = start(script, script.parent)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def source(name: str) -> str:
+    return (RECIPES / f"{name}.py").read_text(encoding="utf-8")
 
 
 def run(name: str, *launcher: str) -> dict[str, float]:
-    """Run a recipe on the CPU, in a folder of its own; return the numbers of its last line."""
-    command = [sys.executable, *launcher, str(RECIPES / f"{name}.py")]
-    settings = {"ACCELERATE_USE_CPU": "yes", "OMP_NUM_THREADS": "1", "PYTHONPATH": ""}
+    """Run a recipe in a folder of its own; return the numbers of its last line."""
     for _ in range(TRIES):
         with tempfile.TemporaryDirectory() as folder:
-            done = subprocess.run(
-                command,
-                cwd=folder,
-                env=os.environ | settings,
-                capture_output=True,
-                text=True,
-                timeout=300,
-            )
+            done = start(RECIPES / f"{name}.py", folder, *launcher)
         if done.returncode == 0 or not LOST.search(done.stderr):
             break
     assert done.returncode == 0, done.stderr
@@ -107,7 +125,7 @@ def test_two_processes_equal_one(name):
 
 def test_01_equals_a_plain_loop():
     """The folds of writers give what plain PyTorch gives, without Accelerate."""
-    text = (RECIPES / "01_data_splitting.py").read_text(encoding="utf-8")
+    text = source("01_data_splitting")
     its = {"__name__": "recipe"}
     exec(compile(text.partition("accelerator = Accel")[0], "recipe", "exec"), its)
     images, labels = (torch.tensor(part) for part in load_digits(return_X_y=True))
@@ -163,47 +181,29 @@ def test_01_a_split_of_other_data_is_refused(tmp_path, rows, last, said):
     names = [f"w{block:02d}" for block in range(13)] + [last]
     split = {"rows": rows, "folds": [names[k::5] for k in range(5)]}
     (tmp_path / "split.json").write_text(json.dumps(split), encoding="utf-8")
-    done = subprocess.run(
-        [sys.executable, str(RECIPES / "01_data_splitting.py")],
-        cwd=tmp_path,
-        env=os.environ | {"ACCELERATE_USE_CPU": "yes", "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    done = start(RECIPES / "01_data_splitting.py", tmp_path)
     assert done.returncode == 1
     assert said in done.stderr and "delete it" in done.stderr
     assert "accuracy" not in done.stdout
 
 
 def test_a_batch_that_does_not_divide_is_refused(tmp_path):
-    text = (RECIPES / "11_gradient_accumulation.py").read_text(encoding="utf-8")
+    text = source("11_gradient_accumulation")
     for rows in (12, 256):  # 128 is no multiple of either
         changed = tmp_path / f"micro_batches_of_{rows}.py"
         changed.write_text(text.replace("MICRO_BATCH = 8", f"MICRO_BATCH = {rows}"))
-        done = subprocess.run(
-            [sys.executable, str(changed)], capture_output=True, text=True, timeout=300
-        )
+        done = start(changed, tmp_path)
         assert done.returncode == 1
         assert f"BATCH=128 is no multiple of MICRO_BATCH={rows}" in done.stderr
 
 
 def test_augmentation_equals_a_plain_loop(tmp_path):
-    text = (RECIPES / "10_data_augmentation.py").read_text(encoding="utf-8")
+    text = source("10_data_augmentation")
     text = text.replace("EPOCHS = 40, 0.005, 30", "EPOCHS = 40, 0.005, 2")
     text = text.replace("MIXES = False", "MIXES = True")
     text = text.replace("TEST = False", "TEST = True")
-    short = tmp_path / "short.py"
-    short.write_text(text, encoding="utf-8")
-    done = subprocess.run(
-        [sys.executable, str(short)],
-        env=os.environ | {"ACCELERATE_USE_CPU": "yes", "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
-    found = dict(re.findall(r"(\w+ \w+) ([\d.]+)", done.stdout))
+    printed = output_of(text, tmp_path / "short.py")
+    found = dict(re.findall(r"(\w+ \w+) ([\d.]+)", printed))
 
     accuracy, loss = plain_augmented_training(text)
     assert abs(float(found["test accuracy"]) - accuracy) < 1e-3
@@ -211,22 +211,13 @@ def test_augmentation_equals_a_plain_loop(tmp_path):
 
 
 def test_09_trains_on_with_the_rounding_where_it_lost(tmp_path):
-    text = (RECIPES / "09_model_compression.py").read_text(encoding="utf-8")
+    text = source("09_model_compression")
     for old, new in (("ALLOWED = 0.0 ", "ALLOWED = -1.0 "), ("(0, 1, 2)", "(0,)")):
         assert old in text
         text = text.replace(old, new)
-    always = tmp_path / "always.py"
-    always.write_text(text.replace("BITS = 4 ", "BITS = 2 "), encoding="utf-8")
-    done = subprocess.run(
-        [sys.executable, str(always)],
-        cwd=tmp_path,
-        env=os.environ | {"ACCELERATE_USE_CPU": "yes", "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
-    found = dict(re.findall(r"([a-z][\w ]*?) ([\d.]+)", done.stdout))
+    text = text.replace("BITS = 4 ", "BITS = 2 ")
+    printed = output_of(text, tmp_path / "always.py")
+    found = dict(re.findall(r"([a-z][\w ]*?) ([\d.]+)", printed))
     # at 2 bits rounding breaks the network, and training on repairs a part of it
     assert float(found["trained on"]) > float(found["packed"]) + 0.03
 
@@ -287,7 +278,7 @@ torch.testing.assert_close(right / items, hits.float().mean())
 @pytest.mark.parametrize("micro_batch", [8, 32])
 def test_accumulation_recipe_counts_tokens(tmp_path, micro_batch):
     """With padded tokens in place of rows, micro-batches give what the whole batch gives."""
-    text = (RECIPES / "11_gradient_accumulation.py").read_text(encoding="utf-8")
+    text = source("11_gradient_accumulation")
     data = "images, labels = torch.tensor(images / 16).float(), torch.tensor(labels)\n"
     assert text.count(data) == 1 and text.count("nn.Linear(64, 64)") == 1
     text = text.replace(data, data + TOKENS).replace("(64, 64)", "(8, 64)")
@@ -296,15 +287,8 @@ def test_accumulation_recipe_counts_tokens(tmp_path, micro_batch):
     for rows in (micro_batch, 128):
         changed = tmp_path / f"tokens_{rows}.py"
         saves = "torch.save(model.state_dict(), __file__ + '.pt')\n" + TOKENS_AT_ONCE
-        changed.write_text(
-            text.replace("MICRO_BATCH = 8", f"MICRO_BATCH = {rows}") + saves,
-            encoding="utf-8",
-        )
-        subprocess.run(
-            [sys.executable, str(changed)],
-            env=os.environ | {"ACCELERATE_USE_CPU": "yes", "OMP_NUM_THREADS": "1"},
-            check=True,
-            timeout=300,
+        output_of(
+            text.replace("MICRO_BATCH = 8", f"MICRO_BATCH = {rows}") + saves, changed
         )
         weights.append(torch.load(f"{changed}.pt"))
     for name, found in weights[0].items():
@@ -313,7 +297,7 @@ def test_accumulation_recipe_counts_tokens(tmp_path, micro_batch):
 
 def test_accumulation_recipe_passes_over_windows_of_padding(tmp_path):
     """Windows without one token that counts leave the weights as they are, and no NaN."""
-    text = (RECIPES / "11_gradient_accumulation.py").read_text(encoding="utf-8")
+    text = source("11_gradient_accumulation")
     data = "images, labels = torch.tensor(images / 16).float(), torch.tensor(labels)\n"
     text = text.replace(data, data + TOKENS + "labels[:TRAIN_ROWS] = -100\n")
     text = text.replace("(64, 64)", "(8, 64)")
@@ -323,19 +307,12 @@ def test_accumulation_recipe_passes_over_windows_of_padding(tmp_path):
     text += f"trained = model.state_dict()\ntorch.manual_seed(0)\n{line}\n"
     text += "for name, value in model.state_dict().items():\n"
     text += "    torch.testing.assert_close(trained[name], value, rtol=0, atol=0)\n"
-    changed = tmp_path / "padding.py"
-    changed.write_text(text, encoding="utf-8")
-    subprocess.run(
-        [sys.executable, str(changed)],
-        env=os.environ | {"ACCELERATE_USE_CPU": "yes", "OMP_NUM_THREADS": "1"},
-        check=True,
-        timeout=300,
-    )
+    output_of(text, tmp_path / "padding.py")
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_recipe_is_short_and_stands_alone(name):
-    text = (RECIPES / f"{name}.py").read_text(encoding="utf-8")
+    text = source(name)
     assert len(text.splitlines()) <= LONGER.get(name, LINES)
     known = LIBRARIES | ALSO.get(name, set()) | set(sys.stdlib_module_names)
     for node in ast.walk(ast.parse(text)):
