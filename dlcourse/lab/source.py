@@ -1,11 +1,33 @@
-"""The package's own source, shown in a chapter: one truth, no copy."""
+"""The course's own files, shown in a chapter: one truth, no copy."""
 
 from __future__ import annotations
 
 import ast
 import inspect
 import textwrap
+from pathlib import Path
 from typing import Any
+
+PACKAGE = Path(__file__).resolve().parents[1]
+# where chapters/ and recipes/ lie: beside the package, or inside it where a wheel was installed
+COURSE = next(
+    (f for f in (PACKAGE.parent, PACKAGE / "course") if (f / "recipes").is_dir()),
+    PACKAGE.parent,
+)
+
+
+def recipe_path(name: str) -> Path:
+    """Return the absolute path of a recipe, such as "11_gradient_accumulation.py".
+
+    The reader's own copy counts where there is one: `../recipes` seen from the folder of
+    the notebook. Else it is the course's. Raises FileNotFoundError where there is neither.
+    """
+    for folder in (Path.cwd().parent, COURSE):
+        path = folder / "recipes" / name
+        if path.is_file():
+            return path.resolve()
+    there = ", ".join(sorted(path.name for path in (COURSE / "recipes").glob("*.py")))
+    raise FileNotFoundError(f"there is no recipe {name}; there are {there}")
 
 
 def source_of(thing: Any) -> str:

@@ -22,6 +22,7 @@ from pathlib import Path
 from dlcourse.workshop.check import Parser, require
 from dlcourse.workshop.plan import Chapter, Failure, plan, read_chapters
 from dlcourse.workshop.reading import (
+    CHAPTERS,
     GUIDES,
     ROOT,
     Misuse,
@@ -43,7 +44,7 @@ def find_folder(given: Path | None) -> Path:
 
     Raises Misuse where it does not exist or holds no chapters.
     """
-    folder = given or ROOT / "chapters"
+    folder = given or CHAPTERS
     if next(folder.glob("[0-9][0-9]_*.ipynb"), None):
         return folder
     if given:

@@ -12,8 +12,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from dlcourse.lab.source import COURSE
+
 ROOT = Path(__file__).resolve().parents[2]
-CHAPTERS = ROOT / "chapters"
+CHAPTERS = COURSE / "chapters"
 GUIDES = ("start_here", "your_own_run")  # notebooks without exercises of the package
 SITE = re.compile(
     r"EXERCISES\s*\[\s*(-?\d+)\s*\]\s*\.\s*(?:check|hint_for)\("
