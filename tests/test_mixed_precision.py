@@ -288,7 +288,10 @@ def test_scaler_follows_torch_in_sequence(seed):
 
 def test_scaler_with_two_optimizers_lowers_once():
     results = []
-    for scaler in (mp.GradScaler(8.0), torch.amp.GradScaler("cpu", init_scale=8.0)):
+    for scaler in (
+        mp.GradScaler(init_scale=8.0),
+        torch.amp.GradScaler("cpu", init_scale=8.0),
+    ):
         weights = [nn.Parameter(torch.ones(1)) for _ in range(2)]
         optimizers = [torch.optim.SGD([w], lr=1.0) for w in weights]
         row = torch.tensor([math.inf])
@@ -328,11 +331,37 @@ def test_scaler_refuses_calls_out_of_order_and_bad_settings():
     half.grad = torch.ones(1).half()
     with pytest.raises(ValueError, match="MasterWeightOptimizer"):
         mp.GradScaler().unscale_(torch.optim.SGD([half], lr=1.0))
-    for settings in ({"init_scale": 0.0}, {"growth_factor": 1.0}, {"backoff_factor": 1.0},
+    with pytest.raises(RuntimeError, match="no gradient: call backward"):
+        mp.GradScaler().step(torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=1.0))
+    for settings in ({"init_scale": 0.0}, {"device": 65536.0}, {"device": "here"}, {"growth_factor": 1.0}, {"backoff_factor": 1.0},
                      {"growth_interval": 0}, {"growth_interval": 2.5}, {"init_scale": math.nan},
                      {"init_scale": 1e39}, {"init_scale": 1e-50}):  # fmt: skip
         with pytest.raises(ValueError, match="give"):
             mp.GradScaler(**settings)
+
+
+def test_scaler_is_set_and_read_as_torchs():
+    ours, theirs = mp.GradScaler("cpu", 8.0), torch.amp.GradScaler("cpu", 8.0)
+    weight = nn.Parameter(torch.ones(1))
+    for scaler in (ours, theirs):
+        scaler.set_growth_factor(3.0)
+        scaler.set_backoff_factor(0.25)
+        scaler.set_growth_interval(1)
+        scaled = scaler.scale([weight, (weight * 2,)])
+        assert type(scaled) is list and type(scaled[1]) is tuple
+        assert [scaled[0].item(), scaled[1][0].item()] == [8.0, 16.0]
+        scaled[0].backward()
+        scaler.step(torch.optim.SGD([weight], lr=0.0))
+        scaler.update()
+        assert scaler.get_scale() == 24.0
+        scaler.update(4.0)
+        assert scaler.get_scale() == 4.0
+        scaler.update(torch.tensor(2.0))
+    for name in ("get_scale", "get_growth_factor", "get_backoff_factor",
+                 "get_growth_interval", "is_enabled", "state_dict"):  # fmt: skip
+        assert getattr(ours, name)() == getattr(theirs, name)(), name
+    with pytest.raises(ValueError, match="new_scale=0"):
+        ours.update(0.0)
 
 
 def test_scaler_not_enabled_passes_through():
@@ -351,7 +380,7 @@ def test_scaler_not_enabled_passes_through():
         == {}
         == torch.amp.GradScaler("cpu", enabled=False).state_dict()
     )
-    scaler.load_state_dict(mp.GradScaler(2.0).state_dict())
+    scaler.load_state_dict(mp.GradScaler(init_scale=2.0).state_dict())
     assert scaler.get_scale() == 1.0
     with pytest.raises(ValueError, match="not enabled"):
         mp.GradScaler().load_state_dict(scaler.state_dict())
@@ -369,7 +398,7 @@ def test_scaled_loss_has_torchs_dtype_and_value(dtype):
 
 def test_scale_that_has_fallen_to_zero_still_skips():
     weight = nn.Parameter(torch.ones(1))
-    optimizer, scaler = torch.optim.SGD([weight], lr=1.0), mp.GradScaler(1e-37)
+    optimizer, scaler = torch.optim.SGD([weight], lr=1.0), mp.GradScaler(init_scale=1e-37)
     for _ in range(40):
         weight.grad = torch.tensor([math.nan])
         scaler.step(optimizer)
@@ -387,7 +416,10 @@ def on_two_processes():
 
     rank, seen = Accelerator(cpu=True).process_index, {}
     for name, shared in (("shared", True), ("alone", False)):
-        weight, scaler = nn.Parameter(torch.ones(1)), GradScaler(8.0, shared=shared)
+        weight, scaler = (
+            nn.Parameter(torch.ones(1)),
+            GradScaler(init_scale=8.0, shared=shared),
+        )
         optimizer = torch.optim.SGD([weight], lr=1.0)
         seen[name] = []
         for bad in ((), (0,), (1,), (0, 1), ()):
@@ -484,7 +516,7 @@ def test_small_updates_vanish_without_a_copy_and_add_up_with_one():
 def test_gradients_add_up_in_float32_and_scaler_and_clipping_see_them():
     weight = nn.Parameter(torch.zeros(2, dtype=torch.float16))
     optimizer = mp.MasterWeightOptimizer([weight], torch.optim.SGD, lr=1.0)
-    scaler = mp.GradScaler(2.0**10)
+    scaler = mp.GradScaler(init_scale=2.0**10)
     for _ in range(3000):
         scaler.scale((weight * torch.tensor([1e-3, 0.0]).half()).sum() / 3000).backward()
     assert weight.grad is None
@@ -579,7 +611,7 @@ def test_float16_step_with_our_scaler_equals_torchs():
     for accumulation in (1, 4):
         results = []
         for scaler in (
-            mp.GradScaler(2.0**22, growth_interval=3),
+            mp.GradScaler(init_scale=2.0**22, growth_interval=3),
             torch.amp.GradScaler("cpu", init_scale=2.0**22, growth_interval=3),
         ):
             step = mp.mixed_precision_step(torch.float16, scaler, max_norm=0.5)
@@ -595,7 +627,7 @@ def test_float16_step_with_our_scaler_equals_torchs():
 def test_accumulation_changes_little(dtype):
     ends = []
     for pieces in (1, 4):
-        scaler = mp.GradScaler(2.0**8) if dtype == torch.float16 else None
+        scaler = mp.GradScaler(init_scale=2.0**8) if dtype == torch.float16 else None
         step = mp.mixed_precision_step(dtype, scaler, 0.5)
         ends.append(run_step(step, steps=3, accumulation_steps=pieces))
     (whole, one), (parts, four) = ends
@@ -627,7 +659,7 @@ def test_order_is_unscale_clip_step_update():
             calls.append("update")
             super().update()
 
-    step = mp.mixed_precision_step(torch.float16, Spy(2.0**8), max_norm=0.05)
+    step = mp.mixed_precision_step(torch.float16, Spy(init_scale=2.0**8), max_norm=0.05)
     run_step(step, steps=2, accumulation_steps=2)
     assert calls == ["scale", "scale", "unscale", "step 0.05", "update"] * 2
 
@@ -635,7 +667,9 @@ def test_order_is_unscale_clip_step_update():
 def test_step_with_master_weights_in_float16():
     model = MLP(16, 3, width=8, seed=1).half()
     optimizer = mp.MasterWeightOptimizer(model.parameters(), torch.optim.SGD, lr=0.5)
-    step = mp.mixed_precision_step(torch.float16, mp.GradScaler(2.0**8), max_norm=1.0)
+    step = mp.mixed_precision_step(
+        torch.float16, mp.GradScaler(init_scale=2.0**8), max_norm=1.0
+    )
     weights, history = trained(model, optimizer, 40, step=step)
     reference, plain = run_step(train_step, 40)
     assert history.loss[-1] < history.loss[0] and max(history.extra["grad_norm"]) > 0
@@ -664,7 +698,7 @@ def two_process_step():
     x = torch.randn(61, 1, 4, 4, generator=torch.Generator().manual_seed(0))
     model = MLP(16, 3, width=8, seed=1)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5, momentum=0.9)
-    step = mixed_precision_step(torch.float16, GradScaler(2.0**8), 0.5)
+    step = mixed_precision_step(torch.float16, GradScaler(init_scale=2.0**8), 0.5)
     fit(model, (x, torch.arange(61) % 3), optimizer, epochs=2, batch_size=21, step=step,
         accumulation_steps=2)  # fmt: skip
     return [p.detach().ravel().tolist() for p in model.parameters()]

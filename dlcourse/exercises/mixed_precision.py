@@ -204,7 +204,7 @@ def _whole_gap(w):
 def _check_order(answer: Callable) -> None:
     weight = nn.Parameter(torch.tensor([1.0, 2.0]))
     optimizer = torch.optim.SGD([weight], lr=1.0)
-    scaler = GradScaler(2.0**10, growth_interval=1)
+    scaler = GradScaler(init_scale=2.0**10, growth_interval=1)
 
     def update(*rows: list[float], max_norm: float = 2.0) -> Tensor:
         before = weight.detach().clone()
