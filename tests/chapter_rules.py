@@ -51,6 +51,7 @@ OLD_SECTIONS = [
 CARD = ["You will be able to", "Know first", "Minutes", "Seconds to run", "Hardware"]
 RUN = {"capstone", "predict", "train"}
 ALSO_IMPORTS = {
+    "start_here": {"workshop"},  # reads the map from the cards
     "your_own_run": RUN | set(TECHNIQUES),
     "warmup": {"learning_rate_decay"},
     "lr_schedulers": {"learning_rate_decay", "warmup"},

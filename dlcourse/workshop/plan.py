@@ -108,8 +108,14 @@ def helpers_on(text: str) -> set[int]:
 
 
 def read_chapters(folder: Path) -> list[Chapter]:
-    """Return the chapters of a folder by number; raise Failure where one cannot be read."""
+    """Return the chapters of a folder by number; raise Failure where one cannot be read.
+
+    In the course's own folder a reader's notebooks beside the chapters are passed over.
+    """
     paths = sorted(folder.glob("[0-9][0-9]_*.ipynb"))
+    if folder.resolve() == reading.CHAPTERS.resolve():
+        names = reading.techniques() | set(reading.GUIDES)
+        paths = [path for path in paths if path.stem[3:] in names]
     number = {path.stem[3:]: int(path.stem[:2]) for path in paths}
     chapters = []
     for path in paths:

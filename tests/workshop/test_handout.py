@@ -523,10 +523,19 @@ def test_chapters_of_another_folder(tmp_path, monkeypatch, capsys):
     assert code == 0 and not errors
     assert "| 04 Clipping | 40 | 30 | 70 |  | 1 |" in printed
     assert "45 and 30 assumed: 05 of my own." in printed
-    monkeypatch.setattr(handout, "ROOT", tmp_path / "elsewhere")
+    monkeypatch.setattr(handout, "CHAPTERS", tmp_path / "elsewhere")
     code, _, errors = run(tmp_path / "out2", capsys=capsys)
     assert code == 2 and errors.count("\n") == 1
     assert "name the folder that holds them with --from DIR" in errors
+
+
+def test_notebooks_of_the_readers_own_are_passed_over(tmp_path, monkeypatch):
+    put(tmp_path, text_cell(CARD), name="04_gradient_clipping")
+    put(tmp_path, text_cell("# My notes"), name="04_my_notes")
+    (tmp_path / "18_broken.ipynb").write_text("{")
+    monkeypatch.setattr(reading, "CHAPTERS", tmp_path)
+    (chapter,) = plan.read_chapters(tmp_path)
+    assert chapter.name == "gradient_clipping"
 
 
 def test_importing_the_handout_imports_nothing_heavy():
