@@ -20,6 +20,7 @@ from dlcourse.capstone.settings import GROUPS, Problem, Recipe, choices
 
 SCREEN = 100  # columns of the help
 OPTION = r"--[\w-]+"
+IN_THE_INSTALL = ("digits", "mnist_5k")
 
 
 def dashes(text: str) -> str:
@@ -144,10 +145,22 @@ def read(arguments: Sequence[str]) -> tuple[Namespace, Recipe]:
         values |= chosen_data(*values["data"])
     settings = {name: values[name] for name in Recipe.model_fields}
     recipe = Recipe.from_values(settings, "the command line")
-    if recipe.data != "digits":  # so that the run goes on from another folder too
-        root = Path(recipe.root or os.environ.get("DLCOURSE_ROOT") or "data")
-        recipe = recipe.changed(root=str(root.absolute()))
-    return options, recipe
+    if options.root is not None and recipe.data in IN_THE_INSTALL:
+        raise Problem(
+            f"--root {options.root}: {recipe.data} comes with the install; for images of "
+            f"your own write --data folder {options.root}"
+        )
+    return options, recipe.changed(**absolute(recipe))
+
+
+def absolute(recipe: Recipe) -> dict[str, str]:
+    """Return the recipe's paths in full, so that it goes on from another folder too."""
+    paths = {"labels": recipe.labels}
+    if recipe.data not in IN_THE_INSTALL:
+        paths["root"] = recipe.root or os.environ.get("DLCOURSE_ROOT") or "data"
+    if recipe.groups and recipe.groups.lower().endswith(".csv"):
+        paths["groups"] = recipe.groups
+    return {name: os.path.abspath(path) for name, path in paths.items() if path}
 
 
 def chosen_data(name: str, *path: str) -> dict[str, str]:
