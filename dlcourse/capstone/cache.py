@@ -38,6 +38,7 @@ def read_once(
             found = _cached(listing, beside, key)
         if found is not None:
             return found
+        forget(beside)  # what is there belongs to other images
     at = None if beside is None else beside / NAMES[0]
     there = beside is None or beside.exists()
     try:

@@ -92,8 +92,7 @@ def find(recipe: Recipe) -> Listing:
     root = Path(recipe.root or "")
     if recipe.labels:
         return list_labels(root, Path(recipe.labels))
-    level = recipe.groups if recipe.groups and recipe.groups.isdecimal() else "1"
-    return list_folder(root, nested=int(level) > 1)
+    return list_folder(root, nested=recipe.groups is not None)
 
 
 def need(data: ImageData) -> str:

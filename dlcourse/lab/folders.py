@@ -134,7 +134,10 @@ def _add_class(listing: Listing, folder: Path, split: str | None, nested: bool) 
     folders, files = visible(folder)
     if folders and not nested:
         names = ", ".join(path.name for path in folders[:3])
-        raise ValueError(f"{folder} holds folders ({names}), not images; {LAYOUT}")
+        raise ValueError(
+            f"{folder} holds folders ({names}), not images; {LAYOUT}; where each of them is "
+            "one patient, film or the like, give --groups 2"
+        )
     for path in below(folder) if folders else files:
         listing.add(path, folder.name, split)
 

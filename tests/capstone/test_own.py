@@ -217,7 +217,7 @@ def test_groups(tmp_path, capsys, how):
     assert "whole groups" in (out / "MODEL_CARD.md").read_text()
     if how != "level":
         return
-    assert "holds folders (p0" in refused(capsys, root)  # without --groups 2
+    assert "holds folders (p0" in (line := refused(capsys, root)) and "--groups 2" in line
     assert "gives" not in refused(capsys, root, "--groups", "(")
 
 
