@@ -28,6 +28,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 PLAIN = """
 import sys
+import time
 import torch
 import torch.nn.functional as F
 from torch.utils.data import DataLoader, random_split
@@ -39,6 +40,7 @@ from dlcourse.capstone.settings import Recipe
 root, size = sys.argv[1], int(sys.argv[2])
 torch.set_num_threads(1)
 torch.set_flush_denormal(True)
+begun = time.process_time()
 steps = [T.Resize((size, size)), T.ToTensor(), T.Normalize([0.5] * 3, [0.5] * 3)]
 data = ImageFolder(root, T.Compose(steps))
 train, held = random_split(data, [0.7, 0.3])
@@ -52,7 +54,21 @@ for images, labels in DataLoader(train, 64, shuffle=True):
 model.eval()
 with torch.no_grad():
     right = sum(int((model(x).argmax(1) == y).sum()) for x, y in DataLoader(held, 256))
-print(right / len(held))
+print(time.process_time() - begun)
+"""
+
+OURS = """
+import sys
+import time
+from dlcourse.capstone.data import load_data
+from dlcourse.capstone.running import train
+from dlcourse.capstone.settings import Recipe
+
+recipe = Recipe(data="folder", root=sys.argv[1], size=int(sys.argv[2]), model=sys.argv[3],
+                epochs=1, augment="none")
+begun = time.process_time()
+train(recipe, data=load_data(recipe), progress=False)
+print(time.process_time() - begun)
 """
 
 
@@ -68,37 +84,42 @@ def write(root: Path, count: int) -> None:
         )
 
 
-def cost(command: list[str]) -> tuple[float, float]:
-    """Return (CPU seconds, peak megabytes) of a command."""
+def cost(command: list[str]) -> tuple[str, float]:
+    """Return (what a command prints, its peak in megabytes)."""
     env = os.environ | {
         "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "DLCOURSE_PROGRESS": "0",
     }  # fmt: skip
-    process = subprocess.Popen(
-        command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
-    )
-    _, status, used = os.wait4(process.pid, 0)
+    with tempfile.TemporaryFile("w+") as said:
+        process = subprocess.Popen(command, env=env, stdout=said, stderr=said)
+        _, status, used = os.wait4(process.pid, 0)
+        said.seek(0)
+        text = said.read()
     if status:
-        raise SystemExit(process.stderr.read().decode()[-2000:])
-    return used.ru_utime + used.ru_stime, used.ru_maxrss / 1024
+        raise SystemExit(text[-2000:])
+    return text, used.ru_maxrss / 1024
 
 
 def compare(root: Path, size: int, rounds: int, model: str, extra: list[str]) -> None:
-    """Print a row for one size: both arms in turn, medians."""
-    found: dict[str, list] = {"plain": [], "ours": []}
-    plain = [sys.executable, "-c", PLAIN, str(root), str(size), model]
+    """Print a row for one size: both arms in turn, medians; CPU time without imports."""
+    words = [str(root), str(size), model]
+    cpu, peak = [], []
     for number in range(rounds):
-        out = str(root.parent / f"run{size}-{number}-{os.getpid()}")
-        ours = [sys.executable, "-m", "dlcourse.train", "--data", "folder", str(root),
-                "--size", str(size), "--epochs", "1", "--augment", "none", "--model", model, "--out", out]  # fmt: skip
-        found["plain"].append(cost(plain))
-        found["ours"].append(cost(ours + extra))
-    (cpu, mb), (cpu_ours, mb_ours) = (
-        map(statistics.median, zip(*rows, strict=True)) for rows in found.values()
+        out = str(root.parent / f"run{size}-{number}")
+        command = [sys.executable, "-m", "dlcourse.train", "--data", "folder", str(root),
+                   "--size", str(size), "--epochs", "1", "--augment", "none", "--model",
+                   model, "--out", out, *extra]  # fmt: skip
+        theirs, high = cost([sys.executable, "-c", PLAIN, *words])
+        ours, _ = cost([sys.executable, "-c", OURS, *words])
+        cpu.append((float(theirs), float(ours.split()[-1])))
+        peak.append((high, cost(command)[1]))
+    (mine, ours), (mb, mb_ours) = (
+        map(statistics.median, zip(*rows, strict=True)) for rows in (cpu, peak)
     )
+    _, bare = cost([sys.executable, "-c", "import dlcourse.capstone.running"])
     files = sum(1 for _ in root.rglob("*.jpg"))
     print(
-        f"| {files:,} | {size} | {cpu:.1f} | {cpu_ours:.1f} | {cpu_ours / cpu:.2f} | "
-        f"{mb:,.0f} | {mb_ours:,.0f} | {mb_ours / mb:.2f} |",
+        f"| {files:,} | {size} | {mine:.1f} | {ours:.1f} | {ours / mine:.2f} | {mb:,.0f} | "
+        f"{mb_ours:,.0f} | {mb_ours / mb:.2f} | {bare:,.0f} |",
         flush=True,
     )
 

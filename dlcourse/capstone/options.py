@@ -85,14 +85,13 @@ def parser(stored: Mapping[str, Any] | None = None) -> OneLine:
     command = OneLine(
         prog="dlcourse-train",
         usage="dlcourse-train [--data digits|mnist_5k|mnist|fashion_mnist|cifar10|folder PATH] [options]",
-        description="Train an image classifier. Without options: the digits, in seconds.",
         formatter_class=OneScreen,
         allow_abbrev=False,
         add_help=False,
     )
     add = command.add_argument_group("run").add_argument
     add("-h", "--help", action="help", help="show this list and stop")
-    add("--data", nargs="+", metavar="DATA", default="digits", help="images to learn")
+    add("--data", nargs="+", metavar="DATA", default="digits", help="images to learn to name; the digits take seconds")
     add("--config", metavar="FILE", help="read settings from TOML; options go first")
     add("--out", metavar="DIR", help="the run's folder (runs/DATA, then runs/DATA-2 ...)")
     add("--resume", action="store_true", help="go on with the run in --out")

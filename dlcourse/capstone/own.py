@@ -52,8 +52,8 @@ def load_own(recipe: Recipe, beside: Path | None = None) -> OwnImages:
     stored, items, bad = read_once(listing, recipe, size, beside)
     notes = listing.notes()
     if bad:
-        notes.append(summed_up(bad, "files that cannot be read left out"))
-        warnings.warn(f"{notes[-1]}. They are left out.", stacklevel=2)
+        notes.append(summed_up(bad, "file(s) cannot be read and are left out"))
+        warnings.warn(notes[-1], stacklevel=2)
     pixels = Pixels(stored)
     number = {name: label for label, name in enumerate(listing.classes)}
     labels = torch.tensor([number[item.label] for item in items])

@@ -81,7 +81,7 @@ class Model(Group):
     blocks: int = Field(1, ge=1, description="residual blocks a stage, or MLP layers")
     activation: Literal[
         "relu", "leaky_relu", "gelu", "silu", "tanh", "sigmoid", "none"
-    ] = Field("relu", description="between layers")
+    ] = Field("relu", description="between")
     norm: Literal["batch", "group", "none"] = Field(
         "batch", description="after each convolution"
     )
