@@ -91,7 +91,13 @@ def parser(stored: Mapping[str, Any] | None = None) -> OneLine:
     )
     add = command.add_argument_group("run").add_argument
     add("-h", "--help", action="help", help="show this list and stop")
-    add("--data", nargs="+", metavar="DATA", default="digits", help="images to learn to name; the digits take seconds")
+    add(
+        "--data",
+        nargs="+",
+        metavar="DATA",
+        default="digits",
+        help="images to learn to name; the digits take seconds",
+    )
     add("--config", metavar="FILE", help="read settings from TOML; options go first")
     add("--out", metavar="DIR", help="the run's folder (runs/DATA, then runs/DATA-2 ...)")
     add("--resume", action="store_true", help="go on with the run in --out")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -38,7 +39,7 @@ class OwnImages(ImageData):
     @property
     def stored(self) -> Tensor | OnDisk:
         """All pixels, in memory or in a file."""
-        return self.train.images.stored
+        return cast(Pixels, self.train.images).stored
 
 
 def load_own(recipe: Recipe, beside: Path | None = None) -> OwnImages:
@@ -55,6 +56,7 @@ def load_own(recipe: Recipe, beside: Path | None = None) -> OwnImages:
         notes.append(summed_up(bad, "file(s) cannot be read and are left out"))
         warnings.warn(notes[-1], stacklevel=2)
     pixels = Pixels(stored)
+    files = [item.file for item in items]
     number = {name: label for label, name in enumerate(listing.classes)}
     labels = torch.tensor([number[item.label] for item in items])
     each = torch.arange(len(items)).split(PIECE)
@@ -63,27 +65,26 @@ def load_own(recipe: Recipe, beside: Path | None = None) -> OwnImages:
     parts, said = choose(recipe, items, labels, listing.classes, pairs)
     if recipe.train_limit:
         parts[0] = parts[0][: recipe.train_limit]
+    notes += said + uneven(labels[parts[0]], listing.classes, recipe.balance)
     table = [
-        (items[row].file, items[row].label, name, digests[row].hex())
+        (files[row], items[row].label, name, digests[row].hex())
         for name, rows in zip(PARTS, parts, strict=True)
         for row in rows.tolist()
     ]
-    notes += said + uneven(labels[parts[0]], listing.classes, recipe.balance)
-    deep = not isinstance(stored, OnDisk) and stored.is_floating_point()
-    deep = deep or (isinstance(stored, OnDisk) and stored.dtype == "float32")
-    mean, std = pixels.at(parts[0]).statistics(DEEP_STD if deep else SMALLEST_STD)
+    least = DEEP_STD if "float" in str(stored.dtype) else SMALLEST_STD
+    mean, std = pixels.at(parts[0]).statistics(least)
     pixels = pixels.normalized(mean, std)
     if recipe.balance == "sampling":
         parts[0] = evened(parts[0], labels, recipe.seed)
-    how = "group" if recipe.groups else recipe.split
-    how = "given" if any(item.split for item in items) else how
-    splits = [
-        Split(pixels.at(rows), labels[rows], files=tuple(items[row].file for row in rows))
+    train, validation, test = (
+        Split(pixels.at(rows), labels[rows], files=tuple(map(files.__getitem__, rows)))
         for rows in parts
-    ]
+    )
+    how = "group" if recipe.groups else recipe.split
     return OwnImages(
-        "folder", *splits, listing.classes, mean, std, notes=tuple(notes),
-        table=tuple(sorted(table)), how=how,
+        "folder", train, validation, test, listing.classes, mean, std,
+        notes=tuple(notes), table=tuple(sorted(table)),
+        how="given" if any(item.split for item in items) else how,
     )  # fmt: skip
 
 

@@ -225,7 +225,7 @@ def load(
     root = Path(root or os.environ.get("DLCOURSE_ROOT") or "data")
 
     generator = torch.Generator().manual_seed(seed)
-    given: Sequence[str | None] = ()
+    given: list[str | None] = []
     if name in PUBLISHED:
         rows, held_out, classes = _load_published(name, root, download)
         train, val = _split(rows, (validation,), classes, generator)
@@ -467,7 +467,7 @@ def given_split(
     missing = [name for name in PARTS[1:] if len(parts[name]) == 0]
     there = parts["train"]
     number = labels[there].unique()
-    names = [classes[label] for label in number.tolist()]
+    names = [str(classes[int(label)]) for label in number]
     within = torch.searchsorted(number, labels[there])
     drawn = split_rows(within, [share[name] for name in missing], names, generator)
     for name, index in zip(("train", *missing), drawn, strict=True):

@@ -52,9 +52,8 @@ class Listing:
     others: list[str] = field(default_factory=list)  # no images
     beside: list[str] = field(default_factory=list)  # images of no class
 
-    def add(self, path: Path, label: str, split: str | None = None) -> None:
-        """Take up a file, unless it is no image."""
-        file = path.relative_to(self.root).as_posix()
+    def add(self, path: Path, file: str, label: str, split: str | None = None) -> None:
+        """Take up a file, unless it is no image; `file`: its path below the root."""
         if is_image(path):
             self.items.append(Item(path, file, label, split))
         else:
@@ -138,8 +137,10 @@ def _add_class(listing: Listing, folder: Path, split: str | None, nested: bool) 
             f"{folder} holds folders ({names}), not images; {LAYOUT}; where each of them is "
             "one patient, film or the like, give --groups 2"
         )
+    top = folder.relative_to(listing.root).as_posix()
     for path in below(folder) if folders else files:
-        listing.add(path, folder.name, split)
+        name = path.relative_to(folder).as_posix() if folders else path.name
+        listing.add(path, f"{top}/{name}", folder.name, split)
 
 
 def list_labels(root: Path, table: Path) -> Listing:
@@ -168,7 +169,7 @@ def list_labels(root: Path, table: Path) -> Listing:
         elif not (root / file).is_file():
             missing.append(file)
         else:
-            listing.add(root / file, label, SPLITS.get(split))
+            listing.add(root / file, file, label, SPLITS.get(split))
         named.add(file)
     for problems, what in ((missing, f"files of {table} are not in {root}"),
                            (bare, f"files of {table} have no label")):  # fmt: skip

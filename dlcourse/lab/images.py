@@ -66,10 +66,13 @@ def holds_run(folder: Path) -> bool:
 def visible(folder: Path) -> tuple[list[Path], list[Path]]:
     """Return (folders, files) in a folder by name, without hidden ones, litter and runs."""
     folders, files = [], []
-    for path in sorted(folder.iterdir()):
-        if path.name[0] == "." or path.name.lower() in LITTER:
+    with os.scandir(folder) as entries:  # a path of pathlib would ask the disk again
+        each = sorted(entries, key=lambda entry: entry.name)
+    for entry in each:
+        if entry.name[0] == "." or entry.name.lower() in LITTER:
             continue
-        if not path.is_dir():
+        path = folder / entry.name
+        if not entry.is_dir():
             files.append(path)
         elif not holds_run(path):
             folders.append(path)

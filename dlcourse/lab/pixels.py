@@ -67,7 +67,7 @@ class Store:
         for start in range(0, old, PIECE):
             if isinstance(before, np.ndarray):
                 self._put(before[start : start + PIECE])
-            else:
+            elif before is not None:
                 rows = torch.arange(start, min(old, start + PIECE))
                 self._put(before.moved_to(self.at.with_suffix(".old")).take(rows).numpy())
         self.at.with_suffix(".old").unlink(missing_ok=True)
