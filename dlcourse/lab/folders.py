@@ -7,9 +7,7 @@ import tempfile
 import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
-from shutil import rmtree
 
 import numpy as np
 from torch import Tensor
@@ -247,8 +245,8 @@ def read_pixels(
     """
     keeper = None
     if at is None:
-        keeper = Path(tempfile.gettempdir()) / f"dlcourse-{id(listing):x}"
-        at = keeper / "images.cache"
+        keeper = tempfile.TemporaryDirectory(prefix="dlcourse-")
+        at = Path(keeper.name) / "images.cache"
     store = Store(len(listing.items), size, budget, at)
     kept, bad = [], []
     reading = _each(Reader(listing.items, size), workers)
@@ -261,7 +259,7 @@ def read_pixels(
             kept.append(item)
     stored = store.close()
     if keeper is not None and isinstance(stored, OnDisk):
-        weakref.finalize(stored, partial(rmtree, keeper, ignore_errors=True))
+        weakref.finalize(stored, keeper.cleanup)
     if bad and not skip_corrupt:
         raise ValueError(
             f"{summed_up(bad, f'file(s) in {listing.root} cannot be read as images')}. "

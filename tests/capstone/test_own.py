@@ -16,6 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
+from dlcourse.capstone import leaks
 from dlcourse.capstone.building import build_model, loss_function
 from dlcourse.capstone.cli import main
 from dlcourse.capstone.copies import look_at, pairs_of
@@ -257,6 +258,22 @@ def test_labels_in_a_table(tmp_path, capsys):
     )
     table.write_text("name,label\n")
     assert "names file and label" in refused(capsys, root, "--labels", str(table))
+
+
+def test_a_split_that_the_leaks_command_wrote_is_kept(tmp_path):
+    root, table = (
+        write(tmp_path / "images", {"cat": 20, "dog": 20}),
+        tmp_path / "split.csv",
+    )
+    shutil.copy(root / "cat" / "0.png", root / "cat" / "copy.png")
+    assert leaks.main([str(root), "--csv", str(table)]) == 0
+    data = load_data(Recipe(data="folder", root=str(root), labels=str(table), **SMALL))
+    with open(table, newline="") as file:
+        wanted = {
+            row["file"]: (row["class"], row["split"]) for row in csv.DictReader(file)
+        }
+    assert {file: (label, part) for file, label, part, _ in data.table} == wanted
+    assert data.how == "given" and len(wanted) == 41
 
 
 # --- resuming, and where a run lies -----------------------------------------------------------
