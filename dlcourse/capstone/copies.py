@@ -127,12 +127,19 @@ def _near_pairs(pictures: Sequence[Picture], places: np.ndarray) -> Iterator[Pai
             yield Pair(int(places[row]), int(places[column]), "near")
 
 
-def _near(rows_of: np.ndarray, least: float) -> Iterator[tuple[int, int]]:
-    """Yield the pairs of rows, the lower one first, whose product is so much at least."""
+def _near(
+    rows_of: np.ndarray, least: float, ends: np.ndarray | None = None
+) -> Iterator[tuple[int, int]]:
+    """Yield the pairs of rows, the lower one first, whose product is so much at least.
+
+    ends: for each row the first that is surely too far away, and so are all after it.
+    """
     for start in bar(range(0, len(rows_of), BLOCK), desc="comparing", unit="block"):
         found = []
-        for left in range(start, len(rows_of), 8 * BLOCK):
-            agree = rows_of[start : start + BLOCK] @ rows_of[left : left + 8 * BLOCK].T
+        mine = rows_of[start : start + BLOCK]
+        end = len(rows_of) if ends is None else int(ends[start + len(mine) - 1])
+        for left in range(start, end, 8 * BLOCK):
+            agree = mine @ rows_of[left : min(end, left + 8 * BLOCK)].T
             rows, columns = np.nonzero(agree >= least)
             ahead = columns + left > rows + start
             found.append(np.stack([rows[ahead] + start, columns[ahead] + left], 1))
@@ -224,8 +231,7 @@ def pairs_of(
         if first != place:
             pairs.append(Pair(first, place, "exact"))
     places = np.array([p for p in first_with.values() if waves[p].any()], dtype=int)
-    for row, column in _near(waves[places], NEAR_ALIKE) if len(places) > 1 else ():
-        one, other = int(places[row]), int(places[column])
+    for one, other in _near_waves(waves, places):
         if together.root(one) == together.root(other):
             continue
         first, second = (_centred(image) for image in take([one, other]))
@@ -233,6 +239,24 @@ def pairs_of(
             together.join(one, other)
             pairs.append(Pair(one, other, "near"))
     return pairs
+
+
+def _near_waves(waves: np.ndarray, places: np.ndarray) -> Iterator[tuple[int, int]]:
+    """Yield the pairs of places, the earlier one first, with nearly equal frequencies.
+
+    Vectors of length 1 with such a product are no further apart than `reach`, and so in
+    no single number: sorted by the one that varies most, few are left to compare.
+    """
+    if len(places) < 2:
+        return
+    along = waves[places, waves[places].var(0).argmax()]
+    order = along.argsort(kind="stable")
+    places, along = places[order], along[order]
+    reach = (2 - 2 * NEAR_ALIKE) ** 0.5 + 1e-3
+    ends = np.searchsorted(along, along + reach, side="right")
+    for row, column in _near(waves[places], NEAR_ALIKE, ends):
+        one, other = sorted((int(places[row]), int(places[column])))
+        yield one, other
 
 
 def _centred(image: np.ndarray) -> np.ndarray:
