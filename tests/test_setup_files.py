@@ -42,8 +42,11 @@ def project() -> dict:
 
 
 def direct() -> list[Requirement]:
-    """Return what the course and its extras ask for."""
-    extras = project()["optional-dependencies"].values()
+    """Return what the course and its extras ask for; the weights to fine-tune are no part
+    of the course.
+    """
+    groups = project()["optional-dependencies"]
+    extras = [group for name, group in groups.items() if name != "pretrained"]
     return [
         Requirement(line)
         for group in (project()["dependencies"], *extras)

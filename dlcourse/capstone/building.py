@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +12,9 @@ from torch import Tensor, nn
 
 from dlcourse import data_augmentation as da
 from dlcourse import initialization, learning_rate_decay, lr_schedulers
+from dlcourse.capstone import pretrained
 from dlcourse.capstone.settings import Recipe
+from dlcourse.gradient_clipping import clipping_step
 from dlcourse.lab.datasets import ImageData
 from dlcourse.regularization import Dropout, param_groups
 from dlcourse.warmup import WarmupWrapper
@@ -26,6 +28,10 @@ RULES = {
     "xavier": initialization.xavier_normal_,
     "orthogonal": initialization.orthogonal_,
 }
+
+
+SEEN = 32  # pixels a side that two stages of one block see (31, to be exact)
+WIDEST = 4  # times the first stage's channels
 
 
 class Block(nn.Module):
@@ -53,9 +59,14 @@ def build_model(recipe: Recipe, channels: int, size: int, classes: int) -> nn.Mo
 
     The CNN has a stem, which halves the grid of images of 24 pixels or more, `blocks`
     residual blocks, a convolution that halves the grid and doubles the width, and
-    `blocks` more.
+    `blocks` more. Above 32 pixels, further halvings with their blocks follow until an
+    output sees as many pixels as the image has; four times the first width is the widest.
     """
     width, act = recipe.width, ACTIVATIONS[recipe.activation]
+    if recipe.pretrained:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(recipe.seed)
+            return pretrained.build(recipe.pretrained, classes, recipe.size)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
         if recipe.model == "mlp":
@@ -70,12 +81,16 @@ def build_model(recipe: Recipe, channels: int, size: int, classes: int) -> nn.Mo
                 stem,
                 *(Block(width, recipe.norm, act) for _ in range(recipe.blocks)),
             ]
-            layers += [_norm(recipe.norm, width), act()]
-            layers += [nn.Conv2d(width, 2 * width, 3, padding=1, stride=2)]
-            layers += [Block(2 * width, recipe.norm, act) for _ in range(recipe.blocks)]
-            layers += [_norm(recipe.norm, 2 * width), act()]
+            wide = width
+            for _ in range(1 + max(0, math.ceil(math.log2(size / SEEN)))):
+                wider = min(2 * wide, WIDEST * width)
+                layers += [_norm(recipe.norm, wide), act()]
+                layers += [nn.Conv2d(wide, wider, 3, padding=1, stride=2)]
+                layers += [Block(wider, recipe.norm, act) for _ in range(recipe.blocks)]
+                wide = wider
+            layers += [_norm(recipe.norm, wide), act()]
             layers += [nn.AdaptiveAvgPool2d(1), nn.Flatten(), Dropout(recipe.dropout)]
-            layers += [nn.Linear(2 * width, classes)]
+            layers += [nn.Linear(wide, classes)]
         return nn.Sequential(*layers)
 
 
@@ -84,6 +99,8 @@ def initialize(model: nn.Module, recipe: Recipe, images: Tensor) -> nn.Module:
 
     `images` (n, c, h, w) are training rows, by which "lsuv" sets the scales.
     """
+    if recipe.pretrained:
+        return pretrained.start(cast(pretrained.FineTuned, model), recipe.pretrained)
     generator = torch.Generator().manual_seed(recipe.seed)
     if recipe.init == "lsuv":
         return initialization.lsuv_(model, images, generator=generator)
@@ -103,7 +120,10 @@ def build_optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
 
     SGD has momentum .9; its decay is in the gradient, so it is times the learning rate.
     """
-    groups = param_groups(model, recipe.weight_decay)
+    groups: Any = param_groups(model, recipe.weight_decay)
+    if recipe.pretrained:
+        model = cast(pretrained.FineTuned, model)
+        groups = pretrained.rate_groups(model, recipe.lr, recipe.weight_decay)
     if recipe.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=recipe.lr)
     return torch.optim.SGD(groups, lr=recipe.lr, momentum=0.9)
@@ -124,6 +144,14 @@ def build_schedule(recipe: Recipe, steps: int) -> Callable[[int], float]:
         "wsd": lambda: lr_schedulers.wsd(left, cooldown_steps=left // 5),
     }
     return WarmupWrapper(shapes[recipe.schedule](), warm, start=1 / (warm + 1))
+
+
+def build_step(recipe: Recipe, steps: int):
+    """Return the step of a recipe: clipped, and fine-tuning's last layer first."""
+    step = clipping_step(recipe.max_norm)
+    if not recipe.pretrained:
+        return step
+    return pretrained.unfreezing(step, round(pretrained.FROZEN * steps))
 
 
 def build_transform(recipe: Recipe, data: ImageData, generator: torch.Generator):
@@ -163,15 +191,38 @@ def build_transform(recipe: Recipe, data: ImageData, generator: torch.Generator)
 
 
 def updates(recipe: Recipe, rows: int) -> tuple[int, int]:
-    """Return (updates an epoch, epochs): those of the recipe, or for 40,000 images."""
-    epochs = recipe.epochs or max(3, round(40_000 / rows))
+    """Return (updates an epoch, epochs): those of the recipe, or for 40,000 images.
+
+    A pretrained network needs fewer: 3,000.
+    """
+    enough = pretrained.ENOUGH if recipe.pretrained else 40_000
+    epochs = recipe.epochs or max(3, round(enough / rows))
     return math.ceil(rows / recipe.batch_size), epochs
 
 
-def loss_function(recipe: Recipe) -> Callable[[Tensor, Tensor], Tensor]:
-    """Return cross entropy, smoothed as the recipe says; targets may be probabilities."""
+def loss_function(
+    recipe: Recipe, labels: Tensor | None = None
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """Return cross entropy, smoothed as the recipe says; targets may be probabilities.
+
+    labels: of the training rows, by which `balance="weights"` gives each class the same
+    weight in all; the mean weight of a training row is 1.
+    """
+    smoothing = recipe.label_smoothing
 
     def loss(outputs: Tensor, targets: Tensor) -> Tensor:
-        return F.cross_entropy(outputs, targets, label_smoothing=recipe.label_smoothing)
+        return F.cross_entropy(outputs, targets, label_smoothing=smoothing)
 
-    return loss
+    def weighted(outputs: Tensor, targets: Tensor) -> Tensor:
+        losses = F.cross_entropy(
+            outputs, targets, label_smoothing=smoothing, reduction="none"
+        )
+        of_class = weight.to(outputs)
+        known = targets.ndim == 1
+        return (losses * (of_class[targets] if known else targets @ of_class)).mean()
+
+    if recipe.balance != "weights" or labels is None:
+        return loss
+    counts = labels.bincount()
+    weight = len(labels) / (len(counts) * counts.clamp(min=1))
+    return weighted

@@ -70,6 +70,11 @@ def model_card(
         held = "the published ones"
     elif data.name == "folder":
         source = f"the folder {Path(recipe.root or '').name}"
+        how = getattr(data, "how", "")
+        if how == "group":
+            held = f"whole groups ({recipe.groups}), none of which also trains"
+        elif how == "given":
+            held = "those of the given split"
     kept = (
         f"epoch {result.best_epoch}, the best on validation"
         if result.best_epoch
@@ -82,10 +87,12 @@ def model_card(
     classes = ", ".join(data.classes[:12]).replace("|", r"\|")
     more = " ..." if data.num_classes > 12 else ""
     scale = f"minus mean {_rounded(data.mean)}, over std {_rounded(data.std)}"
+    notes = "".join(f"\n- {note}" for note in getattr(data, "notes", ()))
+    found = f"\n## Found among the images\n{notes}\n" if notes else ""
     same = "within rounding" if torch.cuda.is_available() else "to the bit"
     wrong = result.count - int(counts.trace())
     mistakes = "; ".join(most_confused(counts, data.classes)) or "none"
-    return f"""# Model card: {recipe.model} on {source}
+    return f"""# Model card: {recipe.pretrained or recipe.model} on {source}
 
 | | |
 | --- | --- |
@@ -101,7 +108,7 @@ def model_card(
 | measure | value |
 | --- | --- |
 | accuracy | {result.accuracy:.4f} (95 % interval {result.low:.4f} to {result.high:.4f}) |
-| negative log-likelihood | {result.nll:.4f} nats |
+{beside_accuracy(result, data)}| negative log-likelihood | {result.nll:.4f} nats |
 | calibration error | {result.ece:.4f} |
 
 The interval is for new images drawn as these were. It covers neither another training seed nor
@@ -115,7 +122,7 @@ the images with a name that are of that class.
 Mistakes: {wrong} of {result.count}. The most frequent: {mistakes}.
 
 `predictions.csv` has every test image, the hardest first; `hardest.png` shows twelve of them.
-
+{found}
 ## Limits
 
 Trained and tested on {source} alone. Images of another kind, size, light or source need a
@@ -141,6 +148,17 @@ for answer in classify("photo.png"):  # brought to {data.size} x {data.size} pix
 same machine the weights come out the same {same}. sha256 of `model.safetensors`:
 {digest}
 """
+
+
+def beside_accuracy(result: Result, data: ImageData) -> str:
+    """Return the rows that an accuracy needs beside it where classes are uneven."""
+    counts = data.test.labels.bincount(minlength=data.num_classes)
+    if data.name != "folder" and counts.max() < 1.5 * counts.min():
+        return ""
+    return (
+        f"| naming the most frequent class always | {result.majority:.4f} |\n"
+        f"| balanced accuracy (mean recall of the classes) | {result.balanced:.4f} |\n"
+    )
 
 
 def _rounded(values: Tensor) -> str:

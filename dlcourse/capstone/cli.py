@@ -24,7 +24,7 @@ def free_folder(recipe: Recipe) -> Path:
 
     DATA is the name of the images, and for a folder the name of that folder.
     """
-    name = Path(recipe.root or "").name if recipe.data == "folder" else ""
+    name = Path(recipe.root or "").name if recipe.data == "folder" else ""  # in full
     base, number = Path("runs") / (name or recipe.data), 1
     folder = base
     while folder.exists():
@@ -64,12 +64,15 @@ def main(arguments: list[str] | None = None) -> int:
 def carry_out(options, recipe: Recipe, folder: Path) -> int:
     """Do what the options ask for; return the exit code."""
     from dlcourse.capstone import ablation, compression, studies
+    from dlcourse.capstone.cache import forget
     from dlcourse.capstone.data import load_data
-    from dlcourse.capstone.folder import refuse_used
+    from dlcourse.capstone.folder import check_writable, refuse_used
     from dlcourse.capstone.plan import plan
     from dlcourse.capstone.running import check_machine, run
 
     studies.check(options)
+    if recipe.pretrained and options.ablate:
+        raise Problem("--ablate goes without --pretrained, whose network is given")
     check_machine(recipe, options.log)
     first = int(os.environ.get("RANK", 0)) == 0
     # before the images are read, which may take a while
@@ -77,10 +80,11 @@ def carry_out(options, recipe: Recipe, folder: Path) -> int:
         refuse_used(
             folder, options.resume, "untuned.toml" if options.tune else "recipe.toml"
         )
+        check_writable(folder)
     said = warnings.formatwarning
     warnings.formatwarning = lambda message, *_, **__: f"dlcourse-train: {message}\n"
     try:
-        data = load_data(recipe)
+        data = load_data(recipe, None if options.dry_run else folder)
     finally:
         warnings.formatwarning = said
     if first:
@@ -106,11 +110,23 @@ def carry_out(options, recipe: Recipe, folder: Path) -> int:
             f"{numbers['high']:.4f}], nll {numbers['nll']:.4f}, calibration error "
             f"{numbers['ece']:.4f}, on {numbers['count']} images; see {folder / 'MODEL_CARD.md'}"
         )
+        print(beside(numbers, data), end="")
         print(mistakes(folder))
         if options.compress:
             print(compression.compress(folder, options.compress, data), end="")
             print(f"the smaller models are in {folder / 'compressed'}")
+        forget(folder)
     return 0
+
+
+def beside(numbers: dict, data) -> str:
+    """Return what stands beside the accuracy of a folder's images, which may be uneven."""
+    if data.name != "folder":
+        return ""
+    return (
+        f"balanced accuracy {numbers['balanced']:.4f}; naming the most frequent class "
+        f"always: {numbers['majority']:.4f}\n"
+    )
 
 
 def mistakes(folder: Path) -> str:

@@ -93,7 +93,7 @@ def _prune(
     generator = torch.Generator().manual_seed(recipe.seed + 2)
     fit(
         model, data, optimizer, steps=steps, batch_size=recipe.batch_size, step=step,
-        loss_fn=loss_function(recipe), schedule=build_schedule(recipe, steps), seed=recipe.seed,
+        loss_fn=loss_function(recipe, data.train.labels), schedule=build_schedule(recipe, steps), seed=recipe.seed,
         transform=build_transform(recipe, data, generator), progress=progress,
     )  # fmt: skip
     return model, recipe
@@ -123,7 +123,7 @@ def _quantized_size(model: nn.Module) -> int:
 
 def _distil(teacher: nn.Module, recipe: Recipe, data: ImageData, progress):
     """Return a student of half the width, taught by soft outputs (.75) and labels."""
-    own = recipe.changed(width=max(1, recipe.width // 2))
+    own = recipe.changed(width=max(1, recipe.width // 2), pretrained=None)
     teacher = copy.deepcopy(teacher)
     student = build_model(own, data.channels, data.size, data.num_classes)
     initialize(student, own, data.train.images[:256])

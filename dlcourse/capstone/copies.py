@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
+from dlcourse.lab import images
 from dlcourse.lab.progress import bar
 
 SIDE = 32  # of the grey picture that is hashed
 LOW = 8  # frequencies kept in each direction
 NEAR_BITS = 8  # of the 63 of a hash that near copies may differ in
-NEAR_ALIKE = 0.99  # and their least correlation, as pictures of 16x16
+NEAR_ALIKE = 0.99  # and their least correlation, as pictures of 16x16 or in waves
+SEEN_ALIKE = 0.985  # and as the network sees them, in all their pixels
 FLAT = 2.0  # grey levels: a picture that varies less has no hash worth comparing
 BLOCK = 1024  # hashes compared at once with all others
 
@@ -56,18 +58,11 @@ class Pair:
 def decode(path: Path) -> Image.Image:
     """Return an image upright, as 8-bit RGB; transparent pixels become white.
 
-    Raises what Pillow raises for a file that is no image, and ValueError for pixels that
-    are floats.
+    Raises what the one reader of the course raises for a file that is no image.
     """
-    with Image.open(path) as opened:
-        image = ImageOps.exif_transpose(opened)
-    if image.mode == "F":
-        raise ValueError("its pixels are floats of unknown range; save it with 8 bits")
-    if image.mode.startswith("I"):  # 16 bits a pixel, which convert would clip
-        image = Image.fromarray((np.asarray(image) / 257).round().astype(np.uint8))
-    if "transparency" in image.info or image.mode in ("LA", "La", "PA", "RGBA", "RGBa"):
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    image = images.decode(path)
+    if image.mode == "F":  # 16 bits and more, from 0 to 1
+        image = Image.fromarray((np.asarray(image) * 255).round().astype(np.uint8))
     return image.convert("RGB")
 
 
@@ -127,13 +122,55 @@ def _near_pairs(pictures: Sequence[Picture], places: np.ndarray) -> Iterator[Pai
     hashes = np.stack([pictures[place].hash for place in places])
     small = np.stack([pictures[place].small for place in places])
     # of signs, the product counts equal bits less different ones
-    least = hashes.shape[1] - 2 * NEAR_BITS
-    for start in bar(range(0, len(places), BLOCK), desc="comparing", unit="block"):
-        agree = hashes[start : start + BLOCK] @ hashes[start:].T
-        rows, columns = np.nonzero(np.triu(agree >= least, k=1))
-        for row, column in zip(rows + start, columns + start, strict=True):
-            if small[row] @ small[column] >= NEAR_ALIKE:
-                yield Pair(int(places[row]), int(places[column]), "near")
+    for row, column in _near(hashes, hashes.shape[1] - 2 * NEAR_BITS):
+        if small[row] @ small[column] >= NEAR_ALIKE:
+            yield Pair(int(places[row]), int(places[column]), "near")
+
+
+def _near(
+    rows_of: np.ndarray, least: float, ends: np.ndarray | None = None
+) -> Iterator[tuple[int, int]]:
+    """Yield the pairs of rows, the lower one first, whose product is so much at least.
+
+    ends: for each row the first that is surely too far away, and so are all after it.
+    """
+    for start in bar(range(0, len(rows_of), BLOCK), desc="comparing", unit="block"):
+        found = []
+        mine = rows_of[start : start + BLOCK]
+        end = len(rows_of) if ends is None else int(ends[start + len(mine) - 1])
+        for left in range(start, end, 8 * BLOCK):
+            agree = mine @ rows_of[left : min(end, left + 8 * BLOCK)].T
+            rows, columns = np.nonzero(agree >= least)
+            ahead = columns + left > rows + start
+            found.append(np.stack([rows[ahead] + start, columns[ahead] + left], 1))
+        each = np.concatenate(found)
+        yield from map(tuple, each[np.lexsort((each[:, 1], each[:, 0]))].tolist())
+
+
+class Together:
+    """Which places belong together: a forest, in which the root is the first of a tree."""
+
+    def __init__(self, count: int) -> None:
+        self.parent = list(range(count))
+
+    def root(self, place: int) -> int:
+        """Return the first place of those that belong together with this one."""
+        while self.parent[place] != place:
+            self.parent[place] = self.parent[self.parent[place]]
+            place = self.parent[place]
+        return place
+
+    def join(self, one: int, other: int) -> None:
+        """Put two places, and all that belongs to them, together."""
+        low, high = sorted((self.root(one), self.root(other)))
+        self.parent[high] = low
+
+    def join_alike(self, names: Iterable[str | None]) -> None:
+        """Put the places with the same name together; None is no name."""
+        first_of: dict[str, int] = {}
+        for place, name in enumerate(names):
+            if name is not None:
+                self.join(first_of.setdefault(name, place), place)
 
 
 def units(pictures: Sequence[Picture], pairs: Sequence[Pair]) -> list[str]:
@@ -142,21 +179,88 @@ def units(pictures: Sequence[Picture], pairs: Sequence[Pair]) -> list[str]:
     Copies are one unit, and so are groups; where a copy joins two groups, both are. The
     name is the group's, or the file's, of the first picture of the unit.
     """
-    parent = list(range(len(pictures)))
-
-    def root_of(place: int) -> int:
-        while parent[place] != place:
-            parent[place] = parent[parent[place]]
-            place = parent[place]
-        return place
-
-    links = [(pair.first, pair.second) for pair in pairs]
-    first_of: dict[str, int] = {}
-    for place, picture in enumerate(pictures):
-        if picture.group is not None:
-            links.append((first_of.setdefault(picture.group, place), place))
-    for one, other in links:
-        low, high = sorted((root_of(one), root_of(other)))
-        parent[high] = low
-    firsts = [pictures[root_of(place)] for place in range(len(pictures))]
+    together = Together(len(pictures))
+    for pair in pairs:
+        together.join(pair.first, pair.second)
+    together.join_alike(picture.group for picture in pictures)
+    firsts = [pictures[together.root(place)] for place in range(len(pictures))]
     return [first.file if first.group is None else first.group for first in firsts]
+
+
+# --- in a run, among the pixels as the network sees them --------------------------------------
+
+
+def look_at(batches: Iterable[np.ndarray]) -> tuple[list[bytes], np.ndarray]:
+    """Return the digest of each image, and its 63 lowest frequencies (n, 63), of length 1.
+
+    batches: (k, channels, side, side), 8-bit or in [0, 1]. A flat picture has zeros, which
+    are near to none.
+    """
+    digests, waves_of = [], [np.empty((0, LOW * LOW - 1), dtype=np.float32)]
+    for batch in batches:
+        digests += [
+            hashlib.blake2b(row.tobytes(), digest_size=8).digest() for row in batch
+        ]
+        grey = batch.mean(1, dtype=np.float32)
+        grey *= 1 if batch.dtype == np.uint8 else 255
+        side = grey.shape[1]
+        waves = np.cos(np.pi / side * np.outer(np.arange(LOW), np.arange(side) + 0.5))
+        waves = waves.astype(np.float32)
+        low = (waves @ grey @ waves.T).reshape(len(grey), -1)[:, 1:]
+        low[grey.std((1, 2)) < FLAT] = 0
+        lengths = np.linalg.norm(low, axis=1, keepdims=True)
+        waves_of.append(low / np.maximum(lengths, 1e-6))
+    return digests, np.concatenate(waves_of)
+
+
+def pairs_of(
+    digests: Sequence[bytes],
+    waves: np.ndarray,
+    take: Callable[[Sequence[int]], np.ndarray],
+) -> list[Pair]:
+    """Return pairs that join all copies: each place with an earlier one, exact ones first.
+
+    waves: what `look_at` returned. take: gives the pixels of some places. Near copies agree
+    in their low frequencies and, as the network sees them, in all their pixels but for
+    brightness and contrast.
+    """
+    first_with: dict[bytes, int] = {}
+    pairs, together = [], Together(len(digests))
+    for place, digest_ in enumerate(digests):
+        first = first_with.setdefault(digest_, place)
+        if first != place:
+            pairs.append(Pair(first, place, "exact"))
+    places = np.array([p for p in first_with.values() if waves[p].any()], dtype=int)
+    for one, other in _near_waves(waves, places):
+        if together.root(one) == together.root(other):
+            continue
+        first, second = (_centred(image) for image in take([one, other]))
+        if first @ second >= SEEN_ALIKE:
+            together.join(one, other)
+            pairs.append(Pair(one, other, "near"))
+    return pairs
+
+
+def _near_waves(waves: np.ndarray, places: np.ndarray) -> Iterator[tuple[int, int]]:
+    """Yield the pairs of places, the earlier one first, with nearly equal frequencies.
+
+    Vectors of length 1 with such a product are no further apart than `reach`, and so in
+    no single number: sorted by the one that varies most, few are left to compare.
+    """
+    if len(places) < 2:
+        return
+    along = waves[places, waves[places].var(0).argmax()]
+    order = along.argsort(kind="stable")
+    places, along = places[order], along[order]
+    reach = (2 - 2 * NEAR_ALIKE) ** 0.5 + 1e-3
+    ends = np.searchsorted(along, along + reach, side="right")
+    for row, column in _near(waves[places], NEAR_ALIKE, ends):
+        one, other = sorted((int(places[row]), int(places[column])))
+        yield one, other
+
+
+def _centred(image: np.ndarray) -> np.ndarray:
+    """Return the pixels with mean 0 and length 1."""
+    pixels = image.astype(np.float32).ravel()
+    pixels -= pixels.mean()
+    return pixels / max(float(np.linalg.norm(pixels)), 1e-6)

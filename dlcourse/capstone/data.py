@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-import torch
+from dataclasses import replace
+from pathlib import Path
 
+import torch
+from torch import Tensor
+
+from dlcourse.capstone.own import load_own
+from dlcourse.capstone.pretrained import SCALE
 from dlcourse.capstone.settings import Problem, Recipe
 from dlcourse.data_splitting import train_val_test_split
-from dlcourse.lab.datasets import ImageData, load
+from dlcourse.lab.datasets import PARTS, ImageData, load
 
 AS_OPTIONS = {  # what the loader advises, and the same as options of the command
     "pass skip_corrupt=True.": "leave them out with --skip-corrupt.",
@@ -17,13 +23,20 @@ AS_OPTIONS = {  # what the loader advises, and the same as options of the comman
 }
 
 
-def load_data(recipe: Recipe) -> ImageData:
-    """Return the images of a recipe, split and normalised; else raise Problem."""
+def load_data(recipe: Recipe, beside: Path | None = None) -> ImageData:
+    """Return the images of a recipe, split and normalised; else raise Problem.
+
+    beside: the folder of the run, for the pixels of a folder that memory shall not hold.
+    """
     elsewhere = recipe.split != "stratified"
     try:
+        if recipe.data == "folder":
+            data = for_network(load_own(recipe, beside), recipe)
+            check_data(data, recipe)
+            return data
         data = load(
             recipe.data, recipe.root, size=recipe.size, validation=recipe.validation,
-            test=recipe.test, seed=recipe.seed, skip_corrupt=recipe.skip_corrupt,
+            test=recipe.test, seed=recipe.seed,
             train_limit=None if elsewhere else recipe.train_limit, normalize=not elsewhere,
         )  # fmt: skip
         if elsewhere:
@@ -33,8 +46,25 @@ def load_data(recipe: Recipe) -> ImageData:
         for there, here in AS_OPTIONS.items():
             said = said.replace(there, here)
         raise Problem(said) from error
+    data = for_network(data, recipe)
     check_data(data, recipe)
     return data
+
+
+def for_network(data: ImageData, recipe: Recipe) -> ImageData:
+    """Return the images at the scale that a pretrained network expects."""
+    if not recipe.pretrained:
+        return data
+    mean, std = (torch.full((data.channels,), SCALE) for _ in range(2))
+    parts = {}
+    for name in PARTS:
+        part = getattr(data, name)
+        if isinstance(part.images, Tensor):
+            images = (data.denormalize(part.images) - SCALE) / SCALE
+        else:
+            images = part.images.normalized(mean, std)
+        parts[name] = replace(part, images=images)
+    return replace(data, mean=mean, std=std, **parts)
 
 
 def _cut_elsewhere(data: ImageData, recipe: Recipe) -> ImageData:
@@ -67,7 +97,7 @@ def check_data(data: ImageData, recipe: Recipe) -> None:
             raise Problem(
                 f"there are no {name} images: hold out another share, or add images"
             )
-        if not part.images.isfinite().all():
+        if isinstance(part.images, Tensor) and not part.images.isfinite().all():
             bad = int((~part.images.flatten(1).isfinite().all(1)).sum())
             raise Problem(
                 f"{bad} {name} images hold NaN or infinity: mend or remove them"

@@ -20,6 +20,7 @@ from dlcourse import __version__
 from dlcourse.capstone.building import build_model
 from dlcourse.capstone.card import draw_curves, model_card
 from dlcourse.capstone.report import (
+    HARDEST,
     SHOWN_CLASSES,
     confusion_matrix,
     draw_confusion,
@@ -34,7 +35,7 @@ from dlcourse.lab.training import replacing
 
 FORMAT = 1  # of the folder that a run leaves
 CHECKPOINT = "resume.pt"
-SEARCH = r"untuned\.toml|tune\.csv"  # what --tune leaves before the run
+SEARCH = r"untuned\.toml|tune\.csv|images\.cache|images\.json"  # before the run
 PART = r"\.probe\d+|.*\.part\d+"  # files that a killed process leaves half written
 PACKAGES = ("torch", "torchvision", "accelerate", "numpy", "safetensors")
 
@@ -53,6 +54,22 @@ def refuse_used(folder: Path, resume: bool, name: str = "recipe.toml") -> None:
             raise Problem(f"{folder} holds other files: choose a new folder with --out")
 
 
+def check_writable(folder: Path) -> None:
+    """Raise Problem where a folder may not be made or written; leave nothing there."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".probe{os.getpid()}"
+        probe.write_bytes(b"x" * 4096)
+        probe.unlink()
+        for path in missing:
+            path.rmdir()
+    except OSError as error:
+        raise Problem(
+            f"cannot write to {folder} ({error.strerror}): choose another folder with --out"
+        ) from error
+
+
 def open_folder(
     folder: Path, recipe: Recipe, resume: bool, name: str = "recipe.toml"
 ) -> None:
@@ -60,15 +77,8 @@ def open_folder(
 
     Raises Problem where it is another one, or where the folder may not be written.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".probe{os.getpid()}"
-        probe.write_bytes(b"x" * 4096)
-        probe.unlink()
-    except OSError as error:
-        raise Problem(
-            f"cannot write to {folder} ({error.strerror}): choose another folder with --out"
-        ) from error
+    check_writable(folder)
+    folder.mkdir(parents=True, exist_ok=True)
     stored = folder / name
     begun = stored.exists()
     refuse_used(folder, resume, name)
@@ -142,7 +152,8 @@ def load_model(folder: str | os.PathLike[str]) -> tuple[nn.Module, dict]:
 def leave(folder: Path, recipe: Recipe, data: ImageData, result: Result) -> None:
     """Write all that a finished run leaves beside its recipe and its checkpoint."""
     # to hand on, without paths
-    shown = recipe.changed(root=recipe.root and Path(recipe.root).name)
+    paths = {name: getattr(recipe, name) for name in ("root", "labels", "groups")}
+    shown = recipe.changed(**{n: path and Path(path).name for n, path in paths.items()})
     facts = {
         "format": FORMAT, "version": __version__, "recipe": shown.model_dump(),
         "channels": data.channels, "size": data.size, "classes": list(data.classes),
@@ -182,9 +193,9 @@ def leave_report(folder: Path, data: ImageData, result: Result) -> Tensor:
     write_confusion(folder / "confusion.csv", counts, data.classes)
     if data.num_classes <= SHOWN_CLASSES:
         draw_confusion(folder / "confusion.png", counts, data.classes)
-    draw_hardest(
-        folder / "hardest.png", data.denormalize(images), labels, shares, data.classes
-    )
+    rows = order[:HARDEST]
+    shown = data.denormalize(images[rows])
+    draw_hardest(folder / "hardest.png", shown, labels[rows], shares[rows], data.classes)
     return counts
 
 

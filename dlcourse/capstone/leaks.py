@@ -17,14 +17,12 @@ from __future__ import annotations
 import argparse
 import csv
 import io
-import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from dlcourse.capstone.copies import (
     Pair,
@@ -36,20 +34,12 @@ from dlcourse.capstone.copies import (
     perceptual_hash,
     units,
 )
+from dlcourse.capstone.grouping import groups_of, read_column
 from dlcourse.capstone.settings import Problem
 from dlcourse.data_splitting import stratified_group_split
+from dlcourse.lab.images import SPLITS, below, is_image, reason
 from dlcourse.lab.progress import bar
 
-SPLITS = {
-    "train": "train",
-    "training": "train",
-    "val": "validation",
-    "valid": "validation",
-    "validation": "validation",
-    "dev": "validation",
-    "test": "test",
-    "testing": "test",
-}
 SHOWN = 10  # pairs named of each kind
 
 
@@ -63,8 +53,9 @@ def read_pictures(
     split: a CSV with the columns file and split. Raises Problem for what cannot be used.
     """
     files = _image_files(root)
-    group_of = _groups(root, files, groups)
-    split_of = _read_csv(split, "split", root, files) if split else {}
+    names = [path.relative_to(root).as_posix() for path in files]
+    group_of = groups_of(names, groups) if groups else {}
+    split_of = read_column(split, "split", names) if split else {}
     tops = {file.relative_to(root).parts[0] for file in files}
     in_folders = all(top.lower() in SPLITS for top in tops)
     depth = 1 if in_folders else 0  # where the class stands in the path
@@ -80,7 +71,7 @@ def read_pictures(
         try:
             image = decode(path)
         except Exception as error:  # a decoder may raise anything on a damaged file
-            unreadable.append(f"{name} cannot be read as an image ({error})")
+            unreadable.append(f"{name} cannot be read as an image ({reason(error)})")
             continue
         by_folder = SPLITS[file.parts[0].lower()] if in_folders else None
         pictures.append(
@@ -100,75 +91,13 @@ def read_pictures(
 
 
 def _image_files(root: Path) -> list[Path]:
-    """Return the image files below `root`, hidden ones passed over, by name."""
+    """Return the image files below `root`, as `dlcourse-train` sees them, by name."""
     if not root.is_dir():
         raise Problem(f"there is no folder {root}")
-    endings = set(Image.registered_extensions())
-    files = []
-    for path in sorted(root.rglob("*")):
-        hidden = any(part.startswith(".") for part in path.relative_to(root).parts)
-        if path.suffix.lower() in endings and path.is_file() and not hidden:
-            files.append(path)
+    files = [path for path in below(root) if is_image(path)]
     if not files:
         raise Problem(f"{root} holds no images: lay them out as ROOT/<class>/<image>")
     return files
-
-
-def _groups(root: Path, files: Sequence[Path], how: str | None) -> dict[str, str]:
-    """Return the group of each file, by its name below `root`; see `read_pictures`."""
-    if how is None:
-        return {}
-    if how.lower().endswith(".csv"):
-        return _read_csv(Path(how), "group", root, files)
-    found = {}
-    if how.isdecimal():
-        level = int(how)
-        for path in files:
-            file = path.relative_to(root)
-            if not 1 <= level < len(file.parts):
-                raise Problem(
-                    f"--groups {how}: {file.as_posix()} lies {len(file.parts) - 1} folders "
-                    "deep: give the number of a folder level, from 1"
-                )
-            found[file.as_posix()] = file.parts[level - 1]
-        return found
-    try:
-        pattern = re.compile(how)
-    except re.error as error:
-        raise Problem(f"--groups {how}: no regular expression ({error})") from error
-    if pattern.groups != 1:
-        raise Problem(
-            f"--groups {how}: put what names the group in one pair of brackets, as in "
-            r"'^([^_]+)_'"
-        )
-    for path in files:
-        name = path.relative_to(root).as_posix()
-        match = pattern.search(path.name)
-        if match is None or match[1] is None:
-            raise Problem(f"--groups {how}: does not fit the name of {name}")
-        found[name] = match[1]
-    return found
-
-
-def _read_csv(
-    path: Path, column: str, root: Path, files: Sequence[Path]
-) -> dict[str, str]:
-    """Return {file: value} of a CSV with the columns file and `column`."""
-    try:
-        with open(path, newline="", encoding="utf-8-sig") as lines:
-            rows = list(csv.DictReader(lines))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise Problem(f"{path} cannot be read as a CSV ({error})") from error
-    if not rows or not {"file", column} <= set(rows[0]):
-        raise Problem(
-            f"{path}: give a CSV with a first line that names file and {column}"
-        )
-    found = {(row["file"] or "").replace("\\", "/"): row[column] or "" for row in rows}
-    for path_of_image in files:
-        name = path_of_image.relative_to(root).as_posix()
-        if not found.get(name):
-            raise Problem(f"{path} names no {column} for {name}")
-    return found
 
 
 def write_split(

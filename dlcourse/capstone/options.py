@@ -20,6 +20,7 @@ from dlcourse.capstone.settings import GROUPS, Problem, Recipe, choices
 
 SCREEN = 100  # columns of the help
 OPTION = r"--[\w-]+"
+IN_THE_INSTALL = ("digits", "mnist_5k")
 
 
 def dashes(text: str) -> str:
@@ -84,14 +85,19 @@ def parser(stored: Mapping[str, Any] | None = None) -> OneLine:
     command = OneLine(
         prog="dlcourse-train",
         usage="dlcourse-train [--data digits|mnist_5k|mnist|fashion_mnist|cifar10|folder PATH] [options]",
-        description="Train an image classifier. Without options: the digits, in seconds.",
         formatter_class=OneScreen,
         allow_abbrev=False,
         add_help=False,
     )
     add = command.add_argument_group("run").add_argument
     add("-h", "--help", action="help", help="show this list and stop")
-    add("--data", nargs="+", metavar="DATA", default="digits", help="images to learn")
+    add(
+        "--data",
+        nargs="+",
+        metavar="DATA",
+        default="digits",
+        help="images to learn to name; the digits take seconds",
+    )
     add("--config", metavar="FILE", help="read settings from TOML; options go first")
     add("--out", metavar="DIR", help="the run's folder (runs/DATA, then runs/DATA-2 ...)")
     add("--resume", action="store_true", help="go on with the run in --out")
@@ -144,10 +150,22 @@ def read(arguments: Sequence[str]) -> tuple[Namespace, Recipe]:
         values |= chosen_data(*values["data"])
     settings = {name: values[name] for name in Recipe.model_fields}
     recipe = Recipe.from_values(settings, "the command line")
-    if recipe.data != "digits":  # so that the run goes on from another folder too
-        root = Path(recipe.root or os.environ.get("DLCOURSE_ROOT") or "data")
-        recipe = recipe.changed(root=str(root.absolute()))
-    return options, recipe
+    if options.root is not None and recipe.data in IN_THE_INSTALL:
+        raise Problem(
+            f"--root {options.root}: {recipe.data} comes with the install; for images of "
+            f"your own write --data folder {options.root}"
+        )
+    return options, recipe.changed(**absolute(recipe))
+
+
+def absolute(recipe: Recipe) -> dict[str, str]:
+    """Return the recipe's paths in full, so that it goes on from another folder too."""
+    paths = {"labels": recipe.labels}
+    if recipe.data not in IN_THE_INSTALL:
+        paths["root"] = recipe.root or os.environ.get("DLCOURSE_ROOT") or "data"
+    if recipe.groups and recipe.groups.lower().endswith(".csv"):
+        paths["groups"] = recipe.groups
+    return {name: os.path.abspath(path) for name, path in paths.items() if path}
 
 
 def chosen_data(name: str, *path: str) -> dict[str, str]:

@@ -8,6 +8,7 @@ import torch
 
 from dlcourse.capstone.ablation import FACTORS, arms
 from dlcourse.capstone.building import build_model, updates
+from dlcourse.capstone.own import OwnImages, need
 from dlcourse.capstone.running import on_gpus
 from dlcourse.capstone.settings import Recipe
 from dlcourse.lab.datasets import ImageData
@@ -27,7 +28,7 @@ def plan(recipe: Recipe, data: ImageData, folder: Path, options) -> list[str]:
     held = f"{len(data.train)} train, {len(data.validation)} validation, {len(data.test)} test"
     penalty = f"weight decay {recipe.weight_decay:g}, label smoothing {recipe.label_smoothing:g}"
     rows = [
-        ("data splitting", f"{recipe.split}: {held}"),
+        ("data splitting", f"{getattr(data, 'how', recipe.split)}: {held}"),
         ("tuning", f"{options.tune} trials" if options.tune else "none (--tune N)"),
         (
             "regularization",
@@ -45,13 +46,21 @@ def plan(recipe: Recipe, data: ImageData, folder: Path, options) -> list[str]:
         ("warm-up", f"{warm} updates"),
         ("schedule", f"{recipe.schedule} over the other {steps - warm}"),
         ("precision", {"no": "float32"}.get(recipe.precision, recipe.precision)),
-        ("data loading", f"{recipe.workers} workers" if recipe.workers else "in memory"),
+        ("data loading", loading(recipe, data)),
     ]
-    lines = [f"{data}", f"{recipe.model} of {weights:,} parameters"]
+    lines = [f"{data}", f"{recipe.pretrained or recipe.model} of {weights:,} parameters"]
     lines += [f"{n:>2}  {name:<17}  {said}" for n, (name, said) in enumerate(rows, 1)]
     lines += [f"{steps} updates: {epochs} epochs of {per_epoch}"]
     if options.ablate:
         count = len(arms(recipe))
         each = f"{count} arms x {len(FACTORS)} rates or more x {options.seeds} seeds"
         lines += [f"ablation: {each} of this"]
-    return [*lines, f"folder {folder}"]
+    return [*lines, *getattr(data, "notes", ()), f"folder {folder}"]
+
+
+def loading(recipe: Recipe, data: ImageData) -> str:
+    """Return how images reach the network, and what memory they take."""
+    if not isinstance(data, OwnImages):
+        return f"{recipe.workers} workers" if recipe.workers else "in memory"
+    by = f"{recipe.workers} workers, " if recipe.workers else ""
+    return by + need(data)

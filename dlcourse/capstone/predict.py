@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from dlcourse.capstone.folder import load_model
@@ -31,7 +30,8 @@ from dlcourse.capstone.report import (
 from dlcourse.capstone.result import predict
 from dlcourse.capstone.settings import Problem
 from dlcourse.data_splitting import wilson_interval
-from dlcourse.lab.datasets import LITTER, read_image
+from dlcourse.lab.datasets import read_image
+from dlcourse.lab.images import below, is_image, reason
 
 BATCH = 256  # images in memory at a time
 
@@ -76,7 +76,8 @@ class Classifier:
             try:
                 pixels.append(self.read(file))
             except Exception as error:  # a decoder may raise anything on a damaged file
-                raise Problem(f"{file} cannot be read as an image ({error})") from error
+                said = f"{file} cannot be read as an image ({reason(error)})"
+                raise Problem(said) from error
         shares = self.probabilities(torch.stack(pixels)) if pixels else []
         return [self.answer(file, row) for file, row in zip(files, shares, strict=True)]
 
@@ -119,23 +120,16 @@ class Classifier:
 def find_images(paths: Sequence[str | os.PathLike[str]]) -> list[Path]:
     """Return the files named, and for a folder all image files in and below it, by name.
 
-    In a folder, hidden files and those whose ending is no image's are passed over. Raises
-    Problem for what is not there, and for a folder without images.
+    In a folder, what training passes over is passed over too: hidden files, litter, runs
+    and files that are no images. Raises Problem for what is not there, and for a folder
+    without images.
     """
-    endings = set(Image.registered_extensions())
     files = []
     for path in map(Path, paths):
         if path.is_file():
             files.append(path)
         elif path.is_dir():
-            inside = [
-                file
-                for file in sorted(path.rglob("*"))
-                if file.suffix.lower() in endings
-                and file.is_file()
-                and file.name.lower() not in LITTER
-                and not any(part[0] == "." for part in file.relative_to(path).parts)
-            ]
+            inside = [file for file in below(path) if is_image(file)]
             if not inside:
                 raise Problem(f"{path} holds no images: name another folder, or files")
             files += inside
@@ -154,7 +148,7 @@ def look(
             try:
                 read[file] = classify.read(file)
             except Exception as error:  # a decoder may raise anything on a damaged file
-                read[file] = str(error)
+                read[file] = reason(error)
         pixels = [image for image in read.values() if not isinstance(image, str)]
         shares = iter(classify.probabilities(torch.stack(pixels)) if pixels else ())
         for file, image in read.items():
@@ -233,7 +227,7 @@ def answer(options: argparse.Namespace) -> int:
     classify = Classifier(options.run)
     number = {name: k for k, name in enumerate(classify.classes)}
     files = find_images(options.image)
-    class_of = {file: file.resolve().parent.name for file in files}
+    class_of = {file: Path(os.path.abspath(file)).parent.name for file in files}
     known = all(name in number for name in class_of.values())
     names, shares, bad = [], [], 0
     for file, found in look(classify, files):

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import csv
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dlcourse.capstone.letters import drawable
 from dlcourse.data_splitting import wilson_interval
 
 SHOWN_CLASSES = 30  # of a table or a picture of all classes
@@ -139,14 +139,15 @@ def draw_confusion(path: Path, counts: Tensor, classes: Sequence[str]) -> None:
             color=color,
             fontsize=8,
         )
-    names = [name if len(name) <= 18 else name[:17] + "..." for name in classes]
+    names, fonts, why = drawable(classes)
+    names = [name if len(name) <= 18 else name[:17] + "..." for name in names]
     ax.set_xticks(
         range(len(names)), names, rotation=90 if max(map(len, names)) > 2 else 0
     )
     ax.set_yticks(range(len(names)), names)
     ax.set(xlabel="named", ylabel="true")
     ax.grid(False)
-    _save(fig, path)
+    _save(fig, path, fonts, why)
 
 
 def draw_hardest(
@@ -167,6 +168,7 @@ def draw_hardest(
     worst = of_true.argsort(stable=True)[:HARDEST].tolist()
     columns = min(6, len(worst))
     rows = -(-len(worst) // columns)
+    classes, fonts, why = drawable(classes)
     fig, first = figure(width=1.7 * columns, height=1.9 * rows)
     first.remove()
     for place, row in enumerate(worst, 1):
@@ -179,17 +181,20 @@ def draw_hardest(
         title = f"{_short(classes[int(true[row])])}\n{verdict} ({probabilities[row, said]:.2f})"
         ax.set_title(title, fontsize=8, color="black" if said == true[row] else "#B00000")
         ax.axis("off")
-    _save(fig, path)
+    _save(fig, path, fonts, why)
 
 
 def _short(name: str) -> str:
     return name if len(name) <= 14 else name[:13] + "..."
 
 
-def _save(fig, path: Path) -> None:
+def _save(fig, path: Path, fonts: Sequence[str], why: str) -> None:
     import matplotlib.pyplot as plt
+    from matplotlib.text import Text
 
-    with warnings.catch_warnings():  # a class's name may use letters that the font lacks
-        warnings.filterwarnings("ignore", "Glyph .* missing")
-        fig.savefig(path, dpi=100)
+    if why:
+        fig.supxlabel(why, fontsize=7)
+    for text in fig.findobj(Text):
+        text.set_fontfamily(fonts)
+    fig.savefig(path, dpi=100)
     plt.close(fig)

@@ -19,7 +19,8 @@ class Result:
     """A trained model, its history, and its numbers on the test rows.
 
     `accuracy` with its Wilson interval, `nll` in nats, `ece` from 0 to 1; `probabilities`
-    (count, classes) of the test rows in order; `best_epoch` is the one whose weights were
+    (count, classes) of the test rows in order; `balanced` is the mean recall of the
+    classes, `majority` the accuracy of naming the most frequent one always; `best_epoch` is the one whose weights were
     kept (None: the last).
     """
 
@@ -32,6 +33,8 @@ class Result:
     ece: float
     count: int
     probabilities: Tensor
+    balanced: float = 0.0
+    majority: float = 0.0
     best_epoch: int | None = None
 
     def numbers(self) -> dict:
@@ -62,6 +65,9 @@ def examine(model: nn.Module, data: ImageData, history: History) -> Result:
     low, high = wilson_interval(right, len(labels))
     ece = float(expected_calibration_error(shares, labels))
     nll = float(F.cross_entropy(outputs.double(), labels))
+    counts = labels.bincount()
+    recall = labels[outputs.argmax(1) == labels].bincount(minlength=len(counts)) / counts
     return Result(
-        model, history, right / len(labels), low, high, nll, ece, len(labels), shares
-    )
+        model, history, right / len(labels), low, high, nll, ece, len(labels), shares,
+        float(recall[counts > 0].mean()), int(counts.max()) / len(labels),
+    )  # fmt: skip

@@ -8,6 +8,7 @@ loaded without running code.
 from __future__ import annotations
 
 import csv
+import math
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -21,22 +22,26 @@ from dlcourse.capstone.building import (
     build_model,
     build_optimizer,
     build_schedule,
+    build_step,
     build_transform,
     initialize,
     loss_function,
     updates,
 )
+from dlcourse.capstone.cache import forget
 from dlcourse.capstone.data import check_data, load_data
+from dlcourse.capstone.fingerprint import check_same, write_table
 from dlcourse.capstone.folder import CHECKPOINT, leave, open_folder
+from dlcourse.capstone.own import OwnImages
 from dlcourse.capstone.result import Result, examine
 from dlcourse.capstone.settings import Problem, Recipe
 from dlcourse.data_loading import seed_worker
-from dlcourse.gradient_clipping import clipping_step
 from dlcourse.lab.datasets import ImageData
 from dlcourse.lab.launching import launch
-from dlcourse.lab.training import fit, replacing
+from dlcourse.lab.training import NonFiniteLossError, fit, replacing
 from dlcourse.regularization import EarlyStopping
 
+OUT_OF_BOUNDS = 100.0  # nats: no network that learns anything loses so much
 YEAR = 366 * 24 * 3600.0  # seconds: a launch needs a limit, and training has none
 
 
@@ -100,10 +105,14 @@ def train(
     main = rank == 0
     if folder is not None and main:
         open_folder(folder, recipe, resume)
+    mine = data is None
     if data is None:
-        data = load_data(recipe)
+        data = load_data(recipe, folder)
     else:
         check_data(data, recipe)
+    if folder is not None and main and isinstance(data, OwnImages):
+        check_same(folder, data)
+        write_table(folder, data)
     model = build_model(recipe, data.channels, data.size, data.num_classes)
     initialize(model, recipe, data.train.images[:256])
     per_epoch, epochs = updates(recipe, len(data.train))
@@ -117,8 +126,8 @@ def train(
     watch = Watch(recipe, generator, trackers)
     history = fit(
         model, _source(recipe, data), build_optimizer(recipe, model), steps=steps,
-        batch_size=recipe.batch_size, loss_fn=loss_function(recipe),
-        schedule=build_schedule(recipe, steps), step=clipping_step(recipe.max_norm),
+        batch_size=recipe.batch_size, loss_fn=loss_function(recipe, data.train.labels),
+        schedule=build_schedule(recipe, steps), step=build_step(recipe, steps),
         transform=build_transform(recipe, data, generator), seed=recipe.seed,
         accumulation_steps=recipe.accumulation_steps, mixed_precision=recipe.precision,
         validation=data.validation, validate_every=per_epoch,
@@ -128,6 +137,8 @@ def train(
     if watch.stopper is not None and watch.stopper.best_round:
         watch.stopper.restore(model)
     result = examine(model, data, history)
+    if not result.nll < OUT_OF_BOUNDS:
+        raise NonFiniteLossError(out_of_bounds(result, data, recipe))
     if watch.stopper is not None:
         result.best_epoch = watch.stopper.best_round or None
     if trackers is not None:
@@ -136,7 +147,18 @@ def train(
         trackers.end_training()
     if folder is not None and main:
         leave(folder, recipe, data, result)
+        if mine and "WORLD_SIZE" not in os.environ:
+            forget(folder)
     return result
+
+
+def out_of_bounds(result: Result, data: ImageData, recipe: Recipe) -> str:
+    """Return what to say of a network whose outputs are of no use."""
+    return (
+        f"the loss has left all bounds: {result.nll:.3g} nats on the test images, where "
+        f"guessing gives {math.log(data.num_classes):.3g}. Lower --lr (it was "
+        f"{recipe.lr:g}), clip with --max-norm 1, or add --warmup"
+    )
 
 
 def job(values: dict, out: str, log: list[str]) -> dict:
@@ -189,9 +211,22 @@ def _source(recipe: Recipe, data: ImageData):
     if not recipe.workers:
         return data
     return torch.utils.data.DataLoader(
-        torch.utils.data.TensorDataset(*data.train.tensors()), recipe.batch_size, shuffle=True,
+        Rows(*data.train.tensors()), recipe.batch_size, shuffle=True,
         num_workers=recipe.workers, worker_init_fn=seed_worker,
     )  # fmt: skip
+
+
+class Rows(torch.utils.data.Dataset):
+    """Images and labels row by row, from memory or from a file."""
+
+    def __init__(self, images, labels: torch.Tensor) -> None:
+        self.images, self.labels = images, labels
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, row: int) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.images[row], self.labels[row]
 
 
 class CSVTracker(GeneralTracker):

@@ -38,6 +38,13 @@ class Data(Group):
     size: int | None = Field(
         None, ge=4, description="pixels a side to resize to; a folder gets 32 without"
     )
+    labels: str | None = Field(
+        None, description="CSV (file, label[, split]) in place of class folders"
+    )
+    groups: str | None = Field(
+        None,
+        description="what stays together: folder level, pattern or CSV (file, group)",
+    )
     train_limit: int | None = Field(
         None, ge=1, description="use only so many training images"
     )
@@ -49,8 +56,14 @@ class Data(Group):
         0.15, ge=0.01, le=0.5, description="share held out to choose by"
     )
     test: float = Field(0.15, ge=0.01, le=0.5, description="share held out to report")
+    balance: Literal["none", "weights", "sampling"] = Field(
+        "none", description="even out uneven classes"
+    )
     workers: int = Field(
-        0, ge=0, description="loader processes; 0 keeps images in memory"
+        0, ge=0, description="processes that read images and make batches"
+    )
+    memory: int = Field(
+        500, ge=0, description="MB of a folder's pixels to hold; above, from a file"
     )
     augment: Literal["none", "shift", "flip", "affine", "colour", "trivial", "mixup"] = (
         Field("shift", description="variants")
@@ -61,11 +74,14 @@ class Model(Group):
     """model"""
 
     model: Literal["cnn", "mlp"] = Field("cnn", description="residual CNN or MLP")
+    pretrained: str | None = Field(
+        None, description="fine-tune efficientnet_lite0, or a timm model by its name"
+    )
     width: int = Field(24, ge=1, description="channels (CNN), or units / 8 (MLP)")
     blocks: int = Field(1, ge=1, description="residual blocks a stage, or MLP layers")
     activation: Literal[
         "relu", "leaky_relu", "gelu", "silu", "tanh", "sigmoid", "none"
-    ] = Field("relu", description="between layers")
+    ] = Field("relu", description="between")
     norm: Literal["batch", "group", "none"] = Field(
         "batch", description="after each convolution"
     )
@@ -150,12 +166,18 @@ class Recipe(Machine, Optimization, Regularization, Model, Data):
             raise Problem(
                 "data folder needs a path: --data folder PATH, with one folder a class"
             )
-        if self.split == "group" and self.data != "digits":
+        if self.split == "group" and self.data != "digits" and not self.groups:
             raise Problem(
-                "split group needs known groups, which only digits has: use stratified"
+                "split group needs known groups, which only digits has: use stratified, "
+                "or --data folder PATH --groups HOW"
             )
+        for name in ("labels", "groups"):
+            if getattr(self, name) and self.data != "folder":
+                raise Problem(f"--{name} goes with --data folder PATH")
         if self.data not in ("digits", "folder") and self.split != "stratified":
             raise Problem(f"{self.data} has its own test images: use --split stratified")
+        if self.pretrained and self.processes > 1:
+            raise Problem("--pretrained trains on one process: leave --processes out")
         if self.accumulation_steps > self.batch_size:
             raise Problem(
                 f"accumulation_steps={self.accumulation_steps} is more than the "
@@ -189,9 +211,10 @@ class Recipe(Machine, Optimization, Regularization, Model, Data):
         try:
             values = tomllib.loads(text)
         except tomllib.TOMLDecodeError as error:
-            raise Problem(
-                f"{where} is not TOML ({error}): write lines such as lr = 0.01"
-            ) from None
+            advice = "write lines such as lr = 0.01"
+            if "\\" in text:
+                advice += ", and a path as 'C:\\images' or \"C:/images\""
+            raise Problem(f"{where} is not TOML ({error}): {advice}") from None
         return cls.from_values(values, where)
 
     @classmethod

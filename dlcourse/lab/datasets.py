@@ -17,10 +17,11 @@ from urllib.error import URLError
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageOps
 from torch import Tensor
 
-from dlcourse.lab.progress import bar
+from dlcourse.lab.folders import list_folder, read_pixels
+from dlcourse.lab.images import pixels_of, summed_up
+from dlcourse.lab.pixels import Pixels
 
 NAMES = ("digits", "mnist_5k", "mnist", "fashion_mnist", "cifar10", "folder")
 PUBLISHED = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST", "cifar10": "CIFAR10"}
@@ -35,7 +36,7 @@ MNIST_5K_SIZES = (28, 14)  # as stored, and the means of its 2x2 blocks
 FOLDER_SIZE = 32
 # one grey level of an 8-bit image; keeps a constant channel finite
 SMALLEST_STD = 1 / 255
-LITTER = {"thumbs.db", "desktop.ini"}  # files that a desktop leaves among the images
+PARTS = ("train", "validation", "test")
 
 # Where the writing changes hands in scikit-learn's digits, in the order in which they are
 # stored.
@@ -66,7 +67,7 @@ class Split:
     folder.
     """
 
-    images: Tensor
+    images: Tensor | Any  # or `Pixels`, which reads like one
     labels: Tensor
     groups: Tensor | None = None
     files: tuple[str, ...] | None = None
@@ -191,7 +192,8 @@ def load(
     channel.
 
     `name` is "digits", "mnist_5k", "mnist", "fashion_mnist", "cifar10" or "folder"
-    (root/<class>/<image>); None means the environment's DLCOURSE_DATA, or "digits".
+    (root/<class>/<image>, or root/train/<class>/<image> with val and test, which is kept
+    as it is); None means the environment's DLCOURSE_DATA, or "digits".
     `root` None means DLCOURSE_ROOT, or ./data. `size` is the side in pixels to resize to
     (None: as stored, 32 for a folder; or DLCOURSE_SIZE where `name` is None, too). "digits" and "mnist_5k" need no files: the first
     is scikit-learn's, 8x8, the second the 5,000 images of MNIST (LeCun et al., 1998), 500
@@ -223,6 +225,7 @@ def load(
     root = Path(root or os.environ.get("DLCOURSE_ROOT") or "data")
 
     generator = torch.Generator().manual_seed(seed)
+    given: list[str | None] = []
     if name in PUBLISHED:
         rows, held_out, classes = _load_published(name, root, download)
         train, val = _split(rows, (validation,), classes, generator)
@@ -232,8 +235,14 @@ def load(
         elif name == "mnist_5k":
             rows, classes = _load_mnist_5k(size or MNIST_SIZE)
         else:
-            rows, classes = _load_folder(root, size or FOLDER_SIZE, skip_corrupt)
-        train, val, held_out = _split(rows, (validation, test), classes, generator)
+            rows, classes, given = _load_folder(root, size or FOLDER_SIZE, skip_corrupt)
+        if any(given):
+            chosen = given_split(
+                range(len(rows)), given, rows.labels, validation, test, classes, generator
+            )
+            train, val, held_out = (_select(rows, index) for index in chosen)
+        else:
+            train, val, held_out = _split(rows, (validation, test), classes, generator)
 
     if train_limit is not None:
         kept = min(train_limit, len(train))
@@ -356,63 +365,18 @@ def _pixels(stored: Tensor) -> Tensor:
 
 def _load_folder(
     root: Path, size: int, skip_corrupt: bool
-) -> tuple[Split, tuple[str, ...]]:
-    """Read root/<class>/<image>: one channel where all images are grey, else three."""
-    files = _folder_files(root)
-    images, labels, names, bad = [], [], [], []
-    each = [(label, path) for label, paths in enumerate(files.values()) for path in paths]
-    for label, path in bar(each, desc="reading", unit="image"):
-        try:
-            images.append(read_image(path, size))
-            labels.append(label)
-            names.append(f"{path.parent.name}/{path.name}")
-        except Exception as error:  # a decoder may raise anything on a damaged file
-            bad.append(f"  {path}: {error}")
+) -> tuple[Split, tuple[str, ...], list[str | None]]:
+    """Read a folder; also return the part of each image where the folder is a split."""
+    listing = list_folder(root)
+    stored, items, bad = read_pixels(listing, size, skip_corrupt=skip_corrupt)
     if bad:
-        message = f"{len(bad)} file(s) in {root} cannot be read as images:\n" + "\n".join(
-            bad
-        )
-        if not skip_corrupt:
-            raise ValueError(
-                message + "\nMend or remove them, or pass skip_corrupt=True."
-            )
-        warnings.warn(message + "\nThey are left out.", stacklevel=3)
-    channels = max((len(image) for image in images), default=1)
-    images = [image.expand(channels, -1, -1) for image in images]
-    classes = tuple(files)
-    present = set(labels)
-    empty = [name for label, name in enumerate(classes) if label not in present]
-    if empty:
-        raise ValueError(
-            f"no readable image for {', '.join(empty)} in {root}; add images or remove the folder"
-        )
-    return Split(torch.stack(images), torch.tensor(labels), files=tuple(names)), classes
-
-
-def _folder_files(root: Path) -> dict[str, list[Path]]:
-    """Return each class's files in order of name; hidden ones and loose files are passed
-    over.
-    """
-    layout = "lay the images out as root/<class>/<image> and pass root=..., or set DLCOURSE_ROOT"
-    if not root.is_dir():
-        raise FileNotFoundError(f"there is no folder {root.resolve()}; {layout}")
-    folders = sorted(
-        path for path in root.iterdir() if path.is_dir() and path.name[0] != "."
-    )
-    if len(folders) < 2:
-        raise ValueError(
-            f"{root} holds {len(folders)} class folder(s), two are needed; {layout}"
-        )
-    files = {}
-    for folder in folders:
-        inside = [path for path in sorted(folder.iterdir()) if path.name[0] != "."]
-        nested = [path.name for path in inside if path.is_dir()]
-        if nested:
-            raise ValueError(
-                f"{folder} holds folders ({', '.join(nested)}), not images; {layout}"
-            )
-        files[folder.name] = [path for path in inside if path.name.lower() not in LITTER]
-    return files
+        said = summed_up(bad, f"file(s) in {root} cannot be read as images")
+        warnings.warn(f"{said}. They are left out.", stacklevel=3)
+    number = {name: label for label, name in enumerate(listing.classes)}
+    labels = torch.tensor([number[item.label] for item in items])
+    files = tuple(item.file for item in items)
+    rows = Split(Pixels(stored)[:], labels, files=files)
+    return rows, listing.classes, [item.split for item in items]
 
 
 def read_image(path: str | os.PathLike[str], size: int) -> Tensor:
@@ -422,23 +386,8 @@ def read_image(path: str | os.PathLike[str], size: int) -> Tensor:
     It is turned upright as its EXIF data say, and stretched to a square. Raises what
     Pillow raises for a file that is no image, and ValueError for pixels that are floats.
     """
-    with Image.open(path) as opened:
-        image = ImageOps.exif_transpose(opened)
-    if image.mode == "F":
-        raise ValueError(
-            "its pixels are floats of unknown range; save it with 8 bits a channel"
-        )
-    if image.mode.startswith("I"):  # 16 bits a pixel, which convert("L") would clip
-        pixels = torch.from_numpy(np.asarray(image).astype(np.float32) / 65535).unsqueeze(
-            0
-        )
-        return _resize(pixels.unsqueeze(0), size)[0]
-    grey = image.mode in ("1", "L", "LA", "La")
-    if "transparency" in image.info or image.mode in ("LA", "La", "PA", "RGBA", "RGBa"):
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    pixels = torch.from_numpy(np.array(image.convert("L" if grey else "RGB")))
-    return _resize(_pixels(pixels.unsqueeze(0)), size)[0]
+    pixels = torch.from_numpy(pixels_of(path, size).copy())
+    return pixels if pixels.is_floating_point() else pixels.float().div_(255)
 
 
 # -- splitting and scaling ------------------------------------------------------------------------
@@ -457,35 +406,73 @@ def _check_fractions(validation: float, test: float) -> None:
         )
 
 
-def _split(
-    rows: Split,
+def split_rows(
+    labels: Tensor,
     fractions: Sequence[float],
     classes: Sequence[str],
     generator: torch.Generator,
-) -> list[Split]:
-    """Return the training split and one shuffled split per fraction, each class in
-    proportion.
+) -> list[Tensor]:
+    """Return the training rows and the rows of one part a fraction, shuffled, each class
+    in proportion.
     """
     parts: list[list[Tensor]] = [[] for _ in range(len(fractions) + 1)]
     for label, name in enumerate(classes):
-        members = (rows.labels == label).nonzero().squeeze(1)
+        members = (labels == label).nonzero().squeeze(1)
         members = members[torch.randperm(len(members), generator=generator)]
         held = [max(1, round(fraction * len(members))) for fraction in fractions]
         kept = len(members) - sum(held)
         if kept < 1:
             raise ValueError(
-                f"class {name!r} has {len(members)} image(s), too few to put one into each of "
-                f"{len(parts)} splits at these fractions; add images or lower the fractions"
+                f"class {name!r} has {len(members)} image(s), too few: it needs "
+                f"{len(parts)}, one for each part of the split, or more at these "
+                "fractions; add images or remove the class"
             )
         for part, chunk in zip(parts, members.split([kept, *held]), strict=True):
             part.append(chunk)
     splits = []
     for part in parts:
         index = torch.cat(part)
-        splits.append(
-            _select(rows, index[torch.randperm(len(index), generator=generator)])
-        )
+        splits.append(index[torch.randperm(len(index), generator=generator)])
     return splits
+
+
+def _split(
+    rows: Split,
+    fractions: Sequence[float],
+    classes: Sequence[str],
+    generator: torch.Generator,
+) -> list[Split]:
+    chosen = split_rows(rows.labels, fractions, classes, generator)
+    return [_select(rows, index) for index in chosen]
+
+
+def given_split(
+    rows: Tensor | Sequence[int],
+    of_row: Sequence[str | None],
+    labels: Tensor,
+    validation: float,
+    test: float,
+    classes: Sequence[str],
+    generator: torch.Generator,
+) -> list[Tensor]:
+    """Return (training, validation, test) rows as `of_row` says of each of `rows`.
+
+    A part that is missing is drawn from the training rows.
+    """
+    parts = {
+        name: torch.tensor([row for row in map(int, rows) if of_row[row] == name]).long()
+        for name in PARTS
+    }
+    share = {"validation": validation, "test": test}
+    missing = [name for name in PARTS[1:] if len(parts[name]) == 0]
+    there = parts["train"]
+    number = labels[there].unique()
+    names = [str(classes[int(label)]) for label in number]
+    within = torch.searchsorted(number, labels[there])
+    drawn = split_rows(within, [share[name] for name in missing], names, generator)
+    for name, index in zip(("train", *missing), drawn, strict=True):
+        parts[name] = there[index]
+    return [parts[name] for name in PARTS]
 
 
 def _select(rows: Split, index: Tensor) -> Split:

@@ -94,8 +94,8 @@ def test_a_model_of_grey_images_sees_colours_as_pillow_greys_them(tmp_path):
     draw(tmp_path / "colour.png", True, 0)
     Image.open(tmp_path / "colour.png").convert("L").save(tmp_path / "grey.png")
     off = classify.read(tmp_path / "colour.png") - classify.read(tmp_path / "grey.png")
-    assert off.abs().max() < 1 / 255
-    assert len(classify(tmp_path)) == 2 + len(list((tmp_path / "run").glob("*.png")))
+    assert off.abs().max() < 1.5 / 255  # both are rounded
+    assert len(classify(tmp_path)) == 2  # the pictures of the run are none of them
 
 
 def test_compressed_models_answer_too(place, capsys):

@@ -18,6 +18,7 @@ import time
 from pathlib import Path
 
 import pytest
+import test_own
 import torch
 from PIL import Image
 from processes import alive
@@ -634,11 +635,13 @@ def test_port_in_use(tmp_path):
 
 
 def test_the_page_says_what_these_tests_show():
-    """docs/reliability.md holds one row for each test above, word for word."""
+    """docs/reliability.md holds one row for each test above, and for those on images of
+    your own in `test_own`, word for word.
+    """
     page = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")
     rows = [
         "| " + " ".join(test.__doc__.split()) + " |"
-        for name, test in globals().items()
+        for name, test in [*globals().items(), *vars(test_own).items()]
         if name.startswith("test_") and " | " in (test.__doc__ or "")
     ]
     assert re.findall(r"^\| (?!what |---).*\|$", page, re.M) == rows

@@ -1,0 +1,186 @@
+"""On which side of the split each image of a folder stands.
+
+Copies of a picture, and groups that the reader names, stay on one side. A split that is
+given is kept: what shows a picture that is held out is left out of training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from dlcourse.capstone.copies import Pair, Together
+from dlcourse.capstone.grouping import groups_of
+from dlcourse.capstone.settings import Recipe
+from dlcourse.data_splitting import stratified_group_split, train_val_test_split
+from dlcourse.lab.datasets import PARTS, given_split, split_rows
+from dlcourse.lab.folders import Item
+from dlcourse.lab.images import summed_up
+
+UNEVEN = 10  # times as many images in one class as in another are worth a line
+
+
+def choose(
+    recipe: Recipe,
+    items: Sequence[Item],
+    labels: Tensor,
+    classes: Sequence[str],
+    pairs: Sequence[Pair],
+) -> tuple[list[Tensor], list[str]]:
+    """Return ([training, validation, test] rows, and lines on copies and groups)."""
+    files = [item.file for item in items]
+    groups = groups_of(files, recipe.groups) if recipe.groups else {}
+    notes = on_copies(items, pairs)
+    given = [item.split for item in items]
+    try:
+        together = joined(pairs, files, groups)
+        parts = cut(recipe, given, labels, classes, together, bool(groups))
+    except ValueError:
+        exact = [pair for pair in pairs if pair.kind == "exact"]
+        if len(exact) == len(pairs):
+            raise
+        together = joined(exact, files, groups)
+        parts = cut(recipe, given, labels, classes, together, bool(groups))
+        notes.append(
+            "near copies are too many to be kept on one side: only exact ones are"
+        )
+    if any(given):
+        parts, left_out = without_copies(parts, together, bool(groups))
+        if left_out:
+            notes.append(
+                f"{left_out} images of the given split are left out: they show the same "
+                "picture (or group) as one that is held out"
+            )
+    elif pairs or groups:
+        what = " and ".join(["copies"] * bool(pairs) + ["groups"] * bool(groups))
+        notes.append(f"{what} are kept on one side of the split")
+    if groups:
+        notes.append(f"{len(set(groups.values()))} groups by {recipe.groups}")
+    return parts, notes
+
+
+def joined(
+    pairs: Sequence[Pair], files: Sequence[str], groups: dict[str, str]
+) -> Together:
+    """Return which rows stay together: copies, and groups where they are named."""
+    together = Together(len(files))
+    for pair in pairs:
+        together.join(pair.first, pair.second)
+    together.join_alike(groups.get(file) for file in files)
+    return together
+
+
+def cut(
+    recipe: Recipe,
+    given: Sequence[str | None],
+    labels: Tensor,
+    classes: Sequence[str],
+    together: Together,
+    grouped: bool,
+) -> list[Tensor]:
+    """Return [training, validation, test] rows: those given, or drawn by the recipe."""
+    generator = torch.Generator().manual_seed(recipe.seed)
+    shares = recipe.validation, recipe.test
+    roots = torch.tensor([together.root(row) for row in range(len(labels))])
+    if grouped and not any(given):
+        names = [str(root) for root in roots.tolist()]
+        parts = stratified_group_split(labels.tolist(), names, *shares, seed=recipe.seed)
+        mixed = [torch.from_numpy(part) for part in parts]
+        return [part[torch.randperm(len(part), generator=generator)] for part in mixed]
+    firsts = roots.unique()  # one row of each picture is drawn, its copies follow
+    if any(given):
+        parts = given_split(firsts, given, labels, *shares, classes, generator)
+        return with_given(parts, given, roots)
+    if recipe.split == "random":
+        parts = train_val_test_split(len(firsts), *shares, seed=recipe.seed)
+        parts = [torch.as_tensor(part).long() for part in parts]
+    else:
+        parts = split_rows(labels[firsts], shares, classes, generator)
+    return with_copies([firsts[part] for part in parts], roots)
+
+
+def with_copies(parts: Sequence[Tensor], roots: Tensor) -> list[Tensor]:
+    """Return the parts with the other rows of each picture, or group, at their ends."""
+    rows = torch.arange(len(roots))
+    others = rows[rows != roots]
+    return [torch.cat([part, others[torch.isin(roots[others], part)]]) for part in parts]
+
+
+def with_given(
+    drawn: Sequence[Tensor], given: Sequence[str | None], roots: Tensor
+) -> list[Tensor]:
+    """Return all rows in the parts that are given; those drawn from training follow it.
+
+    Only the parts that are missing were drawn, so rows of a given part stay in it.
+    """
+    part_of = {
+        int(row): place for place, part in enumerate(drawn) for row in part.tolist()
+    }
+    there = set(given)
+    parts: list[list[int]] = [part.tolist() for part in drawn]
+    for row, root in enumerate(roots.tolist()):
+        if row != root:
+            place = PARTS.index(str(given[row]))
+            if place == 0 and PARTS[part_of[root]] not in there:
+                place = part_of[root]
+            parts[place].append(row)
+    return [torch.tensor(part).long() for part in parts]
+
+
+def without_copies(
+    parts: Sequence[Tensor], together: Together, grouped: bool
+) -> tuple[list[Tensor], int]:
+    """Return the parts without what shows a picture that a later part holds too."""
+    seen: set[int] = set()
+    kept: list[Tensor] = []
+    for part in reversed(parts):  # test, validation, training
+        mine = [row for row in part.tolist() if together.root(row) not in seen]
+        seen |= {together.root(row) for row in mine}
+        kept.insert(0, torch.tensor(mine).long())
+    return kept, sum(map(len, parts)) - sum(map(len, kept))
+
+
+def on_copies(items: Sequence[Item], pairs: Sequence[Pair]) -> list[str]:
+    """Return a line with the number of copies, and one that names two classes of one."""
+    if not pairs:
+        return []
+    exact = sum(pair.kind == "exact" for pair in pairs)
+    notes = [
+        f"copies: {len(pairs)} of {len(items)} images show a picture that is there already "
+        f"({exact} exactly, {len(pairs) - exact} nearly)"
+    ]
+    wrong = [
+        f"{items[pair.first].file} and {items[pair.second].file} ({pair.kind})"
+        for pair in pairs
+        if items[pair.first].label != items[pair.second].label
+    ]
+    if wrong:
+        notes.append(
+            summed_up(wrong, "pictures stand in two classes, so a label is wrong")
+        )
+    return notes
+
+
+def uneven(labels: Tensor, classes: Sequence[str], balance: str) -> list[str]:
+    """Return a line where one class has many times the training images of another."""
+    counts = labels.bincount(minlength=len(classes))
+    most, least = int(counts.argmax()), int(counts.argmin())
+    if counts[most] < UNEVEN * counts[least]:
+        return []
+    advice = "" if balance != "none" else "; --balance weights or sampling evens them"
+    return [
+        f"uneven classes: {int(counts[most])} training images of {classes[most]}, "
+        f"{int(counts[least])} of {classes[least]}; to name {classes[most]} always is right "
+        f"for {int(counts[most]) / len(labels):.4f}{advice}"
+    ]
+
+
+def evened(rows: Tensor, labels: Tensor, seed: int) -> Tensor:
+    """Return the rows with those of smaller classes repeated, until all have as many."""
+    generator = torch.Generator().manual_seed(seed)
+    of_class = [rows[labels[rows] == label] for label in labels[rows].unique()]
+    most = max(map(len, of_class))
+    each = torch.cat([part.repeat(-(-most // len(part)))[:most] for part in of_class])
+    return each[torch.randperm(len(each), generator=generator)]
