@@ -33,8 +33,8 @@ def range_test():  # train while the rate grows, then put everything back
     smoothed, mean = {}, 0.0
     for rate, batch in zip(RATES, cycle(train), strict=False):
         optimizer.param_groups[0]["lr"] = rate
-        loss = update(*batch)
-        smoothed[rate] = mean = 0.9 * (mean or loss) + 0.1 * loss
+        mean = 0.9 * mean + 0.1 * update(*batch)  # from 0: hence the division
+        smoothed[rate] = mean / (1 - 0.9 ** (len(smoothed) + 1))
     model.load_state_dict(kept[0])
     optimizer.load_state_dict(kept[1])
     return SHARE * min(smoothed, key=smoothed.get)  # NaN, once it comes, is never less
