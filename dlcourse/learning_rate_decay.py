@@ -303,7 +303,10 @@ class LRRange:
 
     @property
     def suggestion(self) -> float:
-        """A rate to start from: a third of `lowest`, which was already at the edge."""
+        """A rate to start from: a third of `lowest`, which was already at the edge.
+
+        With Adam, and with momentum at a constant rate, a tenth is safer.
+        """
         return self.lowest / 3
 
 

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.optim.lr_scheduler import ExponentialLR, LambdaLR, PolynomialLR
 
+from dlcourse.lab.launching import launch
 from dlcourse.lab.models import MLP
 from dlcourse.lab.training import fit, use_one_thread
 from dlcourse.lab.trials import run_trials
@@ -425,3 +426,150 @@ def test_range_test_refuses_what_cannot_be_trained_on():
     optimizer.param_groups[0]["lr"] = 0.0
     with pytest.raises(ValueError, match="rate 0"):
         lr_range_test(model, optimizer, batches, F.cross_entropy)
+
+
+# --------------------------------------------------------------------------- what the chapter says
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.5, 0.9])
+def test_the_limit_with_momentum_is_two_times_one_plus_beta_over_the_curvature(momentum):
+    inputs, _ = problem(2)
+    targets = inputs[:, :1] * 2
+    model = nn.Linear(5, 1, bias=False, dtype=torch.float64)
+    curvature = max_curvature(model, F.mse_loss, inputs, targets, tolerance=1e-10)
+    limit = 2 * (1 + momentum) / curvature
+    for share, converges in ((0.98, True), (1.02, False)):
+        nn.init.ones_(model.weight)
+        optimizer = torch.optim.SGD(
+            model.parameters(), lr=share * limit, momentum=momentum
+        )
+        losses = []
+        for _ in range(1500):
+            optimizer.zero_grad()
+            loss = F.mse_loss(model(inputs), targets)
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+        assert (losses[-1] < losses[0]) == converges
+
+
+def test_the_limit_near_the_minimum_of_a_network():
+    inputs, targets = problem(3, rows=30)
+    model = MLP(5, 3, width=6, depth=1, activation="tanh", seed=0).double()
+    decay = 0.03
+
+    def slope():
+        model.zero_grad()
+        penalty = sum((weight**2).sum() for weight in model.parameters())
+        loss = F.cross_entropy(model(inputs), targets) + decay / 2 * penalty
+        loss.backward()
+        return loss
+
+    solver = torch.optim.LBFGS(
+        model.parameters(), max_iter=500, history_size=30, tolerance_grad=1e-10,
+        tolerance_change=1e-16, line_search_fn="strong_wolfe",
+    )  # fmt: skip
+    solver.step(slope)
+    minimum = nn.utils.parameters_to_vector(model.parameters()).detach()
+    curvature = max_curvature(
+        model, F.cross_entropy, inputs, targets, weight_decay=decay, iterations=5000,
+        tolerance=1e-10,
+    )  # fmt: skip
+    push = torch.randn(len(minimum), generator=torch.Generator().manual_seed(0)).double()
+    for share, converges in ((0.98, True), (1.02, False)):
+        nn.utils.vector_to_parameters(minimum + 1e-5 * push, model.parameters())
+        optimizer = torch.optim.SGD(model.parameters(), lr=share * 2 / curvature)
+        norms = []
+        for _ in range(150):
+            slope()
+            grads = [weight.grad for weight in model.parameters()]
+            norms.append(float(nn.utils.get_total_norm(grads)))
+            optimizer.step()
+        assert (norms[-1] < norms[75]) == converges
+
+
+def test_late_updates_are_lost_in_bfloat16_weights():
+    model = MLP(20, 5, width=16, depth=1, seed=0)
+    inputs = torch.randn(64, 20, generator=torch.Generator().manual_seed(0))
+    F.cross_entropy(model(inputs), torch.arange(64) % 5).backward()
+    weight, slope = model.layers[0].weight.detach(), model.layers[0].weight.grad
+    lost = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        stored = weight.to(dtype)
+        for rate in (0.1, 0.001):
+            same = stored - (rate * slope).to(dtype) == stored
+            lost[dtype, rate] = same[slope != 0].double().mean().item()
+    assert lost[torch.bfloat16, 0.001] > 0.8 > 0.6 > lost[torch.bfloat16, 0.1]
+    assert lost[torch.float32, 0.001] < 0.03
+
+
+def train_on_each_process(cases):
+    import torch
+    from accelerate import Accelerator, DataLoaderConfiguration
+    from torch.utils.data import DataLoader, TensorDataset
+
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn(160, 6, generator=generator, dtype=torch.float64)
+    rows = TensorDataset(inputs, inputs[:, :3].argmax(1))
+    report = []
+    for case in cases:
+        accelerator = Accelerator(
+            cpu=True,
+            step_scheduler_with_optimizer=case.get("with_optimizer", True),
+            gradient_accumulation_steps=case.get("pieces", 1),
+            dataloader_config=DataLoaderConfiguration(
+                split_batches=case.get("split", False)
+            ),
+        )
+        torch.manual_seed(0)
+        model = torch.nn.Linear(6, 3, dtype=torch.float64)
+        optimizer = torch.optim.SGD(model.parameters(), lr=case.get("rate", 1.0))
+        k = case.get("k", 1)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda t: 1 / (1 + k * t))  # noqa: B023
+        loader = DataLoader(rows, batch_size=case["rows"])
+        wrapped, optimizer, loader = accelerator.prepare(model, optimizer, loader)
+        if case.get("prepared"):
+            schedule = accelerator.prepare(schedule)
+        used = []
+        for x, y in loader:
+            with accelerator.accumulate(wrapped):
+                rate = optimizer.param_groups[0]["lr"]
+                accelerator.backward(torch.nn.functional.cross_entropy(wrapped(x), y))
+                optimizer.step()
+                optimizer.zero_grad()
+            if accelerator.sync_gradients:
+                used.append(rate)
+            if accelerator.sync_gradients or case.get("each_micro_batch"):
+                schedule.step()
+        weights = [value for row in model.weight.tolist() for value in row]
+        report.append({"rates": used, "weights": weights})
+    return report
+
+
+def test_on_two_processes_the_rate_goes_with_the_update():
+    one = [{"rows": 16, "rate": 0.02, "k": 0}]
+    two = [
+        {"rows": 8, "rate": 0.02, "k": 0},  # the same 16 rows an update
+        {"rows": 16, "rate": 0.02, "k": 0},  # 32 rows, the rate kept
+        {"rows": 16, "rate": scale_lr(0.02, 16, 32), "k": 0},
+        {"rows": 8, "pieces": 2, "rate": scale_lr(0.02, 16, 32), "k": 0},
+        {"rows": 16, "prepared": True},
+        {"rows": 16, "prepared": True, "with_optimizer": False},
+        {"rows": 32, "prepared": True, "split": True},
+        {"rows": 16},
+        {"rows": 8, "pieces": 2},
+        {"rows": 8, "pieces": 2, "each_micro_batch": True},
+    ]
+    alone = launch(train_on_each_process, processes=1, args=(one,))[0][0]
+    found = launch(train_on_each_process, processes=2, args=(two,))[0]
+    weights = [torch.tensor(run["weights"]) for run in found]
+    want = torch.tensor(alone["weights"])
+    torch.testing.assert_close(weights[0], want, rtol=0, atol=1e-12)
+    torch.testing.assert_close(weights[3], weights[2], rtol=0, atol=1e-12)
+    kept, scaled = (weights[1] - want).norm(), (weights[2] - want).norm()
+    assert scaled < kept / 5
+    by_updates = [1 / (1 + t) for t in range(5)]
+    assert found[4]["rates"] == pytest.approx([1 / (1 + 2 * t) for t in range(5)])
+    for run in found[5:9]:
+        assert run["rates"] == pytest.approx(by_updates)
+    assert found[9]["rates"] == pytest.approx([1 / (2 + 2 * t) for t in range(5)])

@@ -1,0 +1,70 @@
+"""Range test, warm-up, then a line to zero; the scheduler steps once an update.
+
+One process: python FILE. Four GPUs: accelerate launch --num_processes 4 FILE. Two on a CPU:
+ACCELERATE_USE_CPU=yes OMP_NUM_THREADS=1 torchrun --standalone --nproc_per_node 2 FILE.
+"""
+
+import copy
+from itertools import cycle
+
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from sklearn.datasets import load_digits
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+BATCH = 32  # rows an update, on all processes together
+RATE = None  # the highest rate of the run; None: find it with a range test
+RATES, SHARE = torch.logspace(-4, 1, 100).tolist(), 1 / 3  # of the test; Adam: 1 / 10
+MOMENTUM, WARMUP, EPOCHS, TRAIN_ROWS = 0.9, 20, 5, 1472
+
+
+def update(inputs, targets):  # one update; returns the mean loss of all processes
+    loss = F.cross_entropy(model(inputs), targets)
+    accelerator.backward(loss)
+    optimizer.step()
+    optimizer.zero_grad()
+    return accelerator.reduce(loss.detach(), reduction="mean").item()
+
+
+def range_test():  # train while the rate grows, then put everything back
+    kept = copy.deepcopy((model.state_dict(), optimizer.state_dict()))
+    smoothed, mean = {}, 0.0
+    for rate, batch in zip(RATES, cycle(train), strict=False):
+        optimizer.param_groups[0]["lr"] = rate
+        mean = 0.9 * mean + 0.1 * update(*batch)  # from 0: hence the division
+        smoothed[rate] = mean / (1 - 0.9 ** (len(smoothed) + 1))
+    model.load_state_dict(kept[0])
+    optimizer.load_state_dict(kept[1])
+    return SHARE * min(smoothed, key=smoothed.get)  # NaN, once it comes, is never less
+
+
+accelerator = Accelerator()
+torch.manual_seed(0)
+model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
+optimizer = torch.optim.SGD(model.parameters(), lr=1.0, momentum=MOMENTUM)
+images, labels = load_digits(return_X_y=True)
+data = TensorDataset(torch.tensor(images / 16).float(), torch.tensor(labels))
+train, test = data[:TRAIN_ROWS], DataLoader(TensorDataset(*data[TRAIN_ROWS:]), 64)
+rows, order = BATCH // accelerator.num_processes, torch.Generator().manual_seed(0)
+train = DataLoader(TensorDataset(*train), rows, True, generator=order, drop_last=True)
+model, optimizer, train, test = accelerator.prepare(model, optimizer, train, test)
+total = EPOCHS * len(train)  # updates: the length of the loader *after* prepare
+highest = RATE or range_test()
+scheduler = torch.optim.lr_scheduler.LambdaLR(  # lr is 1, so this is the rate itself:
+    optimizer.optimizer,  # up in WARMUP updates, then in a line to zero
+    lambda t: highest * min((t + 1) / WARMUP, (total - t) / (total - WARMUP)),
+)  # not prepared: then it would step once for each process
+for epoch in range(1, EPOCHS + 1):
+    for inputs, targets in train:
+        loss, rate = update(inputs, targets), scheduler.get_last_lr()[0]
+        if not accelerator.optimizer_step_was_skipped:  # float16 leaves some out
+            scheduler.step()
+    accelerator.print(f"epoch {epoch}: loss {loss:.4f} at the rate {rate:.4f}")
+model.eval()
+with torch.no_grad():
+    right = [accelerator.gather_for_metrics(model(x).argmax(1) == y) for x, y in test]
+right = torch.cat(right).float().mean()
+accelerator.print(f"highest rate {highest:.4f}, test accuracy {right:.4f}")
+accelerator.end_training()
