@@ -47,13 +47,14 @@ model, optimizer, *loaders = accelerator.prepare(model, optimizer, *loaders)
 
 
 @torch.no_grad()
-def evaluate(loader):  # the accuracy, and the dead units of each layer
+def report(name, loader):  # the accuracy, and the dead units of each layer
     model.eval()
     awake.clear()
     pairs = [accelerator.gather_for_metrics((model(x), y)) for x, y in loader]
+    right = torch.cat([outputs.argmax(1) == y for outputs, y in pairs]).float().mean()
     seen = [accelerator.reduce(mask.float(), reduction="sum") for mask in awake.values()]
-    right = torch.cat([outputs.argmax(1) == y for outputs, y in pairs])
-    return right.float().mean(), [int((count == 0).sum()) for count in seen]
+    dead = [int((count == 0).sum()) for count in seen]  # awake on no process
+    accelerator.print(f"{name} accuracy {right:.4f}, dead units {sum(dead)} {dead}")
 
 
 for epoch in range(1, EPOCHS + 1):
@@ -62,11 +63,7 @@ for epoch in range(1, EPOCHS + 1):
         accelerator.backward(F.cross_entropy(model(inputs), targets))
         optimizer.step()
         optimizer.zero_grad()
-    right, dead = evaluate(loaders[1])
-    accelerator.print(
-        f"epoch {epoch}: validation accuracy {right:.4f}, dead units {dead}"
-    )
+    report(f"epoch {epoch}: validation", loaders[1])
 
-right, dead = evaluate(loaders[2])
-accelerator.print(f"test accuracy {right:.4f}, dead units {sum(dead)}")
+report("test", loaders[2])
 accelerator.end_training()

@@ -209,7 +209,7 @@ def _explain_std(std: float, wanted: float, name: str, f: Callable, n: int) -> N
 
 
 def _solve_std(fan_in, activation):
-    z = torch.randn(1_000_000, generator=torch.Generator().manual_seed(0))
+    z = torch.randn(200_000, generator=torch.Generator().manual_seed(0))
     return (fan_in * activation(z).square().mean().item()) ** -0.5
 
 
@@ -362,7 +362,7 @@ def _layer_outputs(seed: int, rows: tuple[int, ...], dead: int) -> list[Tensor]:
     columns.append(torch.full((total,), 0.25))
     columns.append(torch.full((total,), -0.01))
     columns.append(torch.where(torch.arange(total) % 2 == 0, 0.0, -0.125))
-    columns.append(torch.full((total,), 1e-6))
+    columns += [torch.full((total,), 1e-6)] * (1 + seed % 2)
     if total % 2 == 0:
         columns.append(torch.where(torch.arange(total) % 2 == 0, 1.0, -1.0))
     units = torch.stack(columns, 1)
