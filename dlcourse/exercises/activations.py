@@ -1,4 +1,8 @@
-"""Exercises of chapter 6, activations: questions, checks, solutions, usual mistakes."""
+"""Exercises of chapter 6, activations: questions, checks, solutions, usual mistakes.
+
+A check knows a mistake by making it: it runs the usual wrong answers on the same problem,
+and where the reader's result is that of one of them, the hint says so.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +10,11 @@ import math
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from dlcourse.activations import relu
+from dlcourse.activations import moments
 from dlcourse.lab.exercises import Exercise, Wrong, expect
 
 
@@ -126,51 +131,85 @@ def _sigmoid_detached(x):
     return torch.sigmoid(x.detach())
 
 
+# --------------------------------------------------------------------------- weights that fit
+
+FITS = 0.02  # how far from the exact SD an answer may be; the question says so
+
+
+def _bent(x: Tensor) -> Tensor:
+    return torch.where(x > 0, 2 * x, -0.5 * x)
+
+
+ACTIVATIONS = {
+    "ReLU": F.relu,
+    "tanh": torch.tanh,
+    "GELU": F.gelu,
+    "SiLU": F.silu,
+    "sigmoid": torch.sigmoid,
+    "softplus": F.softplus,
+    "2 x above zero and -x / 2 below": _bent,
+}
+
+
+def _number(value: object, what: str) -> float:
+    """Return one number, given as a Python number, a NumPy one, or a tensor of one element."""
+    expect(value is not None, f"Return {what}; your function returns nothing.")
+    size = getattr(value, "numel", None)
+    many = size() != 1 if size is not None else getattr(value, "size", 1) != 1
+    expect(not many, f"Return {what}: one number, not several.")
+    return float(value.item() if hasattr(value, "item") else value)  # type: ignore[arg-type]
+
+
 def _check_std(answer: Callable) -> None:
-    functions = {
-        "relu": relu,
-        "tanh": torch.tanh,
-        "gelu": torch.nn.functional.gelu,
-        "silu": torch.nn.functional.silu,
+    for name, f in ACTIVATIONS.items():
+        found = {n: _number(answer(n, f), "the SD") for n in (64, 100, 256)}
+        for n, std in found.items():
+            expect(
+                math.isfinite(std) and std > 0,
+                f"For {name} and {n} inputs the SD is {std}: give a number above 0.",
+            )
+        wide = found[64] / found[256]
+        expect(
+            abs(wide - 2) < 0.1,
+            f"For {name} the SD with 64 inputs is {wide:.2f} times that with 256; wanted is "
+            "2. The mean square of a sum over fan_in inputs grows like fan_in.",
+        )
+        for n, std in found.items():
+            wanted = (n * moments(f)[0]) ** -0.5
+            if abs(std / wanted - 1) > FITS:
+                _explain_std(std, wanted, name, f, n)
+
+
+def _explain_std(std: float, wanted: float, name: str, f: Callable, n: int) -> None:
+    z = torch.linspace(-8, 8, 16_001, dtype=torch.float64)
+    weight = torch.exp(-z * z / 2)
+    mean = float((weight * f(z)).sum() / weight.sum())
+    square, slope = moments(f)
+    spread = square - mean**2
+    mistakes = {
+        "You left the gain out: 1 / sqrt(fan_in) keeps the size only where nothing is cut "
+        "off.": n**-0.5,
+        "That is the gain of ReLU for every activation: each passes on another share of its "
+        "input's mean square.": (2 / n) ** 0.5,
+        "That comes from the slope: it keeps the size of the gradient on its way back, and "
+        "you were asked about the signal on its way forward.": (n * slope) ** -0.5,
+        "You took the variance of activation(z), around its mean. What the next layer sums "
+        "up is the mean square, the mean included.": (n * spread) ** -0.5,
     }
-    for name, f in functions.items():
-        for width in (64, 256):
-            std = float(answer(width, f))
-            expect(std > 0, f"For {name} the SD is {std}: give a number above 0.")
-            sizes = [_size_after(20, width, f, std, seed) for seed in range(3)]
-            size = math.prod(sizes) ** (1 / 3)
-            if 0.15 < size < 7:
-                continue
-            what = f"20 layers of {width} {name} units: the signal's size goes from 1 to {size:.1g}. "
-            narrow, wide = float(answer(64, f)), float(answer(256, f))
-            if not 1.9 < narrow / wide < 2.1:
-                what += "A sum over fan_in inputs grows like its root: divide by it."
-            elif len({float(answer(width, other)) for other in functions.values()}) == 1:
-                what += (
-                    "Each activation passes on another share of its input's mean square (ReLU a "
-                    "half, SiLU less): the gain must depend on it."
-                )
-            else:
-                what += "It should stay about 1; a factor of 7 either way is allowed."
-            expect(False, what)
-
-
-def _size_after(
-    depth: int, width: int, activation: Callable, std: float, seed: int
-) -> float:
-    """Return the root mean square pre-activation of the last layer, for inputs of size 1."""
-    generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(64, width, generator=generator)
-    for number in range(depth):
-        weight = torch.randn(width, width, generator=generator)
-        x = x @ weight.T * (std if number else width**-0.5)
-        if number < depth - 1:
-            x = activation(x)
-    return x.double().square().mean().sqrt().item()
+    off = f"For {name} and {n} inputs the SD should be {wanted:.4f}, yours is {std:.4f}."
+    for hint, made in mistakes.items():
+        if abs(std / made - 1) < FITS and abs(made / wanted - 1) > FITS:
+            expect(False, f"{off} {hint}")
+    left = min(20 * math.log10(std / wanted), 300)
+    expect(
+        False,
+        f"{off} After 20 such layers the signal would be about {10**left:.2g} times as large. "
+        "Take the mean of activation(z)**2 over many z from a standard normal.",
+    )
 
 
 def _solve_std(fan_in, activation):
-    z = torch.randn(100_000, generator=torch.Generator().manual_seed(0))
+    z = torch.randn(200_000, generator=torch.Generator().manual_seed(0))
     return (fan_in * activation(z).square().mean().item()) ** -0.5
 
 
@@ -198,6 +237,20 @@ def _std_variance(fan_in, activation):  # the variance where the SD is asked for
 def _std_gain_without_fan(fan_in, activation):
     z = torch.randn(100_000, generator=torch.Generator().manual_seed(0))
     return 0.1 * activation(z).square().mean().item() ** -0.5
+
+
+def _std_of_slopes(fan_in, activation):
+    z = torch.randn(100_000, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    (slopes,) = torch.autograd.grad(activation(z).sum(), z)
+    return (fan_in * slopes.square().mean().item()) ** -0.5
+
+
+def _std_around_the_mean(fan_in, activation):
+    z = torch.randn(100_000, generator=torch.Generator().manual_seed(0))
+    return (fan_in * activation(z).var().item()) ** -0.5
+
+
+# --------------------------------------------------------------------------- a loss on logits
 
 
 def _check_loss(answer: Callable) -> None:
@@ -291,67 +344,200 @@ def _loss_no_softmax(logits, targets):
     return -logits[torch.arange(len(targets)), targets].mean()
 
 
+# --------------------------------------------------------------------------- Your turn
+
+
+def _layer_outputs(seed: int, rows: tuple[int, ...], dead: int) -> list[Tensor]:
+    """Return batches of outputs of which `dead` units are 0 on all rows.
+
+    The living ones: 0 but for one row; constant; never above 0; adding up to 0; tiny.
+    """
+    g = torch.Generator().manual_seed(seed)
+    total = sum(rows)
+    columns = [torch.zeros(total) for _ in range(dead)]
+    for place in {0, total // 2, total - 1}:  # awake on a single row
+        column = torch.zeros(total)
+        column[place] = 0.5
+        columns.append(column)
+    columns.append(torch.full((total,), 0.25))
+    columns.append(torch.full((total,), -0.01))
+    columns.append(torch.where(torch.arange(total) % 2 == 0, 0.0, -0.125))
+    columns += [torch.full((total,), 1e-6)] * (1 + seed % 2)
+    if total % 2 == 0:
+        columns.append(torch.where(torch.arange(total) % 2 == 0, 1.0, -1.0))
+    units = torch.stack(columns, 1)
+    units = units[:, torch.randperm(units.shape[1], generator=g)]
+    return list(units.split(list(rows)))
+
+
+DEAD_CASES = (  # rows of each batch, dead units
+    ((3, 2), 2),
+    ((4, 4, 4), 1),
+    ((5,), 3),
+    ((1, 6, 3), 0),
+    ((2, 2), 6),
+    ((1, 1, 1, 1, 1), 4),
+)
+
+
 def _check_dead(answer: Callable) -> None:
-    batches = [
-        torch.tensor([[0.0, 1.0, 0.0, 0.0], [0.0, 2.0, 0.0, 0.0], [0.0, 0.5, 0.0, 1e-4]]),
-        torch.tensor([[0.0, 0.0, 4.0, 0.0]]),
-    ]
-    got = answer(batches)
-    expect(got is not None, "Return a share from 0 to 1.")
-    got = float(got)
-    parts = [(b == 0).all(0).float().mean().item() for b in batches]
-    zeros = torch.cat([(b == 0).float().ravel() for b in batches]).mean().item()
-    expect(
-        abs(got - 0.75) > 1e-6,
-        "Only unit 0 sleeps on all rows. 0.75 is the share of living units, or the dead of the "
-        "last batch alone; but one row of any batch that wakes a unit makes it alive.",
-    )
-    for share in (sum(parts) / 2, (3 * parts[0] + parts[1]) / 4):
+    found, problems = [], []
+    for seed, (rows, dead) in enumerate(DEAD_CASES):
+        batches = _layer_outputs(seed, rows, dead)
+        problems.append(batches)
+        copies = [batch.clone() for batch in batches]
+        found.append(_number(answer(copies), "how many units are dead"))
+    for (rows, dead), number in zip(DEAD_CASES, found, strict=True):
+        if abs(number - dead) < 1e-6:
+            continue
+        said = f"With batches of {list(rows)} rows {dead} units are dead, and you say {number:g}"
+        for mistake, hint in DEAD_MISTAKES.items():
+            made = [mistake(batches) for batches in problems]
+            if all(abs(a - b) < 1e-6 for a, b in zip(made, found, strict=True)):
+                expect(False, f"{said}: {hint}")
         expect(
-            abs(got - share) > 1e-6,
-            f"{got:.3f} is the mean of the batches' shares. A unit that sleeps in one batch may "
-            "wake in another: join what is ever active first, and count at the end.",
+            False,
+            f"{said}. Dead is a unit, a column, that is exactly 0 on every row of every batch.",
         )
-    expect(
-        abs(got - zeros) > 1e-6,
-        f"{got:.3f} is the share of zeros. A unit that is 0 on some rows is selective, not dead.",
-    )
-    expect(
-        abs(got - 0.25) < 1e-6, f"One of these four units is dead, but you say {got:.3f}."
-    )
-    got = float(
-        answer([torch.zeros(2, 3), torch.tensor([[0.0, 1.0, 1.0]]), torch.zeros(1, 3)])
-    )
-    expect(abs(got - 1 / 3) < 1e-6, f"One of three units is dead, but you say {got:.3f}.")
 
 
 def _solve_dead(batches):
-    active = torch.stack([(batch > 0).any(0) for batch in batches]).any(0)
-    return 1 - active.float().mean().item()
+    alive = torch.zeros(batches[0].shape[1], dtype=torch.bool)
+    for batch in batches:  # (rows, units)
+        alive |= (batch != 0).any(dim=0)
+    return int((~alive).sum())
 
 
 def _dead_mean_of_batches(batches):
-    return sum((batch == 0).all(0).float().mean().item() for batch in batches) / len(
-        batches
-    )
+    return sum((batch == 0).all(0).sum().item() for batch in batches) / len(batches)
 
 
-def _dead_share_of_zeros(batches):
-    return torch.cat([(batch == 0).float().ravel() for batch in batches]).mean().item()
+def _dead_added_up(batches):
+    return sum((batch == 0).all(0).sum().item() for batch in batches)
+
+
+def _dead_most(batches):
+    return max((batch == 0).all(0).sum().item() for batch in batches)
+
+
+def _dead_fewest(batches):
+    return min((batch == 0).all(0).sum().item() for batch in batches)
+
+
+def _dead_share(batches):
+    return _solve_dead(batches) / batches[0].shape[1]
+
+
+def _alive(batches):
+    return batches[0].shape[1] - _solve_dead(batches)
+
+
+def _dead_zeros(batches):
+    return sum((batch == 0).sum().item() for batch in batches)
+
+
+def _dead_first_batch(batches):
+    return (batches[0] == 0).all(0).sum().item()
 
 
 def _dead_last_batch(batches):
-    return (batches[-1] == 0).all(0).float().mean().item()
+    return (batches[-1] == 0).all(0).sum().item()
 
 
 def _dead_anywhere(batches):
-    return torch.cat([(batch == 0) for batch in batches]).any(0).float().mean().item()
+    return torch.cat(batches).eq(0).any(0).sum().item()
+
+
+def _dead_rows(batches):
+    return torch.cat(batches).eq(0).all(1).sum().item()
+
+
+def _dead_constant(batches):
+    return (torch.cat(batches).std(0) == 0).sum().item()
+
+
+def _dead_sum(batches):
+    return (torch.cat(batches).sum(0) == 0).sum().item()
+
+
+def _dead_not_above_zero(batches):
+    return (torch.cat(batches) <= 0).all(0).sum().item()
+
+
+def _dead_small(batches):
+    return (torch.cat(batches).abs() < 1e-3).all(0).sum().item()
+
+
+DEAD_MISTAKES = {
+    _dead_share: "that is the share of the dead. Return how many there are.",
+    _alive: "that is how many are alive.",
+    _dead_constant: "you counted the units that do not change. One that gives the same number "
+    "on all rows is alive where that number is not 0: it has a slope, and can learn.",
+    _dead_sum: "outputs may be negative, and add up to 0 while none of them is 0. Ask of each "
+    "output whether it is 0.",
+    _dead_not_above_zero: "a unit that gives negative numbers is not dead: leaky ReLU, GELU "
+    "and SiLU have a slope there. Ask whether the output is exactly 0.",
+    _dead_small: "a small output is not 0. Ask whether it is exactly 0.",
+    _dead_anywhere: "a unit that is 0 on some rows is selective, not dead.",
+    _dead_rows: "you counted rows. Units are the columns.",
+    _dead_zeros: "that is how many outputs are 0. A unit that is 0 on some rows is selective, "
+    "not dead.",
+    _dead_added_up: "you added up the counts of the batches. A unit that sleeps in one batch "
+    "may wake in another, and a dead one is counted once for each batch.",
+    _dead_mean_of_batches: "that is the mean of the batches' counts. A unit that sleeps in one "
+    "batch may wake in another: join what is ever active first, and count at the end.",
+    _dead_most: "you took the batch with the most. Join the batches first.",
+    _dead_fewest: "you took the batch with the fewest. A unit may sleep in one batch and wake "
+    "in another, so join what is ever active first.",
+    _dead_last_batch: "you counted in the last batch alone. A unit that sleeps there may have "
+    "been awake before.",
+    _dead_first_batch: "you counted in the first batch alone. A unit that sleeps there may wake "
+    "later.",
+}
 
 
 EXERCISES = (
     Exercise(
-        "Write your_sigmoid(x) from torch.exp: right in value and gradient at every x, also at "
-        "-1000 and 1000.",
+        "Write dead_units(batches). `batches` is a list of the outputs of one layer, after its "
+        "activation: tensors of (rows, units), with any number of rows. The activation may be "
+        "any, so outputs may be negative. Return how many units are dead, as one number: those "
+        "that are exactly 0 on every row of every batch.",
+        _check_dead,
+        _solve_dead,
+        {
+            "mean of the batches": Wrong(
+                _dead_mean_of_batches, "the mean of the batches"
+            ),
+            "share": Wrong(_dead_share, "the share of the dead"),
+            "zeros": Wrong(_dead_zeros, "how many outputs are 0"),
+            "last batch": Wrong(_dead_last_batch, "last batch alone"),
+            "ever asleep": Wrong(_dead_anywhere, "selective, not dead"),
+            "std is 0": Wrong(_dead_constant, "do not change"),
+            "sum is 0": Wrong(_dead_sum, "add up to 0"),
+            "never above 0": Wrong(_dead_not_above_zero, "gives negative numbers"),
+        },
+    ),
+    Exercise(
+        "Write std(fan_in, activation): the SD of normal weights, of mean 0, for which a layer "
+        "keeps the size of the signal. That is: where z has fan_in numbers from a standard "
+        "normal, the sum of weight * activation(z) has the mean square 1. `activation` is any "
+        "function of a tensor, number by number. Within 2 %, which some 100,000 draws give.",
+        _check_std,
+        _solve_std,
+        {
+            "ReLU cures everything": Wrong(_std_without_gain, "left the gain out"),
+            "Kaiming for all": Wrong(_std_of_relu, "gain of ReLU for every"),
+            "one gain for all": Wrong(_std_one_gain, "After 20 such layers"),
+            "a small constant": Wrong(_std_constant, "grows like fan_in"),
+            "no fan-in": Wrong(_std_gain_without_fan, "grows like fan_in"),
+            "variance for SD": Wrong(_std_variance, "grows like fan_in"),
+            "from the slope": Wrong(_std_of_slopes, "comes from the slope"),
+            "around the mean": Wrong(_std_around_the_mean, "variance of activation(z)"),
+        },
+    ),
+    Exercise(
+        "Write sigmoid(x) from torch.exp: right in value and gradient at every x, also at -1000 "
+        "and 1000, in float32 and float64.",
         _check_sigmoid,
         _solve_sigmoid,
         {
@@ -370,24 +556,9 @@ EXERCISES = (
         },
     ),
     Exercise(
-        "Write your_std(fan_in, activation): the SD of the weights with which the signal keeps its "
-        "size through 20 layers, for ReLU, tanh, GELU and SiLU.",
-        _check_std,
-        _solve_std,
-        {
-            "ReLU cures everything": Wrong(
-                _std_without_gain, "the gain must depend on it"
-            ),
-            "Kaiming for all": Wrong(_std_of_relu, "the gain must depend on it"),
-            "one gain for all": Wrong(_std_one_gain, "the gain must depend on it"),
-            "a small constant": Wrong(_std_constant, "divide by it"),
-            "no fan-in": Wrong(_std_gain_without_fan, "divide by it"),
-            "variance for SD": Wrong(_std_variance, "divide by it"),
-        },
-    ),
-    Exercise(
-        "Write your_loss(logits, targets) without F.cross_entropy: the mean cross entropy of class "
-        "numbers, right for logits of any size.",
+        "Write loss(logits, targets) without F.cross_entropy: the mean cross entropy, right in "
+        "value and gradient for logits of any size. `logits` are (rows, classes), `targets` are "
+        "class numbers.",
         _check_loss,
         _solve_loss,
         {
@@ -402,20 +573,6 @@ EXERCISES = (
             "torch's own": Wrong(
                 torch.nn.functional.cross_entropy, "calls torch's cross_entropy"
             ),
-        },
-    ),
-    Exercise(
-        "Write your_dead_fraction(batches): a list of outputs (rows, units) after ReLU in, the "
-        "share of dead units out.",
-        _check_dead,
-        _solve_dead,
-        {
-            "mean of the batches": Wrong(
-                _dead_mean_of_batches, "mean of the batches' shares"
-            ),
-            "share of zeros": Wrong(_dead_share_of_zeros, "selective, not dead"),
-            "last batch": Wrong(_dead_last_batch, "last batch alone"),
-            "ever asleep": Wrong(_dead_anywhere, "One of these four"),
         },
     ),
 )
