@@ -34,6 +34,7 @@ TO_BE_REWRITTEN = set(TECHNIQUES) - {
     "gradient_accumulation",
     "hyperparameter_tuning",
     "learning_rate_decay",
+    "lr_schedulers",
     "model_compression",
     "regularization",
 }

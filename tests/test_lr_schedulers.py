@@ -363,6 +363,44 @@ def test_fit_takes_a_schedule_and_equals_the_scheduler():
     )
 
 
+def test_micro_batches_do_not_change_the_rates_of_fit():
+    draw = torch.Generator().manual_seed(1)
+    data = (torch.randn(40, 4, generator=draw), torch.zeros(40, dtype=torch.long))
+    rates = []
+    for micro_batches in (1, 4):
+        model = nn.Linear(4, 2)
+        opt = torch.optim.SGD(model.parameters(), lr=0.3)
+        history = fit(
+            model,
+            data,
+            opt,
+            steps=30,
+            batch_size=16,
+            schedule=ours.cosine(30),
+            accumulation_steps=micro_batches,
+        )
+        rates.append(history.lr)
+    assert rates[0] == rates[1] and len(set(rates[0])) == 30
+
+
+def test_a_branch_is_the_run_made_for_its_length():
+    """Until the cool-down a WSD schedule does not depend on its length."""
+    longest = ours.wsd(10_000, 30, 1)
+    for total, cooldown in ((150, 30), (300, 60), (600, 120)):
+        factor = ours.wsd(total, 30, cooldown)
+        assert [factor(t) for t in range(total - cooldown + 1)] == [
+            longest(t) for t in range(total - cooldown + 1)
+        ]
+
+
+def test_linear_to_zero_is_wsd_without_a_stable_part():
+    line = ours.wsd(600, 30, 570)
+    assert [line(t) for t in range(30)] == [(t + 1) / 30 for t in range(30)]
+    assert [line(t) for t in range(30, 601)] == pytest.approx(
+        [(600 - t) / 570 for t in range(30, 601)], abs=1e-15
+    )
+
+
 LATER = {
     "cosine": lambda optimizer: ours.CosineAnnealingLR(optimizer, 10, eta_min=0.01),
     "one cycle": lambda optimizer: ours.OneCycleLR(optimizer, 1.0, 10),

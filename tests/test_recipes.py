@@ -64,6 +64,7 @@ CASES = {
     },
     "10_data_augmentation": {"validation accuracy": 0.05, "validation loss": 0.25},
     "11_gradient_accumulation": {"test accuracy": 0.004, "test loss": 0.001},
+    "14_lr_schedulers": {"test accuracy": 0.004, "test loss": 0.001},
     "16_data_loading": {"test accuracy": 0.004, "test loss": 0.001},
 }
 NAMES = sorted(CASES)
@@ -310,6 +311,51 @@ def test_accumulation_recipe_passes_over_windows_of_padding(tmp_path):
     text += "for name, value in model.state_dict().items():\n"
     text += "    torch.testing.assert_close(trained[name], value, rtol=0, atol=0)\n"
     output_of(text, tmp_path / "padding.py")
+
+
+SCHEDULE = "EPOCHS, FALLING = 10, 2"
+
+
+def schedule_recipe(folder: Path, epochs: int, falling: int, stop: int | None = None):
+    """Run recipe 14 with other lengths in a folder, stopped after an epoch or not."""
+    text = source("14_lr_schedulers")
+    assert text.count(SCHEDULE) == 1
+    text = text.replace(SCHEDULE, f"EPOCHS, FALLING = {epochs}, {falling}")
+    if stop is not None:
+        saved = '(FOLDER / "new").rename(FOLDER / name)\n'
+        assert text.count(saved) == 1
+        text = text.replace(
+            saved, saved + f"    if epoch == {stop}: raise SystemExit(7)\n"
+        )
+    script = folder / "changed.py"
+    script.write_text(text, encoding="utf-8")
+    return start(script, folder)
+
+
+@pytest.mark.parametrize(("falling", "stop"), [(2, 3), (2, 8), (10, 5)])
+def test_14_goes_on_as_if_it_had_not_been_stopped(tmp_path, falling, stop):
+    """In the stable part, in the fall, and where the rate falls in a line from the start."""
+    (tmp_path / "whole").mkdir()
+    whole = schedule_recipe(tmp_path / "whole", 10, falling)
+    assert schedule_recipe(tmp_path, 10, falling, stop).returncode == 7
+    (
+        tmp_path / "checkpoints" / "new"
+    ).mkdir()  # as a run leaves it, killed while it saved
+    (tmp_path / "checkpoints" / "new" / "optimizer.bin").write_bytes(b"half")
+    again = schedule_recipe(tmp_path, 10, falling)
+    assert again.returncode == whole.returncode == 0, again.stderr
+    assert again.stdout == whole.stdout
+
+
+def test_14_is_made_longer_from_its_stable_part(tmp_path):
+    (tmp_path / "whole").mkdir()
+    whole = schedule_recipe(tmp_path / "whole", 14, 3)
+    schedule_recipe(tmp_path, 10, 2)
+    longer = schedule_recipe(tmp_path, 14, 3)
+    assert longer.returncode == whole.returncode == 0, longer.stderr
+    assert longer.stdout == whole.stdout
+    shorter = schedule_recipe(tmp_path, 5, 2)
+    assert shorter.returncode == 1 and "raise EPOCHS=5" in shorter.stderr
 
 
 @pytest.mark.parametrize("name", NAMES)

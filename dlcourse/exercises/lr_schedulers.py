@@ -1,97 +1,200 @@
-"""Exercises of chapter 14, lr schedulers: questions, checks, solutions, usual mistakes."""
+"""Exercises of chapter 14, lr schedulers: questions, checks, solutions, usual mistakes.
+
+A check knows a mistake by making it: where the reader's numbers are those of a usual wrong
+answer, the hint says so.
+"""
 
 from __future__ import annotations
 
 import math
+import random
+import warnings
 from collections.abc import Callable, Sequence
 
 import torch
-from torch.optim import Optimizer
+from torch.optim import lr_scheduler as torchs
 
-from dlcourse.lab.exercises import Exercise, Wrong, expect
-from dlcourse.lr_schedulers import CosineAnnealingLR, LambdaLR, MultiStepLR, StepLR
+from dlcourse.lab.exercises import Exercise, Hint, Wrong, expect
+from dlcourse.lr_schedulers import CosineAnnealingLR
+
+FAR = (2, 3, 4, 7, 50, 1001)  # how many lengths past the end a factor is asked for, too
 
 
-def _optimizer(*rates: float) -> Optimizer:
-    rates = rates or (0.8,)
-    return torch.optim.SGD(
-        [{"params": [torch.nn.Parameter(torch.zeros(1))], "lr": lr} for lr in rates]
+def _number(value: object) -> float:
+    """Return a Python, NumPy or tensor number as a float."""
+    try:
+        return float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError, RuntimeError):
+        raise Hint(f"Return one number, the factor; this is {value!r}.") from None
+
+
+def _close(a: float, b: float) -> bool:
+    return math.isclose(a, b, rel_tol=1e-5, abs_tol=1e-6)  # float32 will do
+
+
+def _steps(total: int) -> list[int]:
+    """Return the updates at which a factor is asked for: all, and some far past the end."""
+    return [*range(2 * total + 2), *(lengths * total for lengths in FAR)]
+
+
+def _check_factor(answer: Callable, right: Callable, cases, mistakes) -> None:
+    """Compare `answer(t, *case)` with `right`, and name the mistake where it is known."""
+    asked = [(t, *case) for case in cases for t in _steps(case[0])]
+    found = {arguments: _number(answer(*arguments)) for arguments in asked}
+    if all(_close(found[one], right(*one)) for one in asked):
+        shuffled = random.Random(0).sample(asked, len(asked))
+        again = {arguments: _number(answer(*arguments)) for arguments in shuffled}
+        expect(
+            all(_close(again[one], found[one]) for one in asked),
+            "Asked a second time, in another order, it gives other values: use the arguments "
+            "alone, and keep no count.",
+        )
+        return
+    for mistake, hint in mistakes:
+        expect(not all(_close(found[one], mistake(*one)) for one in asked), hint)
+    gaps = {one: abs(found[one] - right(*one)) for one in asked}
+    place = max(gaps, key=lambda one: math.inf if math.isnan(gaps[one]) else gaps[one])
+    names = f"t = {place[0]} of {place[1]}, with {place[2:]} after it"
+    raise Hint(
+        f"At {names}, the factor is {found[place]:.4g}, wanted {right(*place):.4g}."
     )
 
 
-def _drive(optimizer: Optimizer, scheduler, steps: int) -> list[float]:
+# --- 1: warm-up, stable, decay ------------------------------------------------------------
+
+# total, warm-up, cool-down
+WSD_CASES = ((10, 2, 4), (37, 5, 1), (50, 10, 40), (12, 0, 12), (60, 1, 9), (200, 20, 50))
+
+
+def _solve_wsd(t, total, warmup, cooldown):
+    if t < warmup:
+        return (t + 1) / warmup
+    return max(0.0, min(1.0, (total - t) / cooldown))
+
+
+def _above_one(t, total, warmup, cooldown):
+    return (t + 1) / warmup if t < warmup else (total - t) / cooldown
+
+
+def _above_one_held(t, total, warmup, cooldown):
+    return max(0.0, _above_one(t, total, warmup, cooldown))
+
+
+def _below_zero(t, total, warmup, cooldown):
+    return min(1.0, _above_one(t, total, warmup, cooldown))
+
+
+def _starts_at_zero(t, total, warmup, cooldown):
+    return t / warmup if t < warmup else _solve_wsd(t, total, warmup, cooldown)
+
+
+def _one_too_many(t, total, warmup, cooldown):
+    if t < warmup:
+        return (t + 1) / (warmup + 1)
+    return _solve_wsd(t, total, warmup, cooldown)
+
+
+def _no_stable_part(t, total, warmup, cooldown):
+    if t < warmup:
+        return (t + 1) / warmup
+    return max(0.0, (total - t) / (total - warmup))
+
+
+def _no_cooldown(t, total, warmup, cooldown):
+    return (t + 1) / warmup if t < warmup else 1.0
+
+
+def _no_warmup(t, total, warmup, cooldown):
+    return _solve_wsd(t, total, 0, cooldown)
+
+
+def _up_again(t, total, warmup, cooldown):
+    return 1.0 if t > total else _solve_wsd(t, total, warmup, cooldown)
+
+
+def _ends_early(t, total, warmup, cooldown):
+    if t < warmup:
+        return (t + 1) / warmup
+    return max(0.0, min(1.0, (total - 1 - t) / cooldown))
+
+
+def _cosine_cooldown(t, total, warmup, cooldown):
+    if t < total - cooldown:
+        return _solve_wsd(t, total, warmup, cooldown)
+    done = min(1.0, (t - total + cooldown) / cooldown)
+    return (1 + math.cos(math.pi * done)) / 2
+
+
+NEVER_ABOVE = (
+    "Before the cool-down (total - t) / cooldown is above 1, and so the rate above its peak: "
+    "take the smaller of it and 1."
+)
+NEVER_BELOW = (
+    "Past the end the factor is below 0, and a negative rate climbs the loss: hold 0."
+)
+WSD_HINTS = (
+    (_above_one, NEVER_ABOVE),
+    (_above_one_held, NEVER_ABOVE),
+    (_below_zero, NEVER_BELOW),
+    (_starts_at_zero, "At t = 0 the factor is 0: the first update would change nothing."),
+    (
+        _one_too_many,
+        "The warm-up has one step too many: its last update, t = warmup - 1, has 1.",
+    ),
+    (
+        _no_stable_part,
+        "It falls from the warm-up on: before the cool-down it stays at 1.",
+    ),
+    (_no_cooldown, "It never falls: the cool-down is missing."),
+    (_no_warmup, "It starts at full height: the warm-up is missing."),
+    (_up_again, "Past the end it is back at 1: hold 0 for every t from total on."),
+    (_ends_early, "The fall is one update early: it is still 1 at t = total - cooldown."),
+    (_cosine_cooldown, "The cool-down is a cosine; the question asks for a line."),
+)
+
+
+def _check_wsd(answer: Callable) -> None:
+    expect(callable(answer), "Give a function of t, total, warmup and cooldown.")
+    try:
+        answer(0, *WSD_CASES[3])
+    except ZeroDivisionError:
+        raise Hint("warmup may be 0: then there is nothing to divide by.") from None
+    _check_factor(answer, _solve_wsd, WSD_CASES, WSD_HINTS)
+
+
+# --- 2: resume ----------------------------------------------------------------------------
+
+
+def _lambda(optimizer):
+    return torchs.LambdaLR(optimizer, lambda t: 1 / (1 + t))
+
+
+def _one_cycle(optimizer):
+    return torchs.OneCycleLR(optimizer, 0.3, total_steps=40)
+
+
+RESUMED = (  # optimizer, scheduler, updates before the stop
+    ("sgd", lambda optimizer: torchs.StepLR(optimizer, 4, 0.5), 9),
+    ("sgd", lambda optimizer: CosineAnnealingLR(optimizer, 20), 7),
+    ("adam", _lambda, 1),
+    ("sgd", _one_cycle, 5),
+    ("adam", lambda optimizer: torchs.CosineAnnealingLR(optimizer, 20), 13),
+)
+
+
+def _fresh(kind: str, build: Callable):
+    weight = torch.nn.Parameter(torch.tensor([1.0, -2.0]))
+    if kind == "adam":
+        optimizer = torch.optim.Adam([weight], lr=0.1)
+    else:
+        optimizer = torch.optim.SGD([weight], lr=0.1, momentum=0.9)
+    return weight, optimizer, build(optimizer)
+
+
+def _descend(weight, optimizer, scheduler, updates: int) -> list[float]:
     rates = []
-    for _ in range(steps):
-        rates.append(float(optimizer.param_groups[0]["lr"]))
-        optimizer.step()
-        scheduler.step()
-    return rates
-
-
-def _close(a: Sequence[float], b: Sequence[float]) -> bool:
-    return len(a) == len(b) and all(
-        math.isclose(x, y, abs_tol=1e-12) for x, y in zip(a, b, strict=True)
-    )
-
-
-def _check_halving(answer: Callable) -> None:
-    optimizer = _optimizer()
-    scheduler = answer(optimizer)
-    expect(
-        hasattr(scheduler, "step"),
-        "Return the scheduler that you build on the optimizer.",
-    )
-    rates = _drive(optimizer, scheduler, 31)
-    expect(
-        not math.isclose(rates[10], 0.08),
-        "After 10 updates the rate is a tenth: the default of gamma is 0.1. Name the factor.",
-    )
-    expect(
-        rates[9] == 0.8,
-        f"The rate of the 10th update is {rates[9]:g}: it should be 0.8 still.",
-    )
-    expect(
-        not math.isclose(rates[11], 0.2),
-        "The rate is halved at each update after the 10th: it should stay until the 20th.",
-    )
-    wanted = [0.8 * 0.5 ** (t // 10) for t in range(31)]
-    expect(
-        _close(rates, wanted),
-        f"After 10, 20 and 30 updates the rate is {rates[10]:g}, {rates[20]:g} and {rates[30]:g}: "
-        "wanted 0.4, 0.2 and 0.1.",
-    )
-
-
-def _solve_halving(optimizer):
-    return StepLR(optimizer, step_size=10, gamma=0.5)
-
-
-def _halve_by_default(optimizer):
-    return StepLR(optimizer, step_size=10)
-
-
-def _halve_once(optimizer):
-    return MultiStepLR(optimizer, milestones=[10], gamma=0.5)
-
-
-def _halve_late(optimizer):
-    return StepLR(optimizer, step_size=11, gamma=0.5)
-
-
-def _halve_always(optimizer):
-    return LambdaLR(optimizer, lambda t: 0.5 ** max(0, t - 9))
-
-
-def _resumable() -> tuple[torch.nn.Parameter, torch.optim.SGD, CosineAnnealingLR]:
-    weight = torch.nn.Parameter(torch.ones(2))
-    optimizer = torch.optim.SGD([weight], lr=0.8, momentum=0.9)
-    return weight, optimizer, CosineAnnealingLR(optimizer, T_max=20)
-
-
-def _descend(weight, optimizer, scheduler, steps: int) -> list[float]:
-    rates = []
-    for _ in range(steps):
-        weight.grad = weight.detach().clone()
+    for _ in range(updates):
+        weight.grad = weight.detach() * torch.tensor([1.0, 4.0])
         rates.append(float(optimizer.param_groups[0]["lr"]))
         optimizer.step()
         scheduler.step()
@@ -99,27 +202,45 @@ def _descend(weight, optimizer, scheduler, steps: int) -> list[float]:
 
 
 def _check_resume(answer: Callable) -> None:
-    whole = _resumable()
-    wanted = _descend(*whole, 20)
-    for stop in (7, 1, 13):
-        old, new = _resumable(), _resumable()
+    with warnings.catch_warnings():  # a wrong answer makes schedulers complain
+        warnings.simplefilter("ignore")
+        _check_resumed_runs(answer)
+
+
+def _check_resumed_runs(answer: Callable) -> None:
+    for kind, build, stop in RESUMED:
+        whole, old, new = (_fresh(kind, build) for _ in range(3))
+        wanted = _descend(*whole, 20)
         rates = _descend(*old, stop)
         new[0].data.copy_(old[0].detach())
         answer(*old[1:], *new[1:])
+
+        count = new[2].last_epoch
+        rate = float(new[1].param_groups[0]["lr"])
         rates += _descend(*new, 20 - stop)
+        same = all(map(_close, rates, wanted))
+        if same and torch.allclose(new[0], whole[0], rtol=1e-4, atol=1e-6):
+            continue
+        name = type(new[2]).__name__
         expect(
-            not math.isclose(rates[stop], 0.8),
-            "The resumed run starts at the first rate again: a scheduler has a state, its count.",
+            count == stop,
+            f"After your function the new {name} has counted {count} steps, the old one "
+            f"{stop}. A scheduler has a state: carry it over, into the scheduler given.",
         )
         expect(
-            _close(rates, wanted),
-            f"Stopped after {stop} updates, the rates go on with {rates[stop]:g}, "
-            f"{rates[stop + 1]:g}; wanted {wanted[stop]:g}, {wanted[stop + 1]:g}. The rate in "
-            "force is not enough: carry over the scheduler's state.",
+            _close(rate, wanted[stop]),
+            f"With {name} the rate in the new optimizer is {rate:.4g}, it should be "
+            f"{wanted[stop]:.4g}: {name} goes on from the rate that stands in the optimizer, "
+            "and that is part of the optimizer's state.",
         )
         expect(
-            torch.allclose(new[0], whole[0]),
-            "The rates agree and the weights do not: the optimizer has a state too, the momentum.",
+            same,
+            f"With {name} the resumed run starts at the right rate, and then goes another way: "
+            "carry over all of both states.",
+        )
+        raise Hint(
+            f"With {kind} and {name} the rates agree and the weights do not: the optimizer "
+            "has a state too, such as the momentum."
         )
 
 
@@ -138,70 +259,214 @@ def _resume_optimizer_only(old_optimizer, old_scheduler, optimizer, scheduler):
 
 def _resume_scheduler_only(old_optimizer, old_scheduler, optimizer, scheduler):
     scheduler.load_state_dict(old_scheduler.state_dict())
+    for group, rate in zip(
+        optimizer.param_groups, old_scheduler.get_last_lr(), strict=True
+    ):
+        group["lr"] = rate
+
+
+def _resume_scheduler_without_rates(old_optimizer, old_scheduler, optimizer, scheduler):
+    scheduler.load_state_dict(old_scheduler.state_dict())
+
+
+# --- 3: a cosine that stays down -----------------------------------------------------------
+
+HOLD_CASES = ((10, 0.0), (37, 0.1), (24, 0.25), (2, 0.5))  # total, floor
+
+
+def _cosine(done: float) -> float:
+    return (1 + math.cos(math.pi * done)) / 2
+
+
+def _solve_hold(t, total, floor):
+    wave = (1 + math.cos(math.pi * min(t, total) / total)) / 2
+    return floor + (1 - floor) * wave
+
+
+def _never_hold(t, total, floor):
+    return floor + (1 - floor) * _cosine(t / total)
+
+
+def _hold_for_one_length(t, total, floor):
+    return 1.0 if t > 2 * total else _solve_hold(t, total, floor)
+
+
+def _cut_off(t, total, floor):
+    return max(floor, _cosine(min(t, total) / total))
+
+
+def _floor_forgotten(t, total, floor):
+    return _cosine(min(t, total) / total)
+
+
+def _zero_past_the_end(t, total, floor):
+    return 0.0 if t > total else _solve_hold(t, total, floor)
+
+
+def _floor_on_top(t, total, floor):
+    return floor + _cosine(min(t, total) / total)
+
+
+def _straight(t, total, floor):
+    return floor + (1 - floor) * (1 - min(t, total) / total)
+
+
+def _straight_on(t, total, floor):
+    return floor + (1 - floor) * (1 - t / total)
+
+
+def _quarter_wave(t, total, floor):
+    return floor + (1 - floor) * math.cos(math.pi / 2 * min(t, total) / total)
+
+
+HOLD_HINTS = (
+    (_never_hold, "A cosine is a wave and rises again past the end: hold the floor."),
+    (
+        _hold_for_one_length,
+        "For t above 2 total it is 1 again: hold the floor for every t from total on.",
+    ),
+    (
+        _cut_off,
+        "The wave is cut off at the floor, and reaches it too early: squeeze it between 1 and "
+        "the floor.",
+    ),
+    (_floor_forgotten, "It falls to 0: the floor is forgotten."),
+    (_zero_past_the_end, "Past the end it is 0: hold the floor."),
+    (
+        _floor_on_top,
+        "It starts above 1: add the floor, and shrink the wave to 1 - floor.",
+    ),
+    (_straight, "This is a straight line; the question asks for half a cosine wave."),
+    (_straight_on, "This is a straight line, and past the end it goes on below 0."),
+    (_quarter_wave, "This is a quarter of a wave: half a wave ends level, too."),
+)
 
 
 def _check_hold(answer: Callable) -> None:
-    for total in (10, 37):
-        values = [answer(t, total) for t in range(2 * total + 1)]
-        expect(
-            all(isinstance(value, (int, float)) for value in values),
-            "Return a number: the factor on the learning rate.",
+    expect(callable(answer), "Give a function of t, total and floor.")
+    _check_factor(answer, _solve_hold, HOLD_CASES, HOLD_HINTS)
+
+
+# --- 4: what the branches cost --------------------------------------------------------------
+
+Plan = Sequence[int]
+PLANS: tuple[tuple[Plan, Plan], ...] = (
+    ((100, 200, 400), (20, 40, 80)),
+    ((400, 100, 200), (80, 20, 40)),
+    ((100, 90), (50, 5)),  # the shorter run is stable for longer
+    ((70,), (30,)),
+    ((64, 64, 64), (8, 16, 32)),
+    ((500, 40), (500, 10)),  # linear to zero from the start
+)
+
+
+def _solve_updates(lengths, cooldowns):
+    starts = [
+        length - cooldown for length, cooldown in zip(lengths, cooldowns, strict=True)
+    ]
+    return max(starts) + sum(cooldowns), sum(lengths)
+
+
+def _whole_longest(lengths, cooldowns):
+    return max(lengths) + sum(cooldowns), sum(lengths)
+
+
+def _start_of_the_longest(lengths, cooldowns):
+    number = list(lengths).index(max(lengths))
+    return lengths[number] - cooldowns[number] + sum(cooldowns), sum(lengths)
+
+
+def _longest_only(lengths, cooldowns):
+    return max(lengths), sum(lengths)
+
+
+def _stable_only(lengths, cooldowns):
+    return _solve_updates(lengths, cooldowns)[0] - sum(cooldowns), sum(lengths)
+
+
+def _all_starts(lengths, cooldowns):
+    return sum(lengths), sum(lengths)
+
+
+def _swapped(lengths, cooldowns):
+    return tuple(reversed(_solve_updates(lengths, cooldowns)))
+
+
+UPDATES_HINTS = (
+    (
+        _whole_longest,
+        "The stable run need not go to the end of the longest run: it is left where the last "
+        "branch begins.",
+    ),
+    (
+        _start_of_the_longest,
+        "The last branch need not be that of the longest run: with lengths 100 and 90 and "
+        "cool-downs of 50 and 5 the shorter run branches later, at 85.",
+    ),
+    (
+        _longest_only,
+        "Only the longest run is counted: each length has a cool-down of its own.",
+    ),
+    (_stable_only, "The cool-downs are not counted: they are training, too."),
+    (
+        _all_starts,
+        "Each branch is counted from update 0: the stable part is run once for all.",
+    ),
+    (_swapped, "The two numbers are swapped: first with branches, then without."),
+)
+
+
+def _check_updates(answer: Callable) -> None:
+    found = []
+    for lengths, cooldowns in PLANS:
+        got = answer(list(lengths), list(cooldowns))
+        try:
+            pair = [float(part) for part in got]
+        except TypeError:
+            pair = []
+        expect(len(pair) == 2, "Return two numbers: with branches, and without.")
+        found.append(pair)
+
+    def same(function: Callable) -> bool:
+        return all(
+            all(map(_close, pair, function(*plan)))
+            for pair, plan in zip(found, PLANS, strict=True)
         )
+
+    if same(_solve_updates):
+        return
+    for mistake, hint in UPDATES_HINTS:
+        expect(not same(mistake), hint)
+    for pair, plan in zip(found, PLANS, strict=True):
+        wanted = _solve_updates(*plan)
         expect(
-            math.isclose(values[0], 1.0),
-            f"At t = 0 the factor is {values[0]:g}, wanted 1.",
+            all(map(_close, pair, wanted)),
+            f"For lengths {list(plan[0])} and cool-downs {list(plan[1])} you said "
+            f"{pair[0]:g} and {pair[1]:g}; wanted {wanted[0]} and {wanted[1]}.",
         )
-        expect(
-            max(values[total:]) < 0.5,
-            f"At t = {2 * total} the factor is {values[-1]:g}: a cosine is a wave and rises again "
-            "past the end. Hold it.",
-        )
-        expect(
-            min(values[total:]) > -1e-9,
-            f"Past the end the factor falls to {min(values):g}: a negative rate climbs. Hold 0.",
-        )
-        want = [
-            (1 + math.cos(math.pi * min(t, total) / total)) / 2
-            for t in range(2 * total + 1)
-        ]
-        expect(
-            _close(values, want),
-            f"At t = {total // 3} of {total} the factor is {values[total // 3]:g}, wanted "
-            f"{want[total // 3]:g}: half a cosine wave, from 1 at t = 0 to 0 at t = total.",
-        )
-
-
-def _solve_hold(t, total):
-    return (1 + math.cos(math.pi * min(t, total) / total)) / 2
-
-
-def _never_hold(t, total):
-    return (1 + math.cos(math.pi * t / total)) / 2
-
-
-def _straight(t, total):
-    return 1 - min(t, total) / total
-
-
-def _straight_on(t, total):
-    return 1 - t / total
-
-
-def _quarter_wave(t, total):
-    return math.cos(math.pi / 2 * min(t, total) / total)
 
 
 EXERCISES = (
     Exercise(
-        "Write halving(optimizer): return a scheduler that halves the learning rate every 10 "
-        "updates.",
-        _check_halving,
-        _solve_halving,
+        "Write wsd(t, total, warmup, cooldown): the factor on the learning rate at update t = 0, "
+        "1, 2, ... In the first `warmup` updates it rises, (t + 1) / warmup. Then it is 1. In "
+        "the last `cooldown` updates it falls in a line, from 1 at t = total - cooldown to 0 at "
+        "t = total, and for every later t it is 0. warmup may be 0; cooldown is at least 1; the "
+        "two together are at most total.",
+        _check_wsd,
+        _solve_wsd,
         {
-            "default halves": Wrong(_halve_by_default, "default of gamma is 0.1"),
-            "a milestone": Wrong(_halve_once, "wanted 0.4, 0.2 and 0.1"),
-            "one late": Wrong(_halve_late, "wanted 0.4, 0.2 and 0.1"),
-            "at each update": Wrong(_halve_always, "stay until the 20th"),
+            "a line without a top": Wrong(_above_one, "smaller of it and 1"),
+            "a line with a bottom only": Wrong(_above_one_held, "smaller of it and 1"),
+            "on and on": Wrong(_below_zero, "hold 0"),
+            "from zero": Wrong(_starts_at_zero, "would change nothing"),
+            "warm-up one too long": Wrong(_one_too_many, "one step too many"),
+            "linear to zero": Wrong(_no_stable_part, "stays at 1"),
+            "no cool-down": Wrong(_no_cooldown, "never falls"),
+            "no warm-up": Wrong(_no_warmup, "warm-up is missing"),
+            "up again": Wrong(_up_again, "back at 1"),
+            "one update early": Wrong(_ends_early, "one update early"),
+            "a cosine": Wrong(_cosine_cooldown, "asks for a line"),
         },
     ),
     Exercise(
@@ -211,21 +476,50 @@ EXERCISES = (
         _check_resume,
         _solve_resume,
         {
-            "schedulers are stateless": Wrong(_resume_nothing, "a scheduler has a state"),
-            "the rate is enough": Wrong(_resume_optimizer_only, "scheduler's state"),
-            "the scheduler is enough": Wrong(_resume_scheduler_only, "the momentum"),
+            "schedulers are stateless": Wrong(_resume_nothing, "A scheduler has a state"),
+            "the rate is enough": Wrong(
+                _resume_optimizer_only, "A scheduler has a state"
+            ),
+            "scheduler and rate are enough": Wrong(
+                _resume_scheduler_only, "the weights do not"
+            ),
+            "the scheduler is enough": Wrong(
+                _resume_scheduler_without_rates, "part of the optimizer's state"
+            ),
         },
     ),
     Exercise(
-        "Write factor(t, total): half a cosine wave from 1 at t = 0 to 0 at t = total, and 0 for "
-        "every t after that.",
+        "Write factor(t, total, floor): half a cosine wave from 1 at t = 0 to floor at t = total, "
+        "and floor for every t after that, however late.",
         _check_hold,
         _solve_hold,
         {
             "a cosine stays down": Wrong(_never_hold, "rises again"),
-            "linear": Wrong(_straight, "half a cosine wave"),
-            "linear, on and on": Wrong(_straight_on, "a negative rate"),
-            "a quarter wave": Wrong(_quarter_wave, "half a cosine wave"),
+            "held for one length": Wrong(_hold_for_one_length, "above 2 total"),
+            "cut off at the floor": Wrong(_cut_off, "cut off"),
+            "no floor": Wrong(_floor_forgotten, "floor is forgotten"),
+            "zero past the end": Wrong(_zero_past_the_end, "Past the end it is 0"),
+            "floor on top": Wrong(_floor_on_top, "above 1"),
+            "linear": Wrong(_straight, "straight line"),
+            "linear, on and on": Wrong(_straight_on, "below 0"),
+            "a quarter wave": Wrong(_quarter_wave, "quarter of a wave"),
+        },
+    ),
+    Exercise(
+        "Write updates(lengths, cooldowns). You want the finished model of several runs: run i is "
+        "lengths[i] updates long, and its last cooldowns[i] updates are a cool-down. All branch "
+        "from one stable run, which is trained as far as it is needed and no further. Return two "
+        "numbers: the updates made in all, and the updates that a run of its own for each length "
+        "would take.",
+        _check_updates,
+        _solve_updates,
+        {
+            "the whole longest run": Wrong(_whole_longest, "need not go to the end"),
+            "branch of the longest": Wrong(_start_of_the_longest, "shorter run branches"),
+            "the longest only": Wrong(_longest_only, "cool-down of its own"),
+            "the stable run only": Wrong(_stable_only, "not counted"),
+            "each from the start": Wrong(_all_starts, "run once for all"),
+            "swapped": Wrong(_swapped, "swapped"),
         },
     ),
 )
