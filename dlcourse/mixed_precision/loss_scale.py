@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import overload
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -97,13 +97,7 @@ class GradScaler:
             raise ValueError(f"growth_interval={new_interval}: give a count from 1")
         self.growth_interval = new_interval
 
-    @overload
-    def scale(self, outputs: Tensor) -> Tensor: ...
-
-    @overload
-    def scale(self, outputs: Iterable[Tensor]) -> Iterable[Tensor]: ...
-
-    def scale(self, outputs):
+    def scale(self, outputs: Tensor | Iterable[Tensor]) -> Any:
         """Return a loss, or each of a list or tuple, times the scale; a single 16-bit
         number becomes float32, as in torch.
         """

@@ -115,7 +115,7 @@ def open_jupyterlab(folder: Path, options: list[str]) -> int:
 
 def parse(arguments: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
     """Return the options, and those that are meant for JupyterLab."""
-    parser = Parser(prog="dlcourse-lab", description=__doc__.partition("\n")[0])
+    parser = Parser(prog="dlcourse-lab", description=str(__doc__).partition("\n")[0])
     parser.add_argument(
         "folder", nargs="?", type=Path, default=Path("dlcourse-chapters"),
         help="yours; made where it is missing (dlcourse-chapters)",
