@@ -319,11 +319,17 @@ def _check_fold(answer: Callable) -> None:
 
 
 def _check_folded(folded, kind, settings, what, x, right) -> None:
-    shapes_fit = folded.weight.shape == _pair(kind, **settings)[0].weight.shape
+    layer, _ = _pair(kind, **settings)
     expect(
-        shapes_fit,
+        folded.weight.shape == layer.weight.shape,
         f"For {what}: the new weight has shape {tuple(folded.weight.shape)}; it must be that of "
         "the layer that came in.",
+    )
+    sizes = [getattr(one, "in_features", 0) for one in (folded, layer)]
+    expect(
+        sizes[0] == sizes[1],
+        f"For {what}: the new layer says in_features={sizes[0]}, and the one that came in has "
+        f"{sizes[1]}.",
     )
     got = copy.deepcopy(folded).double().eval()(x)
     if _close(got, right, 1e-5):
