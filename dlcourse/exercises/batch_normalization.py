@@ -233,7 +233,9 @@ def _layer_without_root(x, weight, bias, *rest):
     return (x - x.mean(0)) / (x.var(0, correction=0) + rest[-1]) * weight + bias
 
 
-def _layer_by_running(x, weight, bias, running_mean, running_var, training, momentum, eps):
+def _layer_by_running(
+    x, weight, bias, running_mean, running_var, training, momentum, eps
+):
     return (x - running_mean) / (running_var + eps).sqrt() * weight + bias
 
 
@@ -243,9 +245,12 @@ def _layer_without_affine(x, weight, bias, *rest):
 
 
 OUTPUT_MISTAKES = {
-    _layer_with(correction=1): "In training the output uses the biased variance of the batch, "
-    "divided by N.",
-    _layer_with(eps_outside=True): "eps belongs under the square root, with the variance.",
+    _layer_with(
+        correction=1
+    ): "In training the output uses the biased variance of the batch, divided by N.",
+    _layer_with(
+        eps_outside=True
+    ): "eps belongs under the square root, with the variance.",
     _layer_over_rows: "You standardised each row, which is layer norm. Batch norm takes each "
     "column over the rows.",
     _layer_over_all: "You took one mean over the whole batch. Each column has its own.",
@@ -412,16 +417,23 @@ def _fold_batch_statistics(layer, bn):
 
 
 FOLD_MISTAKES = {
-    _fold_with(eps=False): "You left out eps: the variance gets it before the square root.",
-    _fold_with(bias=False): "You lost the bias of the layer: it passes through the norm, too.",
-    _fold_with(scaled_bias=False): "You kept the bias of the layer as it was. It passes through "
+    _fold_with(
+        eps=False
+    ): "You left out eps: the variance gets it before the square root.",
+    _fold_with(
+        bias=False
+    ): "You lost the bias of the layer: it passes through the norm, too.",
+    _fold_with(
+        scaled_bias=False
+    ): "You kept the bias of the layer as it was. It passes through "
     "the norm, too, so scale it.",
     _fold_with(mean=False): "You lost the running mean.",
     _fold_with(norm_bias=False): "You lost the bias of the norm.",
     _fold_with(norm_weight=False): "You lost the weight of the norm.",
     _fold_with(root=False): "You divided by the variance: take its square root.",
-    _fold_with(columns=True): "Scale the rows of the weight, one for each output, not its "
-    "columns.",
+    _fold_with(
+        columns=True
+    ): "Scale the rows of the weight, one for each output, not its columns.",
 }
 
 
@@ -468,7 +480,9 @@ def _check_merged(answer: Callable) -> None:
             "Return two numbers: the mean and the biased variance of all rows.",
         )
         found = _number(parts[0]), _number(parts[1])
-        if all(math.isclose(a, b, rel_tol=1e-4) for a, b in zip(found, right)):
+        if all(
+            math.isclose(a, b, rel_tol=1e-4) for a, b in zip(found, right, strict=True)
+        ):
             continue
         case = f"for shares of {counts} rows with means {_shown(means)}"
         expect(
@@ -595,15 +609,19 @@ def _gradient_with(mean=True, var=True, sums=False, scale=True):
 
 
 GRADIENT_MISTAKES = {
-    _gradient_with(mean=False, var=False): "You treated the mean and the variance as constants: "
-    "both depend on every row.",
-    _gradient_with(var=False): "The mean's part is there, the variance's is missing: the scale "
-    "depends on x too.",
+    _gradient_with(
+        mean=False, var=False
+    ): "You treated the mean and the variance as constants: both depend on every row.",
+    _gradient_with(
+        var=False
+    ): "The mean's part is there, the variance's is missing: the scale depends on x too.",
     _gradient_with(mean=False): "The variance's part is there, the mean's is missing.",
-    _gradient_with(sums=True): "Take means over the rows, not sums: each row has 1/N of the "
-    "mean.",
-    _gradient_with(scale=False): "Divide by sqrt(var + eps) at the end: a steeper map has a "
-    "larger gradient.",
+    _gradient_with(
+        sums=True
+    ): "Take means over the rows, not sums: each row has 1/N of the mean.",
+    _gradient_with(
+        scale=False
+    ): "Divide by sqrt(var + eps) at the end: a steeper map has a larger gradient.",
 }
 
 

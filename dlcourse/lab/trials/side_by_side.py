@@ -6,7 +6,9 @@ norm and ReLU. So R networks of width w are one network of width R * w with R gr
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
+from itertools import islice
 
 import numpy as np
 import torch
@@ -35,8 +37,8 @@ def run_side_by_side(
 ) -> Trials:
     """Train `build(seed)` for every learning rate and seed by SGD, and return the results.
 
-    `build(seed)` is an nn.Sequential of Conv2d, BatchNorm2d, GroupNorm and ReLU, then
-    AdaptiveAvgPool2d(1), Flatten and one Linear, all of torch. `data`, `validation` and
+    `build(seed)` is an nn.Sequential of Conv2d, BatchNorm2d, GroupNorm, ReLU and
+    AdaptiveAvgPool2d, then Flatten and one Linear, all of torch. `data`, `validation` and
     `test` are what `run_trials` takes, and so are the batches: the rows that `fit(seed=...)`
     draws. `looks`: updates after which to evaluate, too; see `Trials.after`.
     A network that diverges goes on with NaN and harms no other.
@@ -56,7 +58,8 @@ def run_side_by_side(
     curves: dict[str, list[dict]] = {name: [] for name in held_out}
     losses = []
 
-    for step, rows in zip(range(1, steps + 1), _batches(len(inputs), seeds, batch_size)):
+    batches = _batches(len(inputs), seeds, batch_size)
+    for step, rows in enumerate(islice(batches, steps), start=1):
         rows = rows.repeat(len(lr), 1)  # (networks, batch)
         x = inputs[rows].transpose(0, 1).flatten(1, 2)  # (batch, networks * c, h, w)
         outputs = model(x).view(len(x), count, -1)
@@ -85,10 +88,15 @@ def run_side_by_side(
 
 def join(networks: Sequence[nn.Sequential]) -> nn.Sequential:
     """Return one network that holds all of them, each in its own group of channels."""
-    return nn.Sequential(*map(_joined_layer, zip(*networks, strict=True)))
+    joined: list[nn.Module] = []
+    channels = 0  # of one network, at this place
+    for layers in zip(*networks, strict=True):
+        joined.append(_joined_layer(layers, channels))
+        channels = getattr(layers[0], "out_channels", channels)
+    return nn.Sequential(*joined)
 
 
-def _joined_layer(layers: tuple[nn.Module, ...]) -> nn.Module:
+def _joined_layer(layers: tuple[nn.Module, ...], channels: int) -> nn.Module:
     first, count = layers[0], len(layers)
     if isinstance(first, nn.Conv2d):
         joined = nn.Conv2d(
@@ -100,16 +108,17 @@ def _joined_layer(layers: tuple[nn.Module, ...]) -> nn.Module:
             groups=count * first.groups,
             bias=first.bias is not None,
         )
-    elif isinstance(first, nn.Linear):  # on one pixel: a convolution of size 1
-        sizes = count * first.in_features, count * first.out_features
-        joined = nn.Conv2d(*sizes, 1, groups=count)
+    elif isinstance(first, nn.Linear):  # a convolution as large as the square image
+        side = math.isqrt(first.in_features // channels)
+        sizes = count * channels, count * first.out_features
+        joined = nn.Conv2d(*sizes, side, groups=count)
     elif isinstance(first, nn.BatchNorm2d):
         joined = nn.BatchNorm2d(count * first.num_features, first.eps, first.momentum)
     elif isinstance(first, nn.GroupNorm):
         sizes = count * first.num_groups, count * first.num_channels
         joined = nn.GroupNorm(*sizes, first.eps)
     elif isinstance(first, nn.Flatten):
-        return nn.Identity()  # the last convolution wants its pixel
+        return nn.Identity()  # the last convolution wants its pixels
     elif isinstance(first, (nn.ReLU, nn.AdaptiveAvgPool2d)):
         return first
     else:
