@@ -25,6 +25,7 @@ LONGER = {
     "01_data_splitting": 118,  # folds, a file that is checked, an interval
     "02_hyperparameter_tuning": 120,  # a search around the training
     "03_regularization": 80,  # the plain baseline stands beside the methods
+    "07_batch_normalization": 80,  # a residual block, averaged weights, their statistics
     "09_model_compression": 180,  # a layer that stays packed, training with the rounding
     "10_data_augmentation": 86,  # a data set, a collate function, a log, a test switch
     "11_gradient_accumulation": 75,  # one sum of rows or tokens, for training and test
@@ -52,6 +53,7 @@ CASES = {
         "tuned test accuracy": 0.004,
     },
     "03_regularization": {"plain": 0.004, "methods": 0.02},
+    "07_batch_normalization": {"test accuracy": 0.004, "test loss": 0.001},
     "09_model_compression": {
         "float": 0.004,
         "bfloat16": 0.004,
@@ -65,6 +67,8 @@ CASES = {
     "16_data_loading": {"test accuracy": 0.004, "test loss": 0.001},
 }
 NAMES = sorted(CASES)
+DOUBLE = "torch.manual_seed(0)\ntorch.set_default_dtype(torch.float64)"
+OWN_SYNC = "from dlcourse.batch_normalization import SyncBatchNorm"
 SETTINGS = {"ACCELERATE_USE_CPU": "yes", "OMP_NUM_THREADS": "1", "PYTHONPATH": ""}
 
 
@@ -185,6 +189,39 @@ def test_01_a_split_of_other_data_is_refused(tmp_path, rows, last, said):
     assert done.returncode == 1
     assert said in done.stderr and "delete it" in done.stderr
     assert "accuracy" not in done.stdout
+
+
+def test_07_synchronised_processes_share_the_rows_of_a_norm(tmp_path):
+    """Torch's layer needs GPUs, so the package's stands in: two processes, one training."""
+    text = source("07_batch_normalization")
+    short = text.replace(
+        "EPOCHS, TRAIN_ROWS, WIDTH = 5,", "EPOCHS, TRAIN_ROWS, WIDTH = 1,"
+    )
+    short = short.replace("torch.manual_seed(0)", DOUBLE).replace(
+        ").float().view", ").view"
+    )
+    short = short.replace("loss:.4f", "loss:.9f")
+    sync = short.replace("SYNC = False", "SYNC = True")
+    sync = sync.replace("nn.SyncBatchNorm", "SyncBatchNorm")
+    sync = sync.replace("import torch\n", f"import torch\n{OWN_SYNC}\n", 1)
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+    alone = float(output_of(short, tmp_path / "one.py").split()[-1])
+    (tmp_path / "sync.py").write_text(sync, encoding="utf-8")
+    for _ in range(TRIES):
+        done = start(tmp_path / "sync.py", tmp_path, *launcher)
+        if done.returncode == 0 or not LOST.search(done.stderr):
+            break
+    assert done.returncode == 0, done.stderr
+    # the statistics of the averaged weights are unbiased over 256 rows in place of 128
+    assert abs(float(done.stdout.split()[-1]) - alone) < 1e-2
+
+
+def test_07_a_batch_that_does_not_divide_is_refused(tmp_path):
+    text = source("07_batch_normalization")
+    changed = tmp_path / "norms_of_48_rows.py"
+    changed.write_text(text.replace("NORM_ROWS = 32", "NORM_ROWS = 48"))
+    done = start(changed, tmp_path)
+    assert done.returncode == 1 and "is no multiple of 48 rows" in done.stderr
 
 
 def test_a_batch_that_does_not_divide_is_refused(tmp_path):
