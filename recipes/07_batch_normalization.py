@@ -16,7 +16,7 @@ NORM_ROWS = 32  # rows that share a mean in training: a setting of the model, so
 BATCH = 128  # rows an update: a multiple of NORM_ROWS times the processes
 SYNC = False  # True, on GPUs, where one process has no room for NORM_ROWS: share them out
 RATE, MOMENTUM, DECAY, KEPT = 0.1, 0.9, 5e-4, 0.9  # KEPT: of the averaged weights
-EPOCHS, TRAIN_ROWS, WIDTH = 4, 1408, 16
+EPOCHS, TRAIN_ROWS, WIDTH = 3, 1408, 16
 
 
 def conv(inputs):  # the norm's shift does what a bias would do
