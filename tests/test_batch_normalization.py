@@ -746,6 +746,114 @@ def test_two_processes_give_what_the_whole_batch_gives(sizes):
         assert "GPU" in result["refusal"]  # torch's own does not run here
 
 
+# --- what a norm does in a network ----------------------------------------------------------------
+
+
+def deep_network(norm, seed):
+    """Four hidden layers with a norm behind each, in float64."""
+    torch.manual_seed(seed)
+    layers = []
+    for inputs in (6, 12, 12, 12):
+        layers += [nn.Linear(inputs, 12, bias=False), norm(12), nn.ReLU()]
+    return nn.Sequential(*layers, nn.Linear(12, 3)).double()
+
+
+@pytest.mark.parametrize("kind", ["linear", "convolution"])
+def test_a_bias_before_the_norm_does_nothing(kind):
+    x = normal(16, 3, 5, 5) if kind == "convolution" else normal(16, 3)
+    layer = nn.Conv2d(3, 8, 3) if kind == "convolution" else nn.Linear(3, 8)
+    norm = bn.BatchNorm2d(8) if kind == "convolution" else bn.BatchNorm1d(8)
+    pair = nn.Sequential(layer, norm).double()
+    nn.init.zeros_(layer.bias)
+    without = pair(x)
+    nn.init.constant_(layer.bias, 5.0)
+    assert (pair(x) - without).abs().max() < 1e-12
+    pair(x).sin().sum().backward()
+    assert layer.bias.grad.abs().max() < 1e-8 < layer.weight.grad.abs().max()
+
+
+@pytest.mark.parametrize("norm", [bn.BatchNorm1d, nn.BatchNorm1d, bn.LayerNorm])
+def test_weights_times_ten_at_a_hundred_times_their_rate_train_alike(norm):
+    """Van Laarhoven (2017): the effective rate is the rate over the squared length."""
+    x, targets = normal(64, 6, seed=1), torch.arange(64) % 3
+    found = []
+    for scale in (1.0, 10.0):
+        model = deep_network(norm, seed=0)
+        hidden = [layer.weight for layer in model[:-1] if isinstance(layer, nn.Linear)]
+        others = [p for p in model.parameters() if all(p is not w for w in hidden)]
+        for layer in model:
+            if hasattr(layer, "eps"):
+                layer.eps = 1e-12
+        with torch.no_grad():
+            for weight in hidden:
+                weight.mul_(scale)
+        groups = [{"params": hidden, "lr": 0.1 * scale**2}, {"params": others}]
+        optimizer = torch.optim.SGD(groups, lr=0.1)
+        losses = []
+        for _ in range(10):
+            optimizer.zero_grad()
+            loss = F.cross_entropy(model(x), targets)
+            loss.backward()
+            cosine = F.cosine_similarity(hidden[0].ravel(), hidden[0].grad.ravel(), dim=0)
+            assert (
+                abs(cosine) < 1e-8
+            )  # the gradient stands at right angles to the weights
+            optimizer.step()
+            losses.append(loss.item())
+        found.append(losses)
+    assert max(abs(a - b) for a, b in zip(*found, strict=True)) < 1e-6
+    assert found[0][0] - found[0][-1] > 0.01
+
+
+@pytest.mark.parametrize("size", [8, 32])
+def test_the_gradient_behind_a_norm_over_few_values_is_larger(size):
+    """For n normal values its mean square grows by (n - 2) / (n - 3) on average."""
+    g = torch.Generator().manual_seed(0)
+    x, upstream = torch.randn(2, 2**16, size, generator=g)
+    y = bn.Standardize.apply(x.requires_grad_(), (-1,), 0.0, True, None)[0]
+    square = torch.autograd.grad(y, x, upstream)[0].square().mean().item()
+    assert abs(square / ((size - 2) / (size - 3)) - 1) < 0.02
+
+
+def test_accumulated_gradients_need_a_norm_that_sees_one_row():
+    x, targets = normal(64, 6, seed=2), torch.arange(64) % 3
+    errors = {}
+    for norm in (bn.BatchNorm1d, bn.LayerNorm, lambda width: bn.GroupNorm(4, width)):
+        gradients = []
+        for pieces in (1, 8):
+            model = deep_network(norm, seed=1)
+            parts = zip(x.chunk(pieces), targets.chunk(pieces), strict=True)
+            for inputs, labels in parts:
+                (F.cross_entropy(model(inputs), labels) / pieces).backward()
+            gradients.append(torch.cat([p.grad.ravel() for p in model.parameters()]))
+        whole, in_pieces = gradients
+        errors[type(model[1])] = ((in_pieces - whole).norm() / whole.norm()).item()
+        if norm is bn.BatchNorm1d:
+            assert model[1].num_batches_tracked == 8
+    assert errors[bn.BatchNorm1d] > 0.1
+    assert max(errors[bn.LayerNorm], errors[bn.GroupNorm]) < 1e-12
+
+
+def test_a_frozen_norm_keeps_its_statistics_while_the_weights_train():
+    model = deep_network(bn.BatchNorm1d, seed=2)
+    model(normal(32, 6, seed=3))
+    before = model[1].running_mean.clone(), model[0].weight.clone()
+    for norm in filter(bn.is_batch_norm, model.train().modules()):
+        norm.eval()
+    model(normal(2, 6, seed=4)).square().sum().backward()
+    torch.optim.SGD(model.parameters(), lr=0.01).step()
+    assert torch.equal(model[1].running_mean, before[0])
+    assert not torch.equal(model[0].weight, before[1])
+
+
+def test_a_plain_average_of_the_batches():
+    norm = bn.BatchNorm1d(1, momentum=None)
+    for values in ([1.0, 3.0, 8.0], [9.0, 11.0]):  # means 4 and 10, variances 13 and 2
+        norm(torch.tensor(values)[:, None])
+    assert norm.running_mean.item() == pytest.approx(7)
+    assert norm.running_var.item() == pytest.approx(7.5)
+
+
 # --- exercises ------------------------------------------------------------------------------------
 
 
@@ -760,103 +868,3 @@ def test_exercises(exercise, capsys):
     exercise.solution()
     assert "def _solve" in capsys.readouterr().out
     assert not exercise.check(lambda *arguments: None)
-
-
-def test_other_answers_that_are_right():
-    layer, fold, gradient = EXERCISES
-
-    def by_loops(x, weight, bias, mean, var, training, momentum, eps):
-        n, columns = len(x), []
-        for c in range(x.shape[1]):
-            m, v = mean[c].clone(), var[c].clone()
-            if training:
-                m = sum(x[:, c]) / n
-                v = sum((x[:, c] - m) ** 2) / n
-                mean.data[c] = (1 - momentum) * mean[c] + momentum * m.item()
-                var.data[c] = (1 - momentum) * var[c] + momentum * v.item() * n / (n - 1)
-            columns.append(weight[c] * (x[:, c] - m) / (v + eps) ** 0.5 + bias[c])
-        return torch.stack(columns, 1)
-
-    def with_numpy(x, grad, eps):
-        x, g = x.numpy(), grad.numpy()
-        n, std = len(x), (x.var(0) + eps) ** 0.5
-        y = (x - x.mean(0)) / std
-        return torch.from_numpy((n * g - g.sum(0) - y * (g * y).sum(0)) / (n * std))
-
-    def in_float32(linear, norm):
-        folded = nn.Linear(linear.in_features, linear.out_features)
-        with torch.no_grad():
-            scale = torch.ones(len(linear.weight)) if norm.weight is None else norm.weight
-            scale = scale / torch.sqrt(norm.running_var + norm.eps)
-            folded.weight.copy_(torch.diag(scale) @ linear.weight.to(scale.dtype))
-            folded.bias.copy_(norm(torch.zeros_like(scale)[None] + (0 if linear.bias is None
-                              else linear.bias))[0])  # fmt: skip
-        return folded
-
-    def own_fold(linear, bn_layer):
-        return bn.fold_batch_norm(linear, bn_layer)
-
-    assert layer.hint_for(by_loops) is None
-    assert gradient.hint_for(with_numpy) is None
-    assert fold.hint_for(own_fold) is None
-    assert fold.hint_for(in_float32) is None
-
-
-def test_lazy_or_clever_answers_that_are_wrong():
-    layer, fold, gradient = EXERCISES
-
-    def with_torch(x, weight, bias, mean, var, training, momentum, eps):
-        return F.batch_norm(x, mean, var, weight, bias, training, momentum, eps)
-
-    def through_autograd(x, grad, eps):
-        x = x.requires_grad_()
-        y = (x - x.mean(0)) / (x.var(0, correction=0) + eps).sqrt()
-        return torch.autograd.grad(y, x, grad)[0]
-
-    def other_way_round(linear, norm):
-        found = bn.fold_batch_norm(linear, norm)
-        folded = nn.Linear(linear.out_features, linear.in_features).double()
-        folded.weight.data, folded.bias.data = found.weight.data, found.bias.data
-        return folded
-
-    def empties_the_norm(linear, norm):
-        folded = bn.fold_batch_norm(linear, norm)
-        norm.reset_parameters()
-        return folded
-
-    def no_running(x, weight, bias, mean, var, training, momentum, eps):
-        if training:
-            mean, var = x.mean(0), x.var(0, correction=0)
-        return (x - mean) / (var + eps).sqrt() * weight + bias
-
-    def graph_in_buffers(x, weight, bias, mean, var, training, momentum, eps):
-        batch_mean, batch_var = (
-            (x.mean(0), x.var(0, correction=0)) if training else (mean, var)
-        )
-        if training:
-            mean.lerp_(batch_mean, momentum), var.lerp_(x.var(0), momentum)
-        return (x - batch_mean) / (batch_var + eps).sqrt() * weight + bias
-
-    def in_place(linear, norm):
-        folded = bn.fold_batch_norm(linear, norm)
-        with torch.no_grad():
-            linear.weight.copy_(folded.weight), linear.bias.copy_(folded.bias)
-        return linear
-
-    def needs_a_bias(linear, norm):
-        scale = (norm.running_var + norm.eps).rsqrt() * norm.weight
-        folded = copy.deepcopy(linear)
-        with torch.no_grad():
-            folded.weight.mul_(scale[:, None])
-            folded.bias.sub_(norm.running_mean).mul_(scale).add_(norm.bias)
-        return folded
-
-    assert "yourself, without torch's batch_norm" in layer.hint_for(with_torch)
-    assert "without autograd" in gradient.hint_for(through_autograd)
-    assert "more inputs than outputs" in fold.hint_for(other_way_round)
-    assert "what came in has changed" in fold.hint_for(empties_the_norm)
-    assert "must have changed" in layer.hint_for(no_running)
-    assert "part of the graph" in layer.hint_for(graph_in_buffers)
-    assert "new layer" in fold.hint_for(in_place)
-    assert "NoneType" in fold.hint_for(needs_a_bias)
-    assert "Return a tensor" in gradient.hint_for(lambda x, grad, eps: 0)

@@ -25,6 +25,7 @@ LONGER = {
     "01_data_splitting": 118,  # folds, a file that is checked, an interval
     "02_hyperparameter_tuning": 120,  # a search around the training
     "03_regularization": 80,  # the plain baseline stands beside the methods
+    "07_batch_normalization": 80,  # a residual block, averaged weights, their statistics
     "09_model_compression": 180,  # a layer that stays packed, training with the rounding
     "10_data_augmentation": 86,  # a data set, a collate function, a log, a test switch
     "11_gradient_accumulation": 75,  # one sum of rows or tokens, for training and test
@@ -55,6 +56,7 @@ CASES = {
     "08_learning_rate_decay": {"highest rate": 0.001, "test accuracy": 0.004},
     "06_activations": {"test accuracy": 0.004, "dead units": 0},
     "06_activations": {"test accuracy": 0.004, "dead units": 1},
+    "07_batch_normalization": {"test accuracy": 0.004, "test loss": 0.001},
     "09_model_compression": {
         "float": 0.004,
         "bfloat16": 0.004,
@@ -189,6 +191,49 @@ def test_01_a_split_of_other_data_is_refused(tmp_path, rows, last, said):
     assert done.returncode == 1
     assert said in done.stderr and "delete it" in done.stderr
     assert "accuracy" not in done.stdout
+
+
+def test_07_synchronised_processes_share_the_rows_of_a_norm(tmp_path):
+    """Torch's layer needs GPUs, so the package's stands in: two processes, one training."""
+    text = source("07_batch_normalization")
+    changes = {
+        "EPOCHS, TRAIN_ROWS, WIDTH = 3,": "EPOCHS, TRAIN_ROWS, WIDTH = 1,",
+        "torch.manual_seed(0)": "torch.manual_seed(0)\n"
+        "torch.set_default_dtype(torch.float64)",
+        "/ 16).float()": "/ 16).double()",
+        "accelerator.end_training()": "size = sum(p.abs().sum() for p in bare.parameters())"
+        "\naccelerator.print(f'{size:.12f}')\naccelerator.end_training()",
+    }
+    synchronised = {
+        "SYNC = False": "SYNC = True",
+        "nn.SyncBatchNorm": "SyncBatchNorm",
+        "import torch\n": "import torch\n"
+        "from dlcourse.batch_normalization import SyncBatchNorm\n",
+    }
+    for old, new in changes.items():
+        assert text.count(old) == 1, old
+        text = text.replace(old, new)
+    alone = float(output_of(text, tmp_path / "one.py").split()[-1])
+    for old, new in synchronised.items():
+        assert old in text
+        text = text.replace(old, new, 1)
+    script = tmp_path / "sync.py"
+    script.write_text(text, encoding="utf-8")
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+    for _ in range(TRIES):
+        done = start(script, tmp_path, *launcher)
+        if done.returncode == 0 or not LOST.search(done.stderr):
+            break
+    assert done.returncode == 0, done.stderr
+    assert abs(float(done.stdout.split()[-1]) - alone) < 1e-8
+
+
+def test_07_a_batch_that_does_not_divide_is_refused(tmp_path):
+    text = source("07_batch_normalization")
+    changed = tmp_path / "norms_of_48_rows.py"
+    changed.write_text(text.replace("NORM_ROWS = 32", "NORM_ROWS = 48"))
+    done = start(changed, tmp_path)
+    assert done.returncode == 1 and "is no multiple of 48 rows" in done.stderr
 
 
 def test_a_batch_that_does_not_divide_is_refused(tmp_path):

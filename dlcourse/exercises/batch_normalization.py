@@ -1,19 +1,24 @@
-"""Exercises of chapter 7, batch normalization: questions, checks, solutions, usual mistakes."""
+"""Exercises of chapter 7, batch normalization: questions, checks, solutions, usual mistakes.
+
+A check knows a mistake by making it: it runs the usual wrong answers on the same inputs,
+and where the reader's result is that of one of them, the hint says so.
+"""
 
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from dlcourse.lab.exercises import Exercise, Wrong, expect
+from dlcourse.lab.exercises import Exercise, Hint, Wrong, expect
 
 
 def _close(a: Tensor, b: Tensor, tol: float = 1e-6) -> bool:
-    return a.shape == b.shape and torch.allclose(a, b, rtol=0, atol=tol)
+    return a.shape == b.shape and torch.allclose(a, b, rtol=tol, atol=tol)
 
 
 def _draw(*shape: int, seed: int) -> Tensor:
@@ -35,118 +40,147 @@ class _ByHand(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
+# --------------------------------------------------------------------------- Your turn
+
+CASES = (  # rows, columns, momentum, eps
+    (5, 3, 0.2, 0.1),
+    (2, 4, 0.1, 1e-3),
+    (16, 1, 0.35, 0.01),
+    (3, 2, 1.0, 0.5),
+)
+
+
+class _Call:
+    """The arguments of one call in training, and of one in evaluation after it."""
+
+    def __init__(self, number: int):
+        rows, columns, self.momentum, self.eps = CASES[number]
+        seed = 100 * number
+        self.x = 2 * _draw(rows, columns, seed=seed) + _draw(columns, seed=seed + 1)
+        self.later = 3 * _draw(4, columns, seed=seed + 2) + 1
+        self.weight = _draw(columns, seed=seed + 3) + 2
+        self.bias = _draw(columns, seed=seed + 4)
+        self.mean = 3 * _draw(columns, seed=seed + 5)
+        self.var = _draw(columns, seed=seed + 6).square() + 0.3
+        self.upstream = _draw(rows, columns, seed=seed + 7)
+
+    def train(self, answer: Callable) -> dict:
+        """Return what a training call gives, changes and hands back."""
+        leaves = [t.clone().requires_grad_() for t in (self.x, self.weight, self.bias)]
+        running = self.mean.clone(), self.var.clone()
+        with _ByHand():
+            y = answer(*leaves, *running, True, self.momentum, self.eps)
+        expect(isinstance(y, Tensor), "Return the output, a tensor of the shape of x.")
+        expect(
+            y.shape == self.x.shape,
+            f"The output has shape {tuple(y.shape)}, x has {tuple(self.x.shape)}.",
+        )
+        expect(
+            not (running[0].requires_grad or running[1].requires_grad),
+            "The running statistics have become part of the graph: update them under "
+            "torch.no_grad().",
+        )
+        expect(y.requires_grad, "The output must carry a gradient: keep x in the graph.")
+        grads = torch.autograd.grad(y, leaves, self.upstream, allow_unused=True)
+        return {"y": y.detach(), "mean": running[0], "var": running[1], "grads": grads}
+
+    def evaluate(self, answer: Callable, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the output of an evaluation call, and the running statistics after it."""
+        mean, var = self.mean.clone(), self.var.clone()
+        settings = False, self.momentum, self.eps
+        with _ByHand():
+            y = answer(rows.clone(), self.weight, self.bias, mean, var, *settings)
+        expect(
+            isinstance(y, Tensor) and y.shape == rows.shape,
+            "In evaluation, too, return a tensor of the shape of x.",
+        )
+        return y.detach(), mean, var
+
+
 def _check_layer(answer: Callable) -> None:
-    x = (2 * _draw(5, 3, seed=0) + torch.tensor([1.0, -3.0, 0.5])).requires_grad_()
-    weight, bias = (
-        torch.tensor([2.0, 0.5, -1.0]).double(),
-        torch.tensor([0.3, 0.0, 1.0]).double(),
-    )
-    start = (
-        torch.tensor([4.0, -2.0, 1.0]).double(),
-        torch.tensor([3.0, 0.5, 2.0]).double(),
-    )
-    mean, var = (tensor.clone() for tensor in start)
-    momentum, eps = 0.2, 0.1
-    center = x - x.mean(0)
-    biased, unbiased = x.var(0, correction=0), x.var(0)
-
-    def affine(y: Tensor) -> Tensor:
-        return y * weight + bias
-
-    with _ByHand():
-        got = answer(x, weight, bias, mean, var, True, momentum, eps)
-    expect(isinstance(got, Tensor), "Return the output, a tensor of the shape of x.")
-    expect(
-        got.shape == x.shape, f"The output has shape {tuple(got.shape)}, x has (5, 3)."
-    )
-    expect(
-        not _close(got, affine(center / (unbiased + eps).sqrt())),
-        "In training the output uses the biased variance of the batch, divided by N.",
-    )
-    expect(
-        not _close(got, affine(center / (biased.sqrt() + eps))),
-        "eps belongs under the square root, with the variance.",
-    )
-    rows = (x - x.mean(1, keepdim=True)) / (
-        x.var(1, correction=0, keepdim=True) + eps
-    ).sqrt()
-    expect(
-        not _close(got, affine(rows)),
-        "You standardised each row, which is layer norm. Batch norm takes each column over the "
-        "rows.",
-    )
-    right = affine(center / (biased + eps).sqrt())
-    expect(
-        _close(got, right),
-        "In training: take off the batch's mean, divide by sqrt(var + eps), then weight and bias.",
-    )
-    _check_running(mean, var, start, x.detach().mean(0), biased, unbiased, momentum)
-
-    grad = _draw(5, 3, seed=1)
-    (wanted,) = torch.autograd.grad((right * grad).sum(), x)
-    expect(got.requires_grad, "The output must carry a gradient: keep x in the graph.")
-    (found,) = torch.autograd.grad((got * grad).sum(), x)
-    expect(
-        _close(found, wanted),
-        "The output is right and its gradient is not: mean and variance depend on x, so do not "
-        "detach them.",
-    )
-    _check_evaluation(answer, weight, bias, eps, affine)
+    for number in range(len(CASES)):
+        call = _Call(number)
+        _check_training(call, call.train(answer), call.train(_solve_layer))
+    for number in range(len(CASES)):
+        _check_evaluation(_Call(number), answer)
 
 
-def _check_running(mean, var, start, new_mean, biased, unbiased, momentum) -> None:
+def _check_training(call: _Call, found: dict, wanted: dict) -> None:
+    for mistake, hint in OUTPUT_MISTAKES.items():
+        made = call.train(mistake)["y"]
+        expect(not _close(found["y"], made) or _close(made, wanted["y"]), hint)
     expect(
-        not (mean.requires_grad or var.requires_grad),
-        "The running statistics have become part of the graph: update them under torch.no_grad().",
+        _close(found["y"], wanted["y"]),
+        f"The output of a training batch of {len(call.x)} rows is wrong: take off the batch's "
+        "mean, divide by sqrt(var + eps), then times weight, plus bias.",
+    )
+    momentum = call.momentum
+    expect(
+        not _close(found["mean"], call.mean) and not _close(found["var"], call.var),
+        "After a training batch running_mean and running_var must have changed, in place: "
+        "write into the tensors that came in.",
+    )
+    for name in ("mean", "var"):
+        new = (wanted[name] - (1 - momentum) * getattr(call, name)) / momentum
+        swapped = momentum * getattr(call, name) + (1 - momentum) * new
+        expect(
+            not _close(found[name], swapped) or _close(swapped, wanted[name]),
+            "In PyTorch momentum is the weight of the new value: 0.1 keeps nine tenths of the "
+            "old one.",
+        )
+    expect(
+        _close(found["mean"], wanted["mean"]),
+        "running_mean is wrong: it becomes (1 - momentum) * old + momentum * the batch's mean.",
+    )
+    biased = call.train(_layer_with(running_correction=0))["var"]
+    expect(
+        not _close(found["var"], biased),
+        "The running variance takes the unbiased variance, divided by N - 1: it is an estimate "
+        "for data to come.",
     )
     expect(
-        not _close(mean, start[0]) and not _close(var, start[1]),
-        "After a training batch running_mean and running_var must have changed, in place.",
+        _close(found["var"], wanted["var"]),
+        "running_var is wrong: it becomes (1 - momentum) * old + momentum * the batch's unbiased "
+        "variance.",
     )
-    keep = 1 - momentum
-    expect(
-        not _close(mean, momentum * start[0] + keep * new_mean),
-        "In PyTorch momentum is the weight of the new value: 0.1 keeps nine tenths of the old one.",
-    )
-    expect(_close(mean, keep * start[0] + momentum * new_mean), "running_mean is wrong.")
-    expect(
-        not _close(var, keep * start[1] + momentum * biased),
-        "The running variance takes the unbiased variance, divided by N - 1: it is an estimate for "
-        "data to come.",
-    )
-    expect(_close(var, keep * start[1] + momentum * unbiased), "running_var is wrong.")
+    for name, got, right in zip(
+        ("x", "weight", "bias"), found["grads"], wanted["grads"], strict=True
+    ):
+        if got is not None and _close(got, right):
+            continue
+        expect(
+            name == "x",
+            f"The output is right, and no gradient, or a wrong one, reaches {name}: it is "
+            "learned, so keep it in the graph.",
+        )
+        raise Hint(
+            "The output is right and its gradient is not: mean and variance depend on x, so do "
+            "not detach them."
+        )
 
 
-def _check_evaluation(answer, weight, bias, eps, affine) -> None:
-    mean, var = (
-        torch.tensor([4.0, -2.0, 1.0]).double(),
-        torch.tensor([3.0, 0.5, 2.0]).double(),
-    )
-    x = _draw(4, 3, seed=2)
-
-    def evaluate(rows: Tensor) -> Tensor:
-        return answer(rows, weight, bias, mean, var, False, 0.2, eps)
-
-    got = evaluate(x)
+def _check_evaluation(call: _Call, answer: Callable) -> None:
+    x = call.later
+    got, mean, var = call.evaluate(answer, x)
     expect(
-        mean.tolist() == [4.0, -2.0, 1.0] and var.tolist() == [3.0, 0.5, 2.0],
+        torch.equal(mean, call.mean) and torch.equal(var, call.var),
         "Evaluation must leave the running statistics alone.",
     )
     expect(
-        not _close(got, x) and not _close(got, affine(x)),
+        not _close(got, x) and not _close(got, x * call.weight + call.bias),
         "In evaluation the input is standardised too, by the running statistics.",
     )
-    mates = torch.cat([x[:1], 10 * _draw(3, 3, seed=3)])
+    mates = torch.cat([x[:1], 10 * _draw(3, x.shape[1], seed=3)])
+    among_others, alone = call.evaluate(answer, mates)[0], call.evaluate(answer, x[:1])[0]
     expect(
-        _close(got[:1], evaluate(mates)[:1], 1e-5)
-        and _close(got[:1], evaluate(x[:1]), 1e-5),
+        _close(got[:1], among_others[:1]) and _close(got[:1], alone),
         "In evaluation a row's output changed with the other rows: evaluation uses the running "
         "statistics, not the batch.",
     )
-    wanted = affine((x - mean) / (var + eps).sqrt())
     expect(
-        _close(got, wanted),
-        "In evaluation: (x - running_mean) / sqrt(running_var + eps).",
+        _close(got, call.evaluate(_solve_layer, x)[0]),
+        "In evaluation: (x - running_mean) / sqrt(running_var + eps), then times weight, plus "
+        "bias.",
     )
 
 
@@ -163,7 +197,7 @@ def _solve_layer(x, weight, bias, running_mean, running_var, training, momentum,
 
 def _layer_with(
     correction=0, running_correction=1, swap=False, always_batch=False, skip_evaluation=False,
-    detach=False, eps_outside=False, update_always=False,
+    detach=False, eps_outside=False, update_always=False, never_updates=False,
 ):  # fmt: skip
     """Return a batch norm with one mistake."""
 
@@ -174,7 +208,7 @@ def _layer_with(
         if training or always_batch:
             mean, var = x.mean(0), x.var(0, correction=correction)
             mean, var = (mean.detach(), var.detach()) if detach else (mean, var)
-        if training or update_always:
+        if (training or update_always) and not never_updates:
             with torch.no_grad():
                 new = 1 - momentum if swap else momentum
                 running_mean.lerp_(x.mean(0), new)
@@ -185,166 +219,365 @@ def _layer_with(
     return layer
 
 
-def _layer_over_rows(x, weight, bias, *_):
-    return nn.functional.layer_norm(x, x.shape[1:], weight, bias, 0.1)
+def _layer_over_rows(x, weight, bias, running_mean, running_var, training, momentum, eps):
+    center = x - x.mean(1, keepdim=True)
+    std = (x.var(1, correction=0, keepdim=True) + eps).sqrt()
+    return center / std * weight + bias
 
 
-def _pair(
-    bias: bool = True, affine: bool = True, outputs: int = 4
-) -> tuple[nn.Linear, nn.BatchNorm1d]:
-    """Return a Linear and a batch norm in evaluation mode, with numbers that differ
-    everywhere.
-    """
-    linear, norm = (
-        nn.Linear(4, outputs, bias=bias),
-        nn.BatchNorm1d(outputs, 0.1, affine=affine),
-    )
-    linear, norm = linear.double().eval(), norm.double().eval()
+def _layer_over_all(x, weight, bias, running_mean, running_var, training, momentum, eps):
+    return (x - x.mean()) / (x.var(correction=0) + eps).sqrt() * weight + bias
+
+
+def _layer_without_root(x, weight, bias, *rest):
+    return (x - x.mean(0)) / (x.var(0, correction=0) + rest[-1]) * weight + bias
+
+
+def _layer_by_running(
+    x, weight, bias, running_mean, running_var, training, momentum, eps
+):
+    return (x - running_mean) / (running_var + eps).sqrt() * weight + bias
+
+
+def _layer_without_affine(x, weight, bias, *rest):
+    y = (x - x.mean(0)) / (x.var(0, correction=0) + rest[-1]).sqrt()
+    return y + 0 * (weight + bias)
+
+
+OUTPUT_MISTAKES = {
+    _layer_with(
+        correction=1
+    ): "In training the output uses the biased variance of the batch, divided by N.",
+    _layer_with(
+        eps_outside=True
+    ): "eps belongs under the square root, with the variance.",
+    _layer_over_rows: "You standardised each row, which is layer norm. Batch norm takes each "
+    "column over the rows.",
+    _layer_over_all: "You took one mean over the whole batch. Each column has its own.",
+    _layer_without_root: "You divided by the variance: take its square root.",
+    _layer_by_running: "In training the batch's own mean and variance standardise, not the "
+    "running ones.",
+    _layer_without_affine: "weight and bias are missing: times weight, plus bias.",
+}
+
+
+# --------------------------------------------------------------------------- folding
+
+
+def _pair(kind: str, seed: int = 0, bias: bool = True, affine: bool = True):
+    """Return a layer and its batch norm in evaluation mode, all numbers different."""
+    layer: nn.Module
+    if kind == "linear":
+        layer, outputs = nn.Linear(4, 4, bias=bias), 4
+    elif kind == "narrow":
+        layer, outputs = nn.Linear(4, 3, bias=bias), 3
+    else:
+        layer, outputs = nn.Conv2d(4, 6, 3, 2, 1, groups=2, bias=bias), 6
+    norm_kind = nn.BatchNorm2d if kind == "conv" else nn.BatchNorm1d
+    norm = norm_kind(outputs, 0.1, affine=affine)
+    layer, norm = layer.double().eval(), norm.double().eval()
     with torch.no_grad():
-        for seed, tensor in enumerate((*linear.parameters(), *norm.parameters())):
-            tensor.copy_(_draw(*tensor.shape, seed=seed))
-        mean, var = _running(norm)
-        mean.copy_(_draw(outputs, seed=10))
-        var.copy_(_draw(outputs, seed=11).square() + 0.2)
-    return linear, norm
+        for number, tensor in enumerate((*layer.parameters(), *norm.parameters())):
+            tensor.copy_(_draw(*tensor.shape, seed=seed + number))
+        norm.running_mean.copy_(_draw(outputs, seed=seed + 10))
+        norm.running_var.copy_(_draw(outputs, seed=seed + 11).square() + 0.2)
+    return layer, norm
 
 
-def _running(norm: nn.BatchNorm1d) -> tuple[Tensor, Tensor]:
-    """Return the running mean and variance; only a norm that tracks nothing has none."""
-    assert norm.running_mean is not None and norm.running_var is not None
-    return norm.running_mean, norm.running_var
+def _inputs(kind: str, seed: int = 20) -> Tensor:
+    return _draw(6, 4, 5, 5, seed=seed) if kind == "conv" else _draw(6, 4, seed=seed)
+
+
+FOLDS = (
+    ("linear", {}, "the first pair"),
+    ("linear", {"seed": 50}, "another Linear"),
+    ("narrow", {}, "a layer with more inputs than outputs"),
+    ("linear", {"bias": False}, "a layer built with bias=False"),
+    ("linear", {"affine": False}, "a norm built with affine=False"),
+    ("conv", {}, "a Conv2d with stride 2, padding 1 and 2 groups"),
+    ("conv", {"bias": False}, "a Conv2d built with bias=False"),
+)
 
 
 def _check_fold(answer: Callable) -> None:
-    linear, norm = _pair()
-    given = nn.Sequential(linear, norm)
-    folded = answer(*given)
-    x = _draw(6, 4, seed=20)
-    expect(
-        isinstance(folded, nn.Linear),
-        f"Return one nn.Linear, not {type(folded).__name__}: in evaluation batch norm is a scale "
-        "and a shift for each output, which the weights and the bias can hold. It then costs "
-        "nothing.",
-    )
-    linear, norm = _pair()  # as they came in
-    mean, var = _running(norm)
-    before, after = nn.Sequential(linear, norm).state_dict(), given.state_dict()
-    same = all(_close(before[name], after[name]) for name in before)
-    expect(
-        folded is not given[0] and same, "Build a new layer: what came in has changed."
-    )
-    with torch.no_grad():
-        got, right = copy.deepcopy(folded).double()(x), norm(linear(x))
-        scale = (var + norm.eps).rsqrt() * norm.weight
-        shift = norm.bias - mean * scale
-        product = x @ linear.weight.T * scale
-        bare = var.rsqrt() * norm.weight
-        mistakes = {
-            "You left out eps: the variance gets it before the square root.": (
-                linear(x) - mean) * bare + norm.bias,
-            "You lost the bias of the linear layer, or did not scale it: it passes through the "
-            "norm too.": (product + shift, product + linear.bias + shift),
-            "You lost the running mean.": linear(x) * scale + norm.bias,
-            "You lost the bias of the norm.": linear(x) * scale + shift - norm.bias,
-            "You lost the weight of the norm.": norm(linear(x)) * 0 + norm.bias + (
-                linear(x) - mean) * (var + norm.eps).rsqrt(),
-            "You divided by the variance: take its square root.": norm.bias + norm.weight * (
-                linear(x) - mean) / (var + norm.eps),
-            "Scale the rows of the weight, one for each output, not its columns.": x @ (
-                linear.weight * scale).T + linear.bias * scale + shift,
-        }  # fmt: skip
-    for hint, outputs in mistakes.items():
-        for output in outputs if isinstance(outputs, tuple) else (outputs,):
-            expect(not _close(got, output, 1e-5), hint)
-    expect(
-        _close(got, right, 1e-5),
-        "The outputs differ from bn(linear(x)). Use the running statistics that bn holds, and "
-        "write down what it does to one output: (z - mean) / sqrt(var + eps) * weight + bias.",
-    )
-    for (linear, norm), what in (
-        (_pair(bias=False), "a layer built with bias=False"),
-        (_pair(affine=False), "a norm built with affine=False"),
-        (_pair(outputs=3), "a layer with more inputs than outputs"),
-    ):
-        with torch.no_grad():
-            right, folded = norm(linear(x)), copy.deepcopy(answer(linear, norm)).double()
-            fits = folded.in_features == linear.in_features and _close(
-                folded(x), right, 1e-5
-            )
-            expect(fits, f"It is right for one pair, and wrong for {what}.")
-
-
-def _solve_fold(linear, bn):
-    scale = (bn.running_var + bn.eps).rsqrt() * (1 if bn.weight is None else bn.weight)
-    old = 0 if linear.bias is None else linear.bias
-    folded = nn.Linear(linear.in_features, linear.out_features).to(linear.weight.dtype)
-    with torch.no_grad():
-        folded.weight.copy_(linear.weight * scale[:, None])
-        folded.bias.copy_(
-            (old - bn.running_mean) * scale + (0 if bn.bias is None else bn.bias)
+    for kind, settings, what in FOLDS:
+        layer, norm = _pair(kind, **settings)
+        given = nn.Sequential(layer, norm)
+        before = copy.deepcopy(given.state_dict())
+        folded = answer(layer, norm)
+        expect(
+            isinstance(folded, type(layer)),
+            f"For {what}: return one nn.{type(layer).__name__}, not {type(folded).__name__}. In "
+            "evaluation batch norm is a scale and a shift for each output, which the weights "
+            "and the bias can hold. It then costs nothing.",
         )
+        after = given.state_dict()
+        same = all(torch.equal(before[name], after[name]) for name in before)
+        expect(
+            folded is not layer and same, "Build a new layer: what came in has changed."
+        )
+        layer, norm = _pair(kind, **settings)  # as they came in
+        x = _inputs(kind)
+        with torch.no_grad():
+            right = norm(layer(x))
+            _check_folded(folded, kind, settings, what, x, right)
+
+
+def _check_folded(folded, kind, settings, what, x, right) -> None:
+    layer, _ = _pair(kind, **settings)
+    expect(
+        folded.weight.shape == layer.weight.shape,
+        f"For {what}: the new weight has shape {tuple(folded.weight.shape)}; it must be that of "
+        "the layer that came in.",
+    )
+    sizes = [getattr(one, "in_features", 0) for one in (folded, layer)]
+    expect(
+        sizes[0] == sizes[1],
+        f"For {what}: the new layer says in_features={sizes[0]}, and the one that came in has "
+        f"{sizes[1]}.",
+    )
+    got = copy.deepcopy(folded).double().eval()(x)
+    if _close(got, right, 1e-5):
+        return
+    for mistake, hint in FOLD_MISTAKES.items():
+        try:
+            made = mistake(*_pair(kind, **settings))(x)
+        except (RuntimeError, TypeError, AttributeError):
+            continue  # this mistake is none for such a pair
+        expect(not _close(got, made, 1e-5) or _close(made, right, 1e-5), hint)
+    first = kind == "linear" and not settings
+    expect(
+        first,
+        f"It is right for other pairs, and wrong for {what}.",
+    )
+    raise Hint(
+        "The outputs differ from bn(layer(x)). Use the running statistics that bn holds, and "
+        "write down what it does to one output: (z - mean) / sqrt(var + eps) * weight + bias."
+    )
+
+
+def _solve_fold(layer, bn):
+    scale = (bn.running_var + bn.eps).rsqrt()
+    if bn.weight is not None:
+        scale = scale * bn.weight
+    shift = -bn.running_mean * scale
+    if bn.bias is not None:
+        shift = shift + bn.bias
+    if layer.bias is not None:
+        shift = shift + layer.bias * scale
+
+    folded = copy.deepcopy(layer)
+    one_an_output = (-1,) + (1,) * (layer.weight.ndim - 1)
+    folded.weight = nn.Parameter((layer.weight * scale.view(one_an_output)).detach())
+    folded.bias = nn.Parameter(shift.detach())
     return folded
 
 
-def _fold_with(eps=True, bias=True, columns=False, mean=True):
+def _fold_with(eps=True, bias=True, scaled_bias=True, columns=False, mean=True, norm_bias=True,
+               norm_weight=True, root=True):  # fmt: skip
     """Return a folding with one mistake."""
 
-    def fold(linear, bn):
-        scale = (bn.running_var + (bn.eps if eps else 0)).rsqrt() * bn.weight
-        folded = copy.deepcopy(linear)
+    def fold(layer, bn):
+        scale = bn.running_var + (bn.eps if eps else 0)
+        scale = scale.rsqrt() if root else 1 / scale
+        if norm_weight and bn.weight is not None:
+            scale = scale * bn.weight
+        folded = _solve_fold(layer, bn)
+        tail = (1,) * (layer.weight.ndim - 1)
         with torch.no_grad():
-            folded.weight.copy_(linear.weight * (scale if columns else scale[:, None]))
-            shift = bn.bias - bn.running_mean * scale * mean
-            folded.bias.copy_(shift + linear.bias * scale if bias else shift)
+            column = (1, -1) + tail[1:] if columns else (-1, *tail)
+            folded.weight.copy_(layer.weight * scale.view(column))
+            shift = -bn.running_mean * scale * mean
+            if norm_bias and bn.bias is not None:
+                shift = shift + bn.bias
+            if bias and layer.bias is not None:
+                shift = shift + layer.bias * (scale if scaled_bias else 1)
+            folded.bias.copy_(shift)
         return folded
 
     return fold
 
 
-def _fold_nothing(linear, bn):
-    return nn.Sequential(linear, bn)
+def _fold_nothing(layer, bn):
+    return nn.Sequential(layer, bn)
 
 
-def _fold_batch_statistics(linear, bn):
-    z = linear(_draw(64, linear.in_features, seed=30))
-    twin = copy.deepcopy(bn)
-    with torch.no_grad():
-        twin.running_mean.copy_(z.mean(0))
-        twin.running_var.copy_(z.var(0))
-    return _solve_fold(linear, twin)
+def _fold_in_place(layer, bn):
+    folded = _solve_fold(layer, bn)
+    layer.weight, layer.bias = folded.weight, folded.bias
+    return layer
+
+
+def _fold_batch_statistics(layer, bn):
+    shape = (64, 4, 5, 5) if layer.weight.ndim > 2 else (64, layer.in_features)
+    twin = copy.deepcopy(bn).train()
+    twin.momentum = 1.0
+    twin(layer(_draw(*shape, seed=30)))
+    return _solve_fold(layer, twin)
+
+
+FOLD_MISTAKES = {
+    _fold_with(
+        eps=False
+    ): "You left out eps: the variance gets it before the square root.",
+    _fold_with(
+        bias=False
+    ): "You lost the bias of the layer: it passes through the norm, too.",
+    _fold_with(
+        scaled_bias=False
+    ): "You kept the bias of the layer as it was. It passes through "
+    "the norm, too, so scale it.",
+    _fold_with(mean=False): "You lost the running mean.",
+    _fold_with(norm_bias=False): "You lost the bias of the norm.",
+    _fold_with(norm_weight=False): "You lost the weight of the norm.",
+    _fold_with(root=False): "You divided by the variance: take its square root.",
+    _fold_with(
+        columns=True
+    ): "Scale the rows of the weight, one for each output, not its columns.",
+}
+
+
+# --------------------------------------------------------------------------- several shares
+
+
+def _shares(seed: int, sizes: tuple[int, ...], spread: float):
+    """Return the means, biased variances and sizes of shares, and those of all rows."""
+    rows = _draw(sum(sizes), seed=seed)
+    parts = list(rows.split(list(sizes)))
+    for number, part in enumerate(parts):
+        parts[number] = part * (1 + number / 2) + spread * number
+    whole = torch.cat(parts)
+    means = [part.mean().item() for part in parts]
+    variances = [part.var(correction=0).item() for part in parts]
+    right = whole.mean().item(), whole.var(correction=0).item()
+    return means, variances, list(sizes), right
+
+
+SHARES = (
+    (0, (4, 4), 1.0),
+    (1, (6, 2), 3.0),
+    (2, (1, 5, 2), 2.0),
+    (3, (3, 9, 1, 7), 0.5),
+    (4, (5,), 1.0),
+)
+
+
+def _number(value) -> float:
+    return float(value.reshape(()) if hasattr(value, "reshape") else value)
+
+
+def _check_merged(answer: Callable) -> None:
+    for seed, sizes, spread in SHARES:
+        means, variances, counts, right = _shares(seed, sizes, spread)
+        returned = answer(list(means), list(variances), list(counts))
+        expect(
+            not isinstance(returned, (int, float, dict)) and returned is not None,
+            "Return two numbers: the mean and the biased variance of all rows.",
+        )
+        parts = list(returned)
+        expect(
+            len(parts) == 2,
+            "Return two numbers: the mean and the biased variance of all rows.",
+        )
+        found = _number(parts[0]), _number(parts[1])
+        if all(
+            math.isclose(a, b, rel_tol=1e-4) for a, b in zip(found, right, strict=True)
+        ):
+            continue
+        case = f"for shares of {counts} rows with means {_shown(means)}"
+        expect(
+            math.isclose(found[0], right[0], rel_tol=1e-4),
+            f"{case} the mean of all rows is {right[0]:.3f}, and you said {found[0]:.3f}: a "
+            "larger share counts more.",
+        )
+        for mistake, hint in MERGE_MISTAKES.items():
+            made = mistake(means, variances, counts)[1]
+            expect(not math.isclose(found[1], made, rel_tol=1e-4), hint)
+        raise Hint(
+            f"{case} and variances {_shown(variances)} the variance of all rows is "
+            f"{right[1]:.3f}, and you said {found[1]:.3f}. It is the mean of the squared "
+            "distances from the mean of ALL rows."
+        )
+
+
+def _shown(values: list[float]) -> str:
+    return "[" + ", ".join(f"{value:.2f}" for value in values) + "]"
+
+
+def _solve_merged(means, variances, counts):
+    total = sum(counts)
+    mean = sum(n * m for n, m in zip(counts, means, strict=True)) / total
+    variance = 0.0
+    for n, m, v in zip(counts, means, variances, strict=True):
+        variance += n * (v + (m - mean) ** 2) / total
+    return mean, variance
+
+
+def _mean_of_variances(means, variances, counts):
+    mean, _ = _solve_merged(means, variances, counts)
+    weighted = sum(n * v for n, v in zip(counts, variances, strict=True))
+    return mean, weighted / sum(counts)
+
+
+def _plain_means(means, variances, counts):
+    return sum(means) / len(means), sum(variances) / len(variances)
+
+
+def _unbiased(means, variances, counts):
+    mean, variance = _solve_merged(means, variances, counts)
+    return mean, variance * sum(counts) / (sum(counts) - 1)
+
+
+def _deviation(means, variances, counts):
+    mean, variance = _solve_merged(means, variances, counts)
+    return mean, variance**0.5
+
+
+def _mean_square(means, variances, counts):
+    mean, variance = _solve_merged(means, variances, counts)
+    return mean, variance + mean**2
+
+
+def _spread_of_means_alone(means, variances, counts):
+    mean, _ = _solve_merged(means, variances, counts)
+    pairs = zip(counts, means, strict=True)
+    return mean, sum(n * (m - mean) ** 2 for n, m in pairs) / sum(counts)
+
+
+def _plain_mean_of_variances(means, variances, counts):
+    mean, _ = _solve_merged(means, variances, counts)
+    return mean, sum(variances) / len(variances)
+
+
+MERGE_MISTAKES = {
+    _mean_of_variances: "You averaged the variances. That misses how far the means of the shares "
+    "lie from each other: naive averaging makes the variance too small.",
+    _plain_mean_of_variances: "You averaged the variances, each share alike. A larger share "
+    "counts more, and how far the means of the shares lie apart belongs to it, too.",
+    _unbiased: "Return the biased variance, divided by the number of rows.",
+    _deviation: "Return the variance, not its square root.",
+    _mean_square: "This is the mean of the squares: take off the square of the mean.",
+    _spread_of_means_alone: "This is how far the means of the shares lie apart. The variance "
+    "within each share belongs to it, too.",
+}
+
+
+# --------------------------------------------------------------------------- the gradient
 
 
 def _check_gradient(answer: Callable) -> None:
-    for rows, seed in ((4, 0), (7, 5)):
-        x, grad, eps = (
-            1.5 * _draw(rows, 3, seed=seed) + 2,
-            _draw(rows, 3, seed=seed + 1),
-            0.1,
-        )
-        rstd = (x.var(0, correction=0) + eps).rsqrt()
-        y = (x - x.mean(0)) * rstd
+    for rows, columns, eps, seed in ((4, 3, 0.1, 0), (7, 2, 0.01, 5), (2, 5, 0.5, 9)):
+        x = 1.5 * _draw(rows, columns, seed=seed) + 2
+        grad = _draw(rows, columns, seed=seed + 1)
         with _ByHand():
             got = answer(x.clone(), grad.clone(), eps)
-        expect(
-            isinstance(got, Tensor) and got.shape == x.shape,
-            "Return a tensor of x's shape.",
-        )
-        through_y = (grad * y).mean(0) * y
-        mistakes = {
-            "You treated the mean and the variance as constants: both depend on every row.": grad,
-            "The mean's part is there, the variance's is missing: the scale depends on x too.": (
-                grad - grad.mean(0)),
-            "The variance's part is there, the mean's is missing.": grad - through_y,
-            "Take means over the rows, not sums: each row has 1/N of the mean.": (
-                grad - grad.sum(0) - (grad * y).sum(0) * y),
-        }  # fmt: skip
-        for hint, change in mistakes.items():
-            expect(not _close(got, change * rstd), hint)
-        right = (grad - grad.mean(0) - through_y) * rstd
-        expect(
-            not _close(got, right / rstd),
-            "Divide by sqrt(var + eps) at the end: a steeper map has a larger gradient.",
-        )
+        got = torch.as_tensor(got)
+        expect(got.shape == x.shape, "Return a tensor of x's shape.")
+        got = got.detach().double()
+        right = _solve_gradient(x, grad, eps)
+        for mistake, hint in GRADIENT_MISTAKES.items():
+            made = mistake(x, grad, eps)
+            expect(not _close(got, made) or _close(made, right), hint)
         expect(
             _close(got, right),
             "Not the gradient. Write y = (x - mean) / sqrt(var + eps) and follow x on its three "
@@ -364,22 +597,42 @@ def _gradient_with(mean=True, var=True, sums=False, scale=True):
     def gradient(x, grad, eps):
         rstd = (x.var(0, correction=0) + eps).rsqrt()
         y = (x - x.mean(0)) * rstd
-        average = (
-            (lambda values: values.sum(0)) if sums else (lambda values: values.mean(0))
-        )
-        change = (
-            grad - (average(grad) if mean else 0) - (average(grad * y) * y if var else 0)
-        )
+        average = torch.sum if sums else torch.mean
+        change = grad
+        if mean:
+            change = change - average(grad, 0)
+        if var:
+            change = change - average(grad * y, 0) * y
         return change * rstd if scale else change
 
     return gradient
 
 
+GRADIENT_MISTAKES = {
+    _gradient_with(
+        mean=False, var=False
+    ): "You treated the mean and the variance as constants: both depend on every row.",
+    _gradient_with(
+        var=False
+    ): "The mean's part is there, the variance's is missing: the scale depends on x too.",
+    _gradient_with(mean=False): "The variance's part is there, the mean's is missing.",
+    _gradient_with(
+        sums=True
+    ): "Take means over the rows, not sums: each row has 1/N of the mean.",
+    _gradient_with(
+        scale=False
+    ): "Divide by sqrt(var + eps) at the end: a steeper map has a larger gradient.",
+}
+
+
 EXERCISES = (
     Exercise(
-        "Write your_layer(x, weight, bias, running_mean, running_var, training, momentum, eps): "
-        "batch norm of x (N, C), by hand. It returns the output, and in training it updates the "
-        "running statistics in place.",
+        "Write batch_norm(x, weight, bias, running_mean, running_var, training, momentum, eps) for "
+        "x of shape (N, C), in tensor operations, so that autograd can follow. With training=True, "
+        "standardise each column by the batch's mean and biased variance, eps under the root, then "
+        "times weight, plus bias; and update the running statistics in place: momentum is the "
+        "weight of the new value, and running_var takes the unbiased variance. With training=False, "
+        "standardise by the running statistics, and leave them as they are.",
         _check_layer,
         _solve_layer,
         {
@@ -405,28 +658,62 @@ EXERCISES = (
             "evaluation updates": Wrong(
                 _layer_with(update_always=True), "leave the running"
             ),
+            "the running statistics never change": Wrong(
+                _layer_with(never_updates=True), "must have changed"
+            ),
             "layer norm": Wrong(_layer_over_rows, "which is layer norm"),
+            "one mean for all": Wrong(_layer_over_all, "Each column has its own"),
+            "divides by the variance": Wrong(_layer_without_root, "square root"),
+            "trains on the running statistics": Wrong(
+                _layer_by_running, "not the running ones"
+            ),
+            "no scale and shift": Wrong(_layer_without_affine, "are missing"),
         },
     ),
     Exercise(
-        "Write your_fold(linear, bn): one new nn.Linear with the outputs of bn(linear(x)), for bn "
-        "in evaluation mode. linear.bias may be None, and so may bn.weight and bn.bias.",
+        "Write fold(layer, bn): one new layer with the outputs of bn(layer(x)), for bn in "
+        "evaluation mode. layer is an nn.Linear or an nn.Conv2d, and so must the new one be. "
+        "layer.bias may be None, and so may bn.weight and bn.bias. Change neither layer nor bn.",
         _check_fold,
         _solve_fold,
         {
             "batch norm costs at inference": Wrong(_fold_nothing, "one nn.Linear"),
             "forgets eps": Wrong(_fold_with(eps=False), "left out eps"),
-            "forgets the bias": Wrong(_fold_with(bias=False), "bias of the linear layer"),
+            "forgets the bias": Wrong(_fold_with(bias=False), "bias of the layer"),
+            "does not scale the bias": Wrong(_fold_with(scaled_bias=False), "scale it"),
             "forgets the mean": Wrong(_fold_with(mean=False), "lost the running mean"),
+            "forgets the shift": Wrong(_fold_with(norm_bias=False), "bias of the norm"),
+            "forgets the scale": Wrong(
+                _fold_with(norm_weight=False), "weight of the norm"
+            ),
+            "forgets the root": Wrong(_fold_with(root=False), "square root"),
             "scales the columns": Wrong(_fold_with(columns=True), "not its columns"),
+            "in place": Wrong(_fold_in_place, "new layer"),
             "batch statistics": Wrong(
                 _fold_batch_statistics, "running statistics that bn holds"
             ),
         },
     ),
     Exercise(
-        "Write your_gradient(x, grad, eps), without autograd: the gradient with respect to x "
-        "(N, C), where grad is that with respect to y = (x - mean) / sqrt(var + eps).",
+        "Synchronised batch norm needs the statistics of all rows, and each process knows only "
+        "those of its own. Write merged(means, variances, counts), three lists with an entry for "
+        "each process: the mean, the biased variance and the number of its rows, for one channel. "
+        "Return (mean, biased variance) of all rows together.",
+        _check_merged,
+        _solve_merged,
+        {
+            "average the variances": Wrong(_mean_of_variances, "averaged the variances"),
+            "each share alike": Wrong(_plain_means, "averaged the variances"),
+            "unbiased": Wrong(_unbiased, "biased variance"),
+            "standard deviation": Wrong(_deviation, "not its square root"),
+            "mean square": Wrong(_mean_square, "square of the mean"),
+            "the means alone": Wrong(_spread_of_means_alone, "within each share"),
+        },
+    ),
+    Exercise(
+        "Write gradient(x, grad, eps), without autograd: the gradient with respect to x (N, C), "
+        "where grad is that with respect to y = (x - mean) / sqrt(var + eps), with the mean and "
+        "the biased variance of each column.",
         _check_gradient,
         _solve_gradient,
         {

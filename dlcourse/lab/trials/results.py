@@ -87,6 +87,28 @@ class Trials:
         lr = self.lrs[index]
         return BestRate(index, lr, lr in (min(self.lrs), max(self.lrs)))
 
+    def after(self, updates: int) -> Trials:
+        """Return the results as if each run had ended after so many updates, one of
+        `times`.
+        """
+        if updates not in self.times:
+            raise ValueError(f"no look after {updates} updates, only after {self.times}")
+        place = self.times.index(updates)
+        found = {}
+        for part, curves in self.curves.items():
+            found[part] = {name: values[:, :, place] for name, values in curves.items()}
+        losses = self.train_loss[:, :, :updates]
+        # the weights at that time are gone
+        return dataclasses.replace(
+            self,
+            train_loss=losses,
+            times=[],
+            curves={},
+            weights={},
+            forward=None,
+            **found,
+        )
+
     def stopped_early(self, metric: str = "loss") -> Trials:
         """Return the results as if each run had stopped where it was best on the
         validation rows; these are then part of the choice, the test rows are not.

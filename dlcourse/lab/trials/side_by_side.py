@@ -1,0 +1,163 @@
+"""Many small convolutional networks as one, side by side in its channels.
+
+A convolution with `groups=` keeps groups of channels apart, and so do batch norm, group
+norm and ReLU. So R networks of width w are one network of width R * w with R groups.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from itertools import islice
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dlcourse.lab.training import as_tensors, epoch_order
+from dlcourse.lab.trials.results import Trials
+
+EVALUATED_ROWS = 8192  # of all networks in one pass
+KINDS = "Conv2d, BatchNorm2d, GroupNorm, ReLU, AdaptiveAvgPool2d, Flatten and Linear"
+
+
+def run_side_by_side(
+    build: Callable[[int], nn.Sequential],
+    data,
+    *,
+    seeds: Sequence[int],
+    lr: Sequence[float],
+    steps: int,
+    batch_size: int = 32,
+    momentum: float = 0.0,
+    validation=None,
+    test=None,
+    looks: Sequence[int] = (),
+) -> Trials:
+    """Train `build(seed)` for every learning rate and seed by SGD, and return the results.
+
+    `build(seed)` is an nn.Sequential of Conv2d, BatchNorm2d, GroupNorm, ReLU and
+    AdaptiveAvgPool2d, then Flatten and one Linear, all of torch. `data`, `validation` and
+    `test` are what `run_trials` takes, and so are the batches: the rows that `fit(seed=...)`
+    draws. `looks`: updates after which to evaluate, too; see `Trials.after`.
+    A network that diverges goes on with NaN and harms no other.
+    Raises ValueError for other layers.
+    Invariant: each network is trained as it would be alone, up to rounding.
+    """
+    networks = [build(seed) for _ in lr for seed in seeds]
+    count = len(networks)
+    model = join(networks)
+    rates = torch.tensor([rate for rate in lr for _ in seeds])
+    parameters = list(model.parameters())
+    optimizer = torch.optim.SGD(parameters, lr=1.0, momentum=momentum)
+    inputs, targets = as_tensors(data)
+    shape = (len(lr), len(seeds))
+    held_out = {"validation": validation, "test": test}
+    held_out = {name: rows for name, rows in held_out.items() if rows is not None}
+    curves: dict[str, list[dict]] = {name: [] for name in held_out}
+    losses = []
+
+    batches = _batches(len(inputs), seeds, batch_size)
+    for step, rows in enumerate(islice(batches, steps), start=1):
+        rows = rows.repeat(len(lr), 1)  # (networks, batch)
+        x = inputs[rows].transpose(0, 1).flatten(1, 2)  # (batch, networks * c, h, w)
+        outputs = model(x).view(len(x), count, -1)
+        loss = F.cross_entropy(outputs.movedim(0, 2), targets[rows], reduction="none")
+        loss = loss.mean(1)  # of each network
+        loss.sum().backward()
+        for parameter in parameters:
+            # rates differ: the gradient takes the network's own
+            parameter.grad.view(count, -1).mul_(rates[:, None])
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.detach())
+        if step in looks or step == steps:
+            for name, rows_held_out in held_out.items():
+                curves[name].append(evaluate_all(model, rows_held_out, shape))
+
+    return Trials(
+        list(lr),
+        list(seeds),
+        torch.stack(losses, 1).view(*shape, steps).numpy(),
+        times=sorted({*looks, steps}),
+        curves={name: _joined(found) for name, found in curves.items()},
+        **{name: found[-1] for name, found in curves.items()},
+    )
+
+
+def join(networks: Sequence[nn.Sequential]) -> nn.Sequential:
+    """Return one network that holds all of them, each in its own group of channels."""
+    joined: list[nn.Module] = []
+    channels = 0  # of one network, at this place
+    for layers in zip(*networks, strict=True):
+        joined.append(_joined_layer(layers, channels))
+        channels = getattr(layers[0], "out_channels", channels)
+    return nn.Sequential(*joined)
+
+
+def _joined_layer(layers: tuple[nn.Module, ...], channels: int) -> nn.Module:
+    first, count = layers[0], len(layers)
+    if isinstance(first, nn.Conv2d):
+        joined = nn.Conv2d(
+            count * first.in_channels,
+            count * first.out_channels,
+            first.kernel_size,
+            first.stride,
+            first.padding,
+            groups=count * first.groups,
+            bias=first.bias is not None,
+        )
+    elif isinstance(first, nn.Linear):  # a convolution as large as the square image
+        side = math.isqrt(first.in_features // channels)
+        sizes = count * channels, count * first.out_features
+        joined = nn.Conv2d(*sizes, side, groups=count)
+    elif isinstance(first, nn.BatchNorm2d):
+        joined = nn.BatchNorm2d(count * first.num_features, first.eps, first.momentum)
+    elif isinstance(first, nn.GroupNorm):
+        sizes = count * first.num_groups, count * first.num_channels
+        joined = nn.GroupNorm(*sizes, first.eps)
+    elif isinstance(first, nn.Flatten):
+        return nn.Identity()  # the last convolution wants its pixels
+    elif isinstance(first, (nn.ReLU, nn.AdaptiveAvgPool2d)):
+        return first
+    else:
+        raise ValueError(f"cannot join {type(first).__name__}: use {KINDS}")
+    with torch.no_grad():
+        for name, value in joined.named_parameters():
+            parts = [getattr(layer, name) for layer in layers]
+            value.copy_(torch.cat(parts).view(value.shape))
+    return joined
+
+
+def _batches(rows: int, seeds: Sequence[int], batch_size: int) -> Iterable[Tensor]:
+    """Yield the rows of each update, (seeds, batch), those that `fit` would draw."""
+    epoch = 0
+    while True:
+        orders = torch.stack([epoch_order(rows, seed, epoch) for seed in seeds])
+        yield from orders.split(batch_size, dim=1)
+        epoch += 1
+
+
+@torch.no_grad()
+def evaluate_all(model: nn.Sequential, data, shape: tuple[int, int]) -> dict:
+    """Return {"loss", "accuracy"} of each network in evaluation mode, each of `shape`."""
+    inputs, targets = as_tensors(data)
+    count = shape[0] * shape[1]
+    right = torch.zeros(count, dtype=torch.float64)
+    losses = torch.zeros(count, dtype=torch.float64)
+    model.eval()
+    pieces = max(1, EVALUATED_ROWS // count)
+    for x, y in zip(inputs.split(pieces), targets.split(pieces), strict=True):
+        outputs = model(x.repeat(1, count, 1, 1)).view(len(x), count, -1).movedim(0, 2)
+        y = y.expand(count, -1)
+        losses += F.cross_entropy(outputs, y, reduction="none").sum(1).double()
+        right += (outputs.argmax(1) == y).sum(1)
+    model.train()
+    found = {"loss": losses / len(inputs), "accuracy": right / len(inputs)}
+    return {name: values.view(shape).numpy() for name, values in found.items()}
+
+
+def _joined(looks: list[dict]) -> dict[str, np.ndarray]:
+    """Return arrays (lrs, seeds, looks) of a list of results (lrs, seeds)."""
+    return {name: np.stack([look[name] for look in looks], -1) for name in looks[0]}
