@@ -91,10 +91,11 @@ def of_weight(fill):
 
 
 def default_with_one_layer_large(module):
-    if isinstance(module, nn.Conv2d):
-        module.weight.data.mul_(170 if module.bias is None else 1)
-    if isinstance(module, KINDS) and module.bias is not None:
-        nn.init.zeros_(module.bias)
+    by_torch(module)
+    if isinstance(module, KINDS):
+        nn.init.kaiming_uniform_(module.weight, a=math.sqrt(5))
+        if module.bias is None:
+            module.weight.data.mul_(170)
 
 
 def same_seed_in_each(module):
@@ -137,21 +138,25 @@ def not_finite(weight):
 
 
 WRONG = {
-    "one layer large": (default_with_one_layer_large, "as they were"),
+    "one layer large": (default_with_one_layer_large, "should be"),
     "gain of 1.2": (scaled(1.2), "should be"),
     "a tenth too large": (scaled(1.1), "should be"),
     "one seed": (same_seed_in_each, "the same numbers"),
     "units alike": (of_weight(rows_alike), "same weights"),
     "one-sided": (of_weight(one_sided), "the mean of its weights"),
     "cut at two": (of_weight(cut), "cut at two standard"),
-    "Xavier": (of_weight(nn.init.xavier_normal_), "is Xavier's"),
+    "Xavier": (of_weight(nn.init.xavier_normal_), "Xavier's"),
+    "both mistakes of the first try": (
+        of_weight(lambda w: w.normal_(0, 2 / w.shape[1])),
+        "And one output",
+    ),
     "fan-out": (
         of_weight(lambda w: nn.init.kaiming_normal_(w, mode="fan_out")),
-        "fan-out for the fan-in",
+        "that is the fan-out",
     ),
     "outputs for fan-in": (
         of_weight(lambda w: w.normal_(0, math.sqrt(2 / len(w)))),
-        "the outputs for the fan-in",
+        "counts the outputs",
     ),
     "torch's default, drawn anew": (
         of_weight(lambda w: nn.init.kaiming_uniform_(w, a=math.sqrt(5))),

@@ -68,6 +68,7 @@ def _check_init(answer: Callable) -> None:
         _check_others(model, before)
         for name, layer in _layers(model).items():
             _check_layer(f"{name}, {layer}", layer, before[f"{name}.weight"])
+        _check_spread(_layers(model))
         expect(
             not torch.equal(model.first.weight, model.twin.weight),
             "Two layers of one shape got the same numbers. Draw each anew: set no seed "
@@ -96,9 +97,7 @@ def _check_others(model: nn.Module, before: dict[str, Tensor]) -> None:
 
 def _check_layer(name: str, layer: nn.Linear | nn.Conv2d, before: Tensor) -> None:
     weight = layer.weight.detach()
-    fan_in = weight[0].numel()
-    fan_out = len(weight) * weight[0, 0].numel()
-    std, wanted = weight.std().item(), math.sqrt(2 / fan_in)
+    std = weight.std().item()
     expect(
         not torch.equal(weight, before),
         f"{name}: its weights are as they were. Linear layers and convolutions are both "
@@ -120,43 +119,81 @@ def _check_layer(name: str, layer: nn.Linear | nn.Conv2d, before: Tensor) -> Non
         f"{name}: the mean of its weights is {weight.mean():.3g}, beside a standard "
         f"deviation of {std:.3g}. It should be 0.",
     )
-    if not _near(std, wanted, STD_SHARE):
-        raise Hint(f"{name}: {_wrong_std(std, wanted, fan_in, fan_out, weight)}")
     expect(
         layer.bias is None or not layer.bias.detach().any(),
         f"{name}: its biases are not 0.",
     )
 
 
-def _wrong_std(
-    std: float, wanted: float, fan_in: int, fan_out: int, weight: Tensor
-) -> str:
-    """Return what a wrong standard deviation looks like."""
-    kernel = weight[0, 0].numel()
-    groups_aside = f"the fan-in is {fan_in}"
-    known = {
-        2 / fan_in: "is 2 / fan_in. That is the variance: the standard deviation is its "
-        "root.",
-        1 / math.sqrt(fan_in): "makes the variance 1 / fan_in. The ReLU then takes half "
-        "of the mean square, in each layer: that is what the 2 is for.",
-        1 / math.sqrt(3 * fan_in): "makes the variance 1 / (3 fan_in), torch's default.",
-        math.sqrt(2 / (fan_in + fan_out)): "is Xavier's, 2 / (fan_in + fan_out).",
-        math.sqrt(2 / fan_out): "takes the fan-out for the fan-in.",
-        math.sqrt(2 / len(weight)): "takes the outputs for the fan-in.",
-        0.8796 * wanted: "is a little small: a normal distribution that is cut at two "
-        "standard deviations has 0.88 of the spread. Make up for it.",
-    }
-    if kernel > 1:
-        known[math.sqrt(2 / weight.shape[1])] = (
-            "counts the input channels alone. One output of a convolution sums over the "
-            f"kernel, too: {groups_aside}."
-        )
-    for value, words in known.items():
-        if _near(std, value, STD_SHARE) and not _near(value, wanted, 2 * STD_SHARE):
-            return f"a standard deviation of {std:.4f} {words}"
-    return (
-        f"the standard deviation of its weights is {std:.4f}; {groups_aside}, so it "
-        f"should be {wanted:.4f}."
+def _fan_in(weight: Tensor) -> int:
+    return weight[0].numel()
+
+
+def _fan_out(weight: Tensor) -> int:
+    return len(weight) * weight[0, 0].numel()
+
+
+# Usual mistakes: the standard deviation that each gives a layer, and what is wrong with it.
+MISTAKES: tuple[tuple[Callable[[Tensor], float], str], ...] = (
+    (
+        lambda w: math.sqrt(2 / w.shape[1]),
+        "one output of a convolution sums over its kernel, too, and not over the input "
+        "channels alone.",
+    ),
+    (
+        lambda w: 2 / w.shape[1],
+        "2 / fan_in is the variance, and a standard deviation is its root. And one output "
+        "of a convolution sums over its kernel, too.",
+    ),
+    (
+        lambda w: 2 / _fan_in(w),
+        "2 / fan_in is the variance: the standard deviation is its root.",
+    ),
+    (
+        lambda w: math.sqrt(1 / _fan_in(w)),
+        "the variance is then 1 / fan_in. The ReLU takes half of the mean square in each "
+        "layer: that is what the 2 is for.",
+    ),
+    (
+        lambda w: math.sqrt(1 / (3 * _fan_in(w))),
+        "the variance is then 1 / (3 fan_in), torch's default.",
+    ),
+    (
+        lambda w: math.sqrt(2 / (_fan_in(w) + _fan_out(w))),
+        "the variance is then Xavier's, 2 / (fan_in + fan_out).",
+    ),
+    (lambda w: math.sqrt(2 / _fan_out(w)), "that is the fan-out, not the fan-in."),
+    (
+        lambda w: math.sqrt(2 / len(w)),
+        "that counts the outputs, not what one of them sums.",
+    ),
+    (
+        lambda w: 0.8796 * math.sqrt(2 / _fan_in(w)),
+        "a normal distribution that is cut at two standard deviations has 0.88 of the "
+        "spread. Make up for it.",
+    ),
+)
+
+
+def _check_spread(layers: Mapping[str, nn.Linear | nn.Conv2d]) -> None:
+    """Look at the standard deviations; a mistake is named where it explains all layers."""
+    weights = [layer.weight.detach() for layer in layers.values()]
+    stds = [weight.std().item() for weight in weights]
+    wanted = [math.sqrt(2 / _fan_in(weight)) for weight in weights]
+    pairs = zip(stds, wanted, strict=True)
+    wrong = [not _near(std, right, STD_SHARE) for std, right in pairs]
+    if not any(wrong):
+        return
+    at = wrong.index(True)
+    name, layer = list(layers.items())[at]
+    case = f"{name}, {layer}: the standard deviation of its weights is {stds[at]:.4f}"
+    for mistake, words in MISTAKES:
+        pairs = zip(stds, map(mistake, weights), strict=True)
+        if all(_near(std, value, STD_SHARE) for std, value in pairs):
+            raise Hint(f"{case}; {words}")
+    raise Hint(
+        f"{case}. One output sums {_fan_in(weights[at])} values, so it should be "
+        f"{wanted[at]:.4f}."
     )
 
 
