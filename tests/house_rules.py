@@ -32,6 +32,7 @@ TO_BE_REWRITTEN = set(TECHNIQUES) - {
     "data_splitting",
     "gradient_accumulation",
     "hyperparameter_tuning",
+    "initialization",
     "model_compression",
     "regularization",
 }
