@@ -54,11 +54,15 @@ def start(model):
 
 @torch.no_grad()
 def check(model, inputs, targets):  # before training
-    spreads, blocks = [], model.blocks.layers
-    note = lambda module, given, stream: spreads.append(stream.std().item())  # noqa: E731
-    hooks = [block.register_forward_hook(note) for block in blocks]
+    spreads = []
+
+    def note(module, given, stream):  # a hook sees what goes in and what comes out
+        spreads.append(stream.std().item())
+
+    hooks = [block.register_forward_hook(note) for block in model.blocks.layers]
     loss = F.cross_entropy(model(inputs), targets).item()
-    [hook.remove() for hook in hooks]
+    for hook in hooks:
+        hook.remove()
     if not abs(loss - math.log(10)) < 0.1 or max(spreads) > 3 * min(spreads):
         raise SystemExit(f"a bad start: loss {loss:.2f}, stream {spreads}")
     sums = torch.stack([weight.sum() for weight in model.parameters()])

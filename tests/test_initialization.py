@@ -664,3 +664,37 @@ def test_stats_refuse():
     for loss in (lambda out: out, lambda out: 1.0):
         with pytest.raises(ValueError, match="take the mean"):
             di.activation_stats(MLP(64, 10), X, loss)
+
+
+# --- what the chapter says ------------------------------------------------------------------------
+
+
+def test_a_product_of_rotations_keeps_every_length():
+    for seed in range(5):
+        g = seeded(seed)
+        product = torch.eye(32, dtype=torch.float64)
+        for _ in range(16):
+            matrix = torch.empty(32, 32, dtype=torch.float64)
+            product = di.orthogonal_(matrix, generator=g) @ product
+        values = torch.linalg.svdvals(product)
+        assert (values - 1).abs().max() < 1e-12
+
+
+@pytest.mark.parametrize("factor", [1.0, 16**-0.5, 0.0])
+def test_residual_branches_multiply_the_mean_square(factor):
+    grown = []
+    for seed in range(4):
+        g = seeded(seed)
+        x = torch.randn(64, 512, generator=g)
+        start = x.square().mean()
+        for _ in range(16):
+            first = di.kaiming_normal_(torch.empty(512, 512), generator=g)
+            last = di.xavier_normal_(torch.empty(512, 512), factor, generator=g)
+            x = x + (x @ first.T).relu() @ last.T
+        grown.append((x.square().mean() / start).item())
+    assert np.mean(grown) == pytest.approx((1 + factor**2) ** 16, rel=0.15)
+
+
+def test_convolutions_sum_over_the_kernel():
+    weight = di.kaiming_normal_(torch.empty(200, 16, 3, 3), generator=seeded(0))
+    assert weight.var() == pytest.approx(2 / (9 * 16), rel=0.03)
