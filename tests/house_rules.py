@@ -36,6 +36,7 @@ TO_BE_REWRITTEN = set(TECHNIQUES) - {
     "hyperparameter_tuning",
     "learning_rate_decay",
     "lr_schedulers",
+    "initialization",
     "model_compression",
     "regularization",
 }

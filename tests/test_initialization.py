@@ -13,7 +13,6 @@ from torch.nn import init
 from torch.nn.utils import parametrizations
 
 from dlcourse import initialization as di
-from dlcourse.exercises.initialization import EXERCISES
 from dlcourse.lab.models import MLP, ResidualCNN, RowRNN, RowTransformer, SmallCNN
 from dlcourse.lab.training import use_one_thread
 
@@ -667,82 +666,35 @@ def test_stats_refuse():
             di.activation_stats(MLP(64, 10), X, loss)
 
 
-# --- exercises ------------------------------------------------------------------------------------
+# --- what the chapter says ------------------------------------------------------------------------
 
 
-def accepts(number, answer):
-    return EXERCISES[number].hint_for(answer) is None
+def test_a_product_of_rotations_keeps_every_length():
+    for seed in range(5):
+        g = seeded(seed)
+        product = torch.eye(32, dtype=torch.float64)
+        for _ in range(16):
+            matrix = torch.empty(32, 32, dtype=torch.float64)
+            product = di.orthogonal_(matrix, generator=g) @ product
+        values = torch.linalg.svdvals(product)
+        assert (values - 1).abs().max() < 1e-12
 
 
-def test_variance_exercise_takes_other_right_answers():
-    assert accepts(0, lambda n, s, k: 2 * torch.tensor(n * s * s / 2) ** k)
-    assert accepts(0, lambda n, s, k: di.predict_variance(F.relu, k, n * s * s)[0][-1])
-
-    def narrow(n, s, layers):  # many narrow networks instead of the formula
-        z = torch.ones(4000, n, dtype=torch.float64)
-        for number in range(layers):
-            z = z if number == 0 else z.relu()
-            size = (z.square().sum(1, keepdim=True) * s * s).sqrt()
-            z = size * torch.randn(4000, n, dtype=torch.float64, generator=seeded(number))
-        return z.square().mean()
-
-    hint = EXERCISES[0].hint_for(narrow)
-    assert hint is None or "wide networks show" in hint
-    for lazy in (lambda n, s, k: 1.0, lambda n, s, k: 2.0, lambda n, s, k: n * s * s):
-        assert not accepts(0, lazy)
-    assert "Return the number" in EXERCISES[0].hint_for(lambda n, s, k: print(end=""))
+@pytest.mark.parametrize("factor", [1.0, 16**-0.5, 0.0])
+def test_residual_branches_multiply_the_mean_square(factor):
+    grown = []
+    for seed in range(4):
+        g = seeded(seed)
+        x = torch.randn(64, 512, generator=g)
+        start = x.square().mean()
+        for _ in range(16):
+            first = di.kaiming_normal_(torch.empty(512, 512), generator=g)
+            last = di.xavier_normal_(torch.empty(512, 512), factor, generator=g)
+            x = x + (x @ first.T).relu() @ last.T
+        grown.append((x.square().mean() / start).item())
+    assert np.mean(grown) == pytest.approx((1 + factor**2) ** 16, rel=0.15)
 
 
-def test_init_exercise_takes_other_right_answers():
-    def zero_head(model):
-        nn.init.zeros_(model[-1].weight)
-        nn.init.zeros_(model[-1].bias)
-
-    def orthogonal(model):
-        di.initialize_(model, di.orthogonal_, gain=math.sqrt(2))
-        zero_head(model)
-
-    def lsuv(model):
-        di.lsuv_(model, torch.randn(200, 64))
-        zero_head(model)
-
-    def backwards(model):
-        di.initialize_(model, di.kaiming_uniform_, mode="fan_out")
-        nn.init.normal_(model[-1].weight, std=1e-6)
-
-    for answer in (orthogonal, lsuv, backwards):
-        for seed in range(4):
-            torch.manual_seed(seed)
-            assert EXERCISES[1].hint_for(answer) is None
-    for seed in range(8):
-        torch.manual_seed(seed)
-        assert accepts(1, EXERCISES[1].solve)
-
-    def frozen(model):
-        EXERCISES[1].solve(model)
-        model[:-1].requires_grad_(False)
-
-    assert "trainable" in EXERCISES[1].hint_for(frozen)
-    assert not accepts(1, lambda model: model)
-
-    def held_up_by_biases(model):
-        for layer in model[:-1:2]:
-            nn.init.normal_(layer.bias)
-        zero_head(model)
-
-    def half_are_copies(model):
-        for layer in model[:-1:2]:
-            nn.init.eye_(layer.weight)
-            nn.init.zeros_(layer.bias)
-        zero_head(model)
-
-    assert "from the biases" in EXERCISES[1].hint_for(held_up_by_biases)
-    assert "copies" in EXERCISES[1].hint_for(half_are_copies)
-    assert "in place" in EXERCISES[1].hint_for(copy.deepcopy)
-
-
-def test_gain_exercise_takes_other_right_answers():
-    assert accepts(2, di.calculate_gain)
-    assert accepts(2, lambda f: torch.tensor(di.calculate_gain(f)))
-    assert not accepts(2, lambda f: 1.0)
-    assert not accepts(2, lambda f: init.calculate_gain("tanh"))
+def test_convolutions_sum_over_the_kernel():
+    weight = di.kaiming_normal_(torch.empty(200, 16, 3, 3), generator=seeded(0))
+    assert weight.var() == pytest.approx(2 / (9 * 16), rel=0.03)

@@ -26,6 +26,7 @@ LONGER = {
     "02_hyperparameter_tuning": 120,  # a search around the training
     "03_regularization": 80,  # the plain baseline stands beside the methods
     "07_batch_normalization": 80,  # a residual block, averaged weights, their statistics
+    "05_initialization": 102,  # a transformer, its start, and two checks before training
     "09_model_compression": 180,  # a layer that stays packed, training with the rounding
     "10_data_augmentation": 86,  # a data set, a collate function, a log, a test switch
     "11_gradient_accumulation": 75,  # one sum of rows or tokens, for training and test
@@ -57,6 +58,7 @@ CASES = {
     "06_activations": {"test accuracy": 0.004, "dead units": 0},
     "06_activations": {"test accuracy": 0.004, "dead units": 1},
     "07_batch_normalization": {"test accuracy": 0.004, "test loss": 0.001},
+    "05_initialization": {"first loss": 0.0001, "test accuracy": 0.02, "test loss": 0.02},
     "09_model_compression": {
         "float": 0.004,
         "bfloat16": 0.004,
