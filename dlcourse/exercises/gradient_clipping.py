@@ -48,7 +48,7 @@ def _parameters(seed: int, shapes: Sequence, norm: float) -> list[nn.Parameter]:
         parameter = nn.Parameter(torch.randn(shape or (), generator=generator))
         if shape is not None:
             gradient = torch.randn(shape, generator=generator)
-            parameter.grad = gradient * (1 + number % 3)  # of different lengths
+            parameter.grad = gradient * (1 + 0.5 * number) / gradient.norm()
         parameters.append(parameter)
     found = _flat(parameters).norm()
     for parameter in parameters:
