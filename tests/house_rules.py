@@ -31,6 +31,7 @@ TO_BE_REWRITTEN = set(TECHNIQUES) - {
     "data_loading",
     "data_splitting",
     "gradient_accumulation",
+    "gradient_clipping",
     "hyperparameter_tuning",
     "model_compression",
     "regularization",
