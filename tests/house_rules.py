@@ -33,6 +33,7 @@ TO_BE_REWRITTEN = set(TECHNIQUES) - {
     "data_loading",
     "data_splitting",
     "gradient_accumulation",
+    "gradient_clipping",
     "hyperparameter_tuning",
     "learning_rate_decay",
     "lr_schedulers",

@@ -328,6 +328,72 @@ def test_two_processes_clip_as_one_does():
     assert np.allclose(norms, both[0][1], rtol=1e-3)
 
 
+def sharded_run(max_norm):
+    import torch
+    import torch.distributed as dist
+    from torch import nn
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    dist.init_process_group("gloo")
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3))
+    inputs = torch.randn(6, 4)
+    fully_shard(model, mesh=init_device_mesh("cpu", (dist.get_world_size(),)))
+    rank = dist.get_rank()
+    model(inputs[3 * rank : 3 * rank + 3]).square().mean().backward()
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm)
+    grads = [p.grad.full_tensor().flatten().tolist() for p in model.parameters()]
+    return norm.full_tensor().item(), sum(grads, [])
+
+
+def test_torch_clips_what_fsdp2_has_sharded():
+    both = launch(sharded_run, processes=2, args=[0.01])
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3))
+    inputs = torch.randn(6, 4)
+    model(inputs).square().mean().backward()
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 0.01)
+    grads = torch.cat([p.grad.flatten() for p in model.parameters()])
+    for found_norm, found in both:
+        assert found_norm == pytest.approx(norm.item(), rel=1e-5)
+        assert torch.allclose(torch.tensor(found), grads, rtol=1e-4, atol=1e-8)
+
+
+def test_unscaled_before_it_is_clipped_a_scaled_run_is_the_run_without_scale():
+    scaler = torch.amp.GradScaler("cpu")  # the scale starts at 65536
+
+    def scaled(run, batch):
+        run.optimizer.zero_grad()
+        loss = run.loss_fn(run.model(batch.inputs), batch.targets)
+        scaler.scale(loss).backward()
+        scaler.unscale_(run.optimizer)
+        gc.clip_grad_norm_(run.model.parameters(), 0.1)
+        scaler.step(run.optimizer)
+        scaler.update()
+        return loss.detach()
+
+    plain, history = trained(gc.clipping_step(0.1))
+    weights, other = trained(scaled)
+    assert torch.allclose(weights, plain, atol=1e-6)
+    assert np.allclose(other.loss, history.loss, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.AdamW])
+def test_an_update_is_left_out_where_there_is_no_gradient(kind):
+    """What the recipe does with a norm that is not finite."""
+    model = MLP(16, 3, width=8, seed=1)
+    settings = {"momentum": 0.9} if kind is torch.optim.SGD else {}
+    optimizer = kind(model.parameters(), lr=0.1, weight_decay=0.1, **settings)
+    fit(model, (X, Y), optimizer, steps=3)
+    before = [p.detach().clone() for p in model.parameters()]
+    F.cross_entropy(model(X * math.inf), Y).backward()
+    if not gc.clip_grad_norm_(model.parameters(), 1.0).isfinite():
+        optimizer.zero_grad()
+    optimizer.step()
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+
+
 # --- logging and freezing -------------------------------------------------------------------------
 
 

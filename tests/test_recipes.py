@@ -59,6 +59,7 @@ CASES = {
     "06_activations": {"test accuracy": 0.004, "dead units": 1},
     "07_batch_normalization": {"test accuracy": 0.004, "test loss": 0.001},
     "05_initialization": {"first loss": 0.0001, "test accuracy": 0.02, "test loss": 0.02},
+    "04_gradient_clipping": {"clipped": 1, "test accuracy": 0.004},
     "09_model_compression": {
         "float": 0.004,
         "bfloat16": 0.004,
@@ -246,6 +247,27 @@ def test_a_batch_that_does_not_divide_is_refused(tmp_path):
         done = start(changed, tmp_path)
         assert done.returncode == 1
         assert f"BATCH=128 is no multiple of MICRO_BATCH={rows}" in done.stderr
+
+
+def test_clipping_recipe_leaves_out_what_is_not_finite(tmp_path):
+    text = source("04_gradient_clipping")
+    broken = "images[:TRAIN_ROWS:500] *= 255"
+    assert broken in text
+    text = text.replace(broken, "images[:TRAIN_ROWS:500] *= float('inf')")
+    found = dict(
+        re.findall(r"(\w+ \w+) ([\d.]+)$", output_of(text, tmp_path / "inf.py"), re.M)
+    )
+    assert float(found["test accuracy"]) > 0.8
+
+
+def test_clipping_recipe_without_clipping_fails(tmp_path):
+    text = source("04_gradient_clipping")
+    assert "MAX_NORM = 1.0" in text
+    text = text.replace("MAX_NORM = 1.0", "MAX_NORM = float('inf')")
+    found = dict(
+        re.findall(r"(\w+ \w+) ([\d.]+)$", output_of(text, tmp_path / "no.py"), re.M)
+    )
+    assert float(found["test accuracy"]) < 0.5
 
 
 def test_augmentation_equals_a_plain_loop(tmp_path):
