@@ -35,9 +35,9 @@ TO_BE_REWRITTEN = set(TECHNIQUES) - {
     "gradient_accumulation",
     "gradient_clipping",
     "hyperparameter_tuning",
+    "initialization",
     "learning_rate_decay",
     "lr_schedulers",
-    "initialization",
     "model_compression",
     "regularization",
 }
