@@ -13,8 +13,8 @@ from sklearn.datasets import load_digits
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset, random_split
 
-BATCH, MICRO_BATCH = 64, 32  # rows an update on all processes; rows at once on each
-RATE, WARMUP_EPOCHS, EPOCHS = 0.008, 2, 10
+BATCH, MICRO_BATCH = 64, 16  # rows an update on all processes; rows at once on each
+RATE, WARMUP_EPOCHS, EPOCHS = 0.008, 2, 6
 
 
 class Reader(nn.Module):

@@ -34,6 +34,7 @@ TO_BE_REWRITTEN = set(TECHNIQUES) - {
     "hyperparameter_tuning",
     "model_compression",
     "regularization",
+    "warmup",
 }
 CHAPTER = {
     name: f"{number:02d}_{name}.ipynb" for number, name in enumerate(TECHNIQUES, 1)
