@@ -4,6 +4,10 @@ run.
 Every schedule here is a pure function of the update t = 0, 1, 2, ...: it returns the
 factor on the optimizer's base learning rate. Use it as `fit(schedule=...)`, or as
 `LambdaLR(optimizer, ...)`.
+
+The convention of the whole course: a linear warm-up of `steps` updates has the factor
+(t + 1) / steps. So the first update has a small rate and not 0, and the last update of the
+warm-up, number steps - 1, is the first at the full rate.
 """
 
 from __future__ import annotations
@@ -18,21 +22,20 @@ import torch
 Schedule = Callable[[int], float]
 
 
-def linear_warmup(steps: int, start: float = 0.0) -> Schedule:
-    """Return a schedule that rises in a line from `start` at update 0 to 1 at update
-    `steps`.
+def linear_warmup(steps: int) -> Schedule:
+    """Return a schedule that rises in a line: (t + 1) / steps, and 1 from update
+    `steps` - 1 on.
 
-    `steps` >= 0 counts optimizer updates, `start` is a factor in [0, 1]. From update
-    `steps` on the factor is exactly 1; with `steps` = 0 it always is.
-    Raises ValueError for settings out of range. Source: Goyal et al. (2017), "gradual
+    `steps` >= 0 counts optimizer updates; with `steps` = 0 or 1 the factor always is 1.
+    It equals LinearLR(start_factor=1 / steps, total_iters=steps - 1).
+    Raises ValueError for `steps` out of range. Source: Goyal et al. (2017), "gradual
     warmup".
-    Invariant: never falls, and stays in [start, 1].
+    Invariant: never falls, and stays in (0, 1].
     """
     _check_steps("steps", steps)
-    _check_factor("start", start)
 
     def factor(t: int) -> float:
-        return 1.0 if t >= steps else start + (1 - start) * t / steps
+        return 1.0 if t >= steps else (t + 1) / steps
 
     return factor
 
@@ -60,23 +63,22 @@ class WarmupWrapper:
     update.
 
     With `prefix` (as torch's SequentialLR) the schedule starts at its own 0 when the
-    warm-up ends; the warm-up rises from `start` * schedule(0) to schedule(0). Without it
-    the schedule runs from update 0 and the warm-up multiplies it.
-    Raises ValueError for `steps` < 0 or `start` outside [0, 1].
+    warm-up ends, at update `steps`; the warm-up rises to schedule(0). Without it the
+    schedule runs from update 0 and the warm-up multiplies it.
+    Raises ValueError for `steps` < 0.
     Invariant: with `steps` = 0 it equals `schedule`.
     """
 
     schedule: Schedule
     steps: int
-    start: float = 0.0
     prefix: bool = True
 
     def __post_init__(self) -> None:
-        linear_warmup(self.steps, self.start)  # for its checks
+        linear_warmup(self.steps)  # for its checks
 
     def __call__(self, t: int) -> float:
         at = max(t - self.steps, 0) if self.prefix else t
-        return linear_warmup(self.steps, self.start)(t) * self.schedule(at)
+        return linear_warmup(self.steps)(t) * self.schedule(at)
 
 
 @dataclass(frozen=True)
@@ -84,20 +86,19 @@ class WarmupCosine:
     """Rise in a line for `steps` updates, then fall along half a cosine to `end` at
     `total`.
 
-    `steps` < `total` count optimizer updates; `start` and `end` are factors in [0, 1]. At
-    update `steps` the factor is 1, at `total` and after it is `end`.
+    `steps` < `total` count optimizer updates; `end` is a factor in [0, 1]. At the updates
+    `steps` - 1 and `steps` the factor is 1, at `total` and after it is `end`.
     Raises ValueError for settings out of range. Source: Loshchilov & Hutter (2017) for
     the cosine, Goyal et al. (2017) for the warm-up.
-    Invariant: one peak, of 1, at update `steps`.
+    Invariant: rises up to update `steps` - 1, and falls from update `steps` on.
     """
 
     steps: int
     total: int
-    start: float = 0.0
     end: float = 0.0
 
     def __post_init__(self) -> None:
-        linear_warmup(self.steps, self.start)
+        linear_warmup(self.steps)
         _check_factor("end", self.end)
         _check_steps("total", self.total)
         if self.total <= self.steps:
@@ -108,7 +109,7 @@ class WarmupCosine:
 
     def __call__(self, t: int) -> float:
         if t < self.steps:
-            return linear_warmup(self.steps, self.start)(t)
+            return linear_warmup(self.steps)(t)
         done = min(1.0, (t - self.steps) / (self.total - self.steps))
         return self.end + (1 - self.end) * (1 + math.cos(math.pi * done)) / 2
 

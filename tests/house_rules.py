@@ -40,6 +40,7 @@ TO_BE_REWRITTEN = set(TECHNIQUES) - {
     "lr_schedulers",
     "model_compression",
     "regularization",
+    "warmup",
 }
 CHAPTER = {
     name: f"{number:02d}_{name}.ipynb" for number, name in enumerate(TECHNIQUES, 1)

@@ -69,6 +69,7 @@ CASES = {
     },
     "10_data_augmentation": {"validation accuracy": 0.05, "validation loss": 0.25},
     "11_gradient_accumulation": {"test accuracy": 0.004, "test loss": 0.001},
+    "13_warmup": {"test accuracy": 0.004},
     "14_lr_schedulers": {"test accuracy": 0.004, "test loss": 0.001},
     "16_data_loading": {"test accuracy": 0.004, "test loss": 0.001},
 }

@@ -79,7 +79,10 @@ def test_density_counts_nodes_long_lines_and_comprehensions(tools, capsys):
         ("dlcourse/lab/tables.py", ["tests/lab/test_lab_tables.py"]),
         ("dlcourse/lab/batches.py", ["tests/lab"]),
         ("dlcourse/capstone/cli.py", ["tests/capstone/test_cli.py"]),
-        ("dlcourse/exercises/warmup.py", ["tests/test_warmup.py"]),
+        (
+            "dlcourse/exercises/warmup.py",
+            ["tests/test_warmup.py", "tests/test_exercises_warmup.py"],
+        ),
         ("recipes/01_data_splitting.py", ["tests/test_recipes.py"]),
         ("tools/seeds.py", ["tests/test_tools.py"]),
         ("tests/test_warmup.py", ["tests/test_warmup.py"]),

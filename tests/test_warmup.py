@@ -46,16 +46,18 @@ def ours(schedule, updates, lr=0.7):
 # --- the same as torch ----------------------------------------------------------------------------
 
 
+def rising(optimizer, steps):
+    """Return torch's scheduler that rises from 1 / steps to 1 at update steps - 1."""
+    return lr_scheduler.LinearLR(optimizer, 1 / steps, total_iters=steps - 1)
+
+
 @pytest.mark.parametrize("seed", range(12))
 def test_linear_and_constant_equal_torch(seed):
     rng = random.Random(seed)
-    steps, start = rng.randint(1, 30), rng.uniform(0.01, 1)
+    steps, start = rng.randint(2, 30), rng.uniform(0.01, 1)
     optimizer = sgd()
-    torch_linear = lr_scheduler.LinearLR(optimizer, start_factor=start, total_iters=steps)
-    expected = rates(optimizer, torch_linear, 60)
-    assert np.allclose(
-        ours(wu.linear_warmup(steps, start), 60), expected, atol=1e-12, rtol=0
-    )
+    expected = rates(optimizer, rising(optimizer, steps), 60)
+    assert np.allclose(ours(wu.linear_warmup(steps), 60), expected, atol=1e-12, rtol=0)
     optimizer = sgd()
     torch_constant = lr_scheduler.ConstantLR(optimizer, factor=start, total_iters=steps)
     expected = rates(optimizer, torch_constant, 60)
@@ -67,31 +69,42 @@ def test_linear_and_constant_equal_torch(seed):
 @pytest.mark.parametrize("seed", range(12))
 def test_cosine_equals_linear_then_cosine_of_torch(seed):
     rng = random.Random(seed)
-    steps, start, end = rng.randint(1, 20), rng.uniform(0.01, 1), rng.choice([0.0, 0.1])
+    steps, end = rng.randint(2, 20), rng.choice([0.0, 0.1])
     total = steps + rng.randint(1, 40)
     optimizer = sgd()
     parts = [
-        lr_scheduler.LinearLR(optimizer, start_factor=start, total_iters=steps),
+        rising(optimizer, steps),
         lr_scheduler.CosineAnnealingLR(optimizer, total - steps, eta_min=0.7 * end),
     ]
     expected = rates(
         optimizer, lr_scheduler.SequentialLR(optimizer, parts, [steps]), total + 1
     )
-    schedule = wu.WarmupCosine(steps, total, start, end)
+    schedule = wu.WarmupCosine(steps, total, end)
     assert np.allclose(ours(schedule, total + 1), expected, atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_cosine_equals_that_of_transformers_but_for_its_start_at_zero(seed):
+    rng = random.Random(seed)
+    warm = rng.randint(0, 20)
+    total = warm + rng.randint(1, 40)
+    schedule = wu.WarmupCosine(warm, total)
+    for t in range(warm, total + 1):
+        progress = (t - warm) / max(1, total - warm)
+        theirs = max(0.0, 0.5 * (1.0 + math.cos(math.pi * 0.5 * 2.0 * progress)))
+        assert schedule(t) == pytest.approx(theirs, abs=1e-12)
+    for t in range(warm):  # theirs is t / warm: one update later
+        assert schedule(t) == pytest.approx((t + 1) / warm)
 
 
 @pytest.mark.parametrize("seed", range(12))
 def test_wrapper_equals_sequential_of_torch(seed):
     rng = random.Random(seed)
-    steps, start, gamma = rng.randint(1, 20), rng.uniform(0.01, 1), rng.uniform(0.5, 1)
+    steps, gamma = rng.randint(2, 20), rng.uniform(0.5, 1)
     optimizer = sgd()
-    parts = [
-        lr_scheduler.LinearLR(optimizer, start_factor=start, total_iters=steps),
-        lr_scheduler.ExponentialLR(optimizer, gamma),
-    ]
+    parts = [rising(optimizer, steps), lr_scheduler.ExponentialLR(optimizer, gamma)]
     expected = rates(optimizer, lr_scheduler.SequentialLR(optimizer, parts, [steps]), 60)
-    schedule = wu.WarmupWrapper(lambda t: gamma**t, steps, start)
+    schedule = wu.WarmupWrapper(lambda t: gamma**t, steps)
     assert np.allclose(ours(schedule, 60), expected, atol=1e-12, rtol=0)
 
 
@@ -124,23 +137,20 @@ def test_noam_equals_the_paper(width, steps):
 def test_the_corners_are_exact():
     for steps in (1, 3, 7, 100):
         line = wu.linear_warmup(steps)
-        assert [line(0), line(steps), line(steps + 1)] == [0.0, 1.0, 1.0]
-        assert line(steps - 1) < 1
+        assert [line(0), line(steps - 1), line(steps)] == [1 / steps, 1.0, 1.0]
+        assert steps == 1 or line(steps - 2) < 1
         jump = wu.constant_warmup(steps, 0.1)
         assert [jump(0), jump(steps - 1), jump(steps)] == [0.1, 0.1, 1.0]
         cosine = wu.WarmupCosine(steps, 2 * steps, end=0.25)
-        assert [cosine(0), cosine(steps), cosine(2 * steps), cosine(9 * steps)] == [
-            0,
-            1,
-            0.25,
-            0.25,
-        ]
+        assert [cosine(0), cosine(steps - 1), cosine(steps)] == [1 / steps, 1, 1]
+        assert [cosine(2 * steps), cosine(9 * steps)] == [0.25, 0.25]
 
 
 def test_no_steps_is_no_warmup():
     decay = lambda t: 1 / (1 + t)  # noqa: E731
     for t in range(20):
-        assert wu.linear_warmup(0)(t) == 1 and wu.constant_warmup(0, 0.1)(t) == 1
+        assert wu.linear_warmup(0)(t) == 1 and wu.linear_warmup(1)(t) == 1
+        assert wu.constant_warmup(0, 0.1)(t) == 1
         assert wu.WarmupWrapper(decay, 0)(t) == decay(t)
         assert wu.WarmupWrapper(decay, 0, prefix=False)(t) == decay(t)
     assert wu.WarmupCosine(0, 10)(0) == 1
@@ -148,25 +158,25 @@ def test_no_steps_is_no_warmup():
 
 def test_prefix_waits_and_the_other_multiplies():
     decay = lambda t: 0.5 ** (t + 1)  # noqa: E731
-    waits, multiplies = (wu.WarmupWrapper(decay, 4, 0.2, prefix=p) for p in (True, False))
-    line = wu.linear_warmup(4, 0.2)
+    waits, multiplies = (wu.WarmupWrapper(decay, 4, prefix=p) for p in (True, False))
+    line = wu.linear_warmup(4)
     assert [waits(t) for t in range(4, 12)] == [decay(t) for t in range(8)]
     assert [multiplies(t) for t in range(12)] == [line(t) * decay(t) for t in range(12)]
-    assert waits(0) == pytest.approx(0.2 * decay(0))
+    assert waits(0) == pytest.approx(decay(0) / 4)
 
 
 @pytest.mark.parametrize("seed", range(10))
 def test_invariants_and_purity(seed):
     rng = random.Random(seed)
     steps, start = rng.randint(1, 50), rng.random()
-    for schedule in (wu.linear_warmup(steps, start), wu.constant_warmup(steps, start)):
+    for schedule in (wu.linear_warmup(steps), wu.constant_warmup(steps, start)):
         values = [schedule(t) for t in range(2 * steps)]
-        assert values == sorted(values) and min(values) >= start and max(values) <= 1
+        assert values == sorted(values) and 0 < min(values) and max(values) <= 1
     assert len({wu.constant_warmup(steps, start)(t) for t in range(2 * steps)}) == 2
     for schedule in (wu.WarmupCosine(steps, 3 * steps, start), wu.NoamLR(8, steps)):
         values = [schedule(t) for t in range(3 * steps)]
         peak = int(np.argmax(values))
-        assert peak == (steps if isinstance(schedule, wu.WarmupCosine) else steps - 1)
+        assert peak == steps - 1
         assert values[: peak + 1] == sorted(values[: peak + 1])
         assert values[peak:] == sorted(values[peak:], reverse=True)
         shuffled = list(range(3 * steps))
@@ -177,8 +187,8 @@ def test_invariants_and_purity(seed):
 @pytest.mark.parametrize("make,word", [
     (lambda: wu.linear_warmup(-1), "steps"),
     (lambda: wu.linear_warmup(2.5), "whole number"),
-    (lambda: wu.linear_warmup(5, 1.5), "from 0 to 1"),
-    (lambda: wu.linear_warmup(5, math.nan), "start"),
+    (lambda: wu.constant_warmup(5, 1.5), "from 0 to 1"),
+    (lambda: wu.constant_warmup(5, math.nan), "start"),
     (lambda: wu.constant_warmup(5, -0.1), "start"),
     (lambda: wu.constant_warmup(True, 0.1), "steps"),
     (lambda: wu.WarmupCosine(10, 10), "warm-up included"),
@@ -240,7 +250,7 @@ def rates_on_each_process():
 
 def test_two_processes_make_the_same_warmup():
     first, second = launch(rates_on_each_process)
-    assert first == second == [0.5 * min(1, t / 4) for t in range(8)]
+    assert first == second == [0.5 * min(1, (t + 1) / 4) for t in range(8)]
 
 
 # --- the stable range -----------------------------------------------------------------------------

@@ -143,7 +143,7 @@ def build_schedule(recipe: Recipe, steps: int) -> Callable[[int], float]:
         "exponential": lambda: learning_rate_decay.exponential_decay(0.01 ** (1 / left)),
         "wsd": lambda: lr_schedulers.wsd(left, cooldown_steps=left // 5),
     }
-    return WarmupWrapper(shapes[recipe.schedule](), warm, start=1 / (warm + 1))
+    return WarmupWrapper(shapes[recipe.schedule](), warm)
 
 
 def build_step(recipe: Recipe, steps: int):

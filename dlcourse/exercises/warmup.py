@@ -3,132 +3,257 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 
-from dlcourse.lab.exercises import Exercise, Wrong, expect
+from dlcourse.lab.exercises import Exercise, Hint, Wrong, expect
+
+# --------------------------------------------------------------------------- the rate
+
+RATE_CASES = (  # (peak, updates of warm-up)
+    (0.4, 4),
+    (1.0, 10),
+    (0.003, 7),
+    (2.5, 2),
+    (0.7, 1),
+    (0.05, 250),
+    (0.1, 0),
+)
+
+
+def _number(value: object, name: str) -> float:
+    """Return a Python, NumPy or tensor number as a float."""
+    expect(value is not None, f"Return {name}, a number: your function returns None.")
+    try:
+        number = float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError) as error:
+        raise Hint(f"Return {name}, one number, not {value!r}.") from error
+    expect(math.isfinite(number), f"Return {name}, a finite number, not {number}.")
+    return number
+
+
+def _rates_of(answer: Callable, times: Sequence[int], peak: float, steps: int):
+    try:
+        return [_number(answer(t, peak, steps), "the learning rate") for t in times]
+    except ZeroDivisionError as error:
+        if steps:
+            raise
+        raise Hint(
+            "With steps = 0 there is no warm-up, and every update has the peak rate: your "
+            "code divides by 0."
+        ) from error
 
 
 def _check_rate(answer: Callable) -> None:
-    for peak, steps in ((0.4, 4), (1.0, 10)):
-        rates = [answer(t, peak, steps) for t in (0, steps - 1, steps, steps + 1)]
+    for peak, steps in RATE_CASES:
+        times = list(range(2 * steps + 4))
+        found = _rates_of(answer, times, peak, steps)
+        again = _rates_of(answer, times[::-1], peak, steps)[::-1]
         expect(
-            all(rate is not None for rate in rates), "Return the learning rate, a number."
+            found == again,
+            "Called in another order your function gives other rates: let the rate depend on "
+            "t, peak and steps alone.",
         )
-        first, before, at, after = (float(rate) for rate in rates)
-        expect(
-            first == 0,
-            f"At update 0 the rate is {first:g}, and the line starts at 0: the first update has "
-            "number 0, so this is off by one.",
+        want = [peak * min(1.0, (t + 1) / steps) if steps else peak for t in times]
+        tolerance = 1e-6 * peak
+        wrong = [t for t in times if not abs(found[t] - want[t]) <= tolerance]
+        if wrong:
+            raise Hint(_what_is_wrong(found, want, wrong[0], peak, steps))
+
+
+def _what_is_wrong(
+    found: list[float], want: list[float], t: int, peak: float, steps: int
+) -> str:
+    def close(a: Sequence[float], b: Sequence[float]) -> bool:
+        return all(abs(x - y) <= 1e-6 * peak for x, y in zip(a, b, strict=True))
+
+    if steps == 0:
+        return (
+            f"With steps = 0 there is no warm-up, and every update has the peak rate "
+            f"{peak:g}. Yours is {found[t]:g} at update {t}."
         )
-        expect(
-            abs(at - peak) < 1e-12 and before < at,
-            f"With a warm-up of {steps} updates the rate at update {steps} is {at:g}, at the one "
-            f"before {before:g}; the peak {peak:g} is reached at update {steps}, neither before "
-            "nor after: off by one.",
+    where = f"With a peak of {peak:g} and a warm-up of {steps} updates"
+    if close(found, [peak] * len(found)):
+        return f"{where} the rate is the peak from update 0 on: no warm-up."
+    if close(found, [rate / peak for rate in want]):
+        return "You return the factor on the peak: return the rate, peak times factor."
+    if found[0] == 0:
+        return (
+            f"{where} the rate is 0 at update 0: that update would move no weight. The first "
+            f"update has the number 0 and the rate peak / steps, which is {want[0]:g}."
         )
-        expect(
-            abs(after - peak) < 1e-12,
-            f"At update {steps + 1} the rate is {after:g}: after the warm-up it stays at the peak.",
+    if t >= steps:
+        return (
+            f"{where} the rate is {found[t]:g} at update {t}: after the warm-up it stays at "
+            "the peak."
         )
-        middle = float(answer(steps // 2, peak, steps))
-        expect(
-            abs(middle - peak / 2) < 1e-12,
-            f"Half way the rate is {middle:g}, and half the peak is {peak / 2:g}: rise in a line.",
+    if t == steps - 1:
+        return (
+            f"{where} the rate is {found[t]:g} at update {t}. That is the last update of the "
+            f"warm-up, because the first has the number 0: it has the peak rate."
         )
+    return (
+        f"{where} the rate is {found[t]:g} at update {t}, and should be {want[t]:g}: rise in "
+        f"a line, in {steps} equal steps, of which update 0 makes the first."
+    )
 
 
 def _solve_rate(t, peak, steps):
-    return peak * min(1.0, t / steps)
+    if t >= steps:
+        return peak
+    return peak * (t + 1) / steps
 
 
-def _rate_from_one(t, peak, steps):
-    return peak * min(1.0, (t + 1) / steps)
+def _rate_from_zero(t, peak, steps):
+    return peak * min(1.0, t / steps) if steps else peak
 
 
 def _rate_late(t, peak, steps):
-    return peak * min(1.0, t / (steps + 1))
+    return peak * min(1.0, (t + 1) / (steps + 1))
 
 
 def _rate_without_end(t, peak, steps):
-    return peak * t / steps
+    return peak * (t + 1) / steps if steps else peak
 
 
 def _rate_in_a_jump(t, peak, steps):
-    return 0.0 if t < steps else peak
+    return peak / steps if t < steps - 1 else peak
 
 
 def _rate_squared(t, peak, steps):
-    return peak * min(1.0, (t / steps) ** 2)
+    return peak * min(1.0, ((t + 1) / steps) ** 2) if steps else peak
 
 
-class _Watched(torch.optim.SGD):
-    """SGD that notes the learning rate of each update, and each reset or swap of its
-    state.
-    """
+def _rate_never_zero_steps(t, peak, steps):
+    return peak * min(1.0, (t + 1) / steps)
 
-    def __init__(self, parameters):
-        super().__init__(parameters, lr=0.5, momentum=0.9)
-        self.rates: list[float] = []
 
-    def step(self, closure=None):
-        self.rates.append(self.param_groups[0]["lr"])
-        return super().step(closure)
+def _rate_cosine_ramp(t, peak, steps):
+    if t >= steps:
+        return peak
+    return peak * (1 - math.cos(math.pi * (t + 1) / steps)) / 2
+
+
+# --------------------------------------------------------------------------- one run
+
+RUN_CASES = (  # (optimizer, base rates of its groups, updates of warm-up, of the run)
+    (torch.optim.SGD, (0.5,), 4, 6),
+    (torch.optim.Adam, (0.1, 0.02), 3, 9),
+    (torch.optim.SGD, (0.2, 0.4, 0.1), 5, 7),
+    (torch.optim.SGD, (0.3,), 1, 3),
+    (torch.optim.Adam, (0.05,), 8, 8),
+    (torch.optim.SGD, (0.3,), 0, 4),
+)
+
+
+class _Scene:
+    """Weights with an optimizer that notes the rates of each update."""
+
+    def __init__(self, kind: type, base_rates: Sequence[float]):
+        self.kind, self.base_rates = kind, base_rates
+        draw = torch.Generator().manual_seed(len(base_rates))
+        self.weights = [torch.nn.Parameter(torch.ones(3)) for _ in base_rates]
+        self.slopes = torch.randn(60, len(base_rates), 3, generator=draw)
+        self.made: list[torch.optim.Optimizer] = []
+        self.rates: list[list[float]] = []
+        self.asked: list[int] = []
+
+    def make_optimizer(self) -> torch.optim.Optimizer:
+        groups = [
+            {"params": [weight], "lr": rate}
+            for weight, rate in zip(self.weights, self.base_rates, strict=True)
+        ]
+        more = {"momentum": 0.9} if self.kind is torch.optim.SGD else {}
+        optimizer = self.kind(groups, **more)
+
+        def note(optimizer, *unused):
+            rates = [float(group["lr"]) for group in optimizer.param_groups]
+            self.rates.append(rates)
+
+        optimizer.register_step_pre_hook(note)
+        self.made.append(optimizer)
+        return optimizer
+
+    def backward(self, t: int) -> None:
+        self.asked.append(int(t))
+        for number, weight in enumerate(self.weights):
+            weight.grad = weight.detach() + self.slopes[int(t) % 60, number]
 
 
 def _check_one_run(answer: Callable) -> None:
-    made, gradients, points = [], (1.0, -2.0, 0.5, 3.0, -1.0, 2.0), []
-    weight = torch.nn.Parameter(torch.zeros(1))
+    for kind, base_rates, warmup, total in RUN_CASES:
+        theirs, ours = _Scene(kind, base_rates), _Scene(kind, base_rates)
+        try:
+            answer(theirs.make_optimizer, theirs.backward, warmup, total)
+        except ZeroDivisionError as error:
+            if warmup:
+                raise
+            raise Hint(
+                "warmup may be 0: then every update has the base rate. Your code divides by 0."
+            ) from error
+        _solve_one_run(ours.make_optimizer, ours.backward, warmup, total)
+        expect(
+            bool(theirs.made),
+            "make_optimizer() was never called: a run needs an optimizer.",
+        )
+        expect(
+            len(theirs.made) == 1,
+            f"You made {len(theirs.made)} optimizers. Warm-up is the beginning of one run, not "
+            "a training before it: the same optimizer, with its momentum, goes on.",
+        )
+        expect(
+            len(theirs.rates) == total,
+            f"You made {len(theirs.rates)} updates, and the run has {total}: the warm-up is "
+            "counted among them, it is no extra training.",
+        )
+        _check_rates_of_run(theirs.rates, ours.rates, warmup)
+        expect(
+            theirs.asked == ours.asked,
+            f"You called backward with {theirs.asked}: call it once for each update, with "
+            "t = 0, 1, 2, ...",
+        )
+        same = all(
+            torch.allclose(a, b, atol=1e-5)
+            for a, b in zip(theirs.weights, ours.weights, strict=True)
+        )
+        expect(
+            same,
+            "The rates are right, and the weights are not those of one run: fill the "
+            "gradients, then step, and leave the weights and the optimizer's state alone.",
+        )
 
-    def make_optimizer():
-        made.append(_Watched([weight]))
-        return made[-1]
 
-    def backward(t):
-        points.append(weight.item())
-        weight.grad = torch.tensor([gradients[t % 6]])
+def _check_rates_of_run(
+    found: list[list[float]], want: list[list[float]], warmup: int
+) -> None:
+    def agree(group: int) -> bool:
+        return all(
+            abs(a[group] - b[group]) < 1e-7 for a, b in zip(found, want, strict=True)
+        )
 
-    answer(make_optimizer, backward, 4, 6)
-    expect(bool(made), "make_optimizer() was never called: the run needs an optimizer.")
-    expect(
-        len(made) == 1,
-        f"You made {len(made)} optimizers. Warm-up is the beginning of one run, not a training "
-        "before it: the same optimizer, with its momentum, goes on.",
-    )
-    optimizer = made[0]
-    expect(
-        len(optimizer.rates) == 6,
-        f"You made {len(optimizer.rates)} updates, and the run has 6: the warm-up is counted "
-        "among them, it is no extra training.",
-    )
-    want = [0.0, 0.125, 0.25, 0.375, 0.5, 0.5]
-    expect(
-        all(abs(a - b) < 1e-9 for a, b in zip(optimizer.rates, want, strict=True)),
-        f"The updates had the rates {[round(rate, 4) for rate in optimizer.rates]}, and should "
-        f"have {want}: set the rate of each group before each update.",
-    )
-    position, velocity, path = 0.0, 0.0, []
-    for rate, gradient in zip(want, gradients, strict=True):
-        path.append(position)
-        velocity = 0.9 * velocity + gradient
-        position -= rate * velocity
-    path.append(position)
-    points.append(weight.item())
-    expect(
-        len(points) == len(path)
-        and all(abs(a - b) < 1e-5 for a, b in zip(points, path, strict=True)),
-        "The weights are not those of one run: call backward(t) once for each update, with "
-        "t = 0, 1, ..., and leave the weights and the optimizer's state alone.",
-    )
+    for group in range(len(want[0])):
+        seen = [round(rates[group], 4) for rates in found]
+        wanted = [round(rates[group], 4) for rates in want]
+        expect(
+            group == 0 or agree(group) or not agree(0),
+            f"The first group of the optimizer has the right rates, and group {group} has "
+            f"{seen} in place of {wanted}: each group rises to a base rate of its own.",
+        )
+        expect(
+            agree(group),
+            f"With a warm-up of {warmup} the updates had the rates {seen}, and should have "
+            f"{wanted}: set the rate before each update.",
+        )
 
 
 def _solve_one_run(make_optimizer, backward, warmup, total):
     optimizer = make_optimizer()
-    peak = optimizer.param_groups[0]["lr"]
+    base_rates = [group["lr"] for group in optimizer.param_groups]
     for t in range(total):
-        for group in optimizer.param_groups:
-            group["lr"] = peak * min(1.0, t / warmup)
+        factor = 1.0 if t >= warmup else (t + 1) / warmup
+        for group, base_rate in zip(optimizer.param_groups, base_rates, strict=True):
+            group["lr"] = base_rate * factor
         backward(t)
         optimizer.step()
 
@@ -138,7 +263,7 @@ def _train_twice(make_optimizer, backward, warmup, total):
         optimizer = make_optimizer()
         peak = optimizer.param_groups[0]["lr"]
         for t in range(start, end):
-            optimizer.param_groups[0]["lr"] = peak * min(1.0, t / warmup)
+            optimizer.param_groups[0]["lr"] = peak * min(1.0, (t + 1) / warmup)
             backward(t)
             optimizer.step()
 
@@ -160,88 +285,174 @@ def _forget_momentum(make_optimizer, backward, warmup, total):
     for t in range(total):
         if t == warmup:
             optimizer.state.clear()
-        optimizer.param_groups[0]["lr"] = peak * min(1.0, t / warmup)
+        optimizer.param_groups[0]["lr"] = peak * min(1.0, (t + 1) / warmup)
         backward(t)
         optimizer.step()
 
 
-def _check_updates(answer: Callable) -> None:
-    for case in ((2, 1000, 10, 4, 2), (1, 1000, 16, 4, 1), (3, 640, 8, 1, 4)):
+def _one_rate_for_all(make_optimizer, backward, warmup, total):
+    optimizer = make_optimizer()
+    peak = optimizer.param_groups[0]["lr"]
+    for t in range(total):
+        for group in optimizer.param_groups:
+            group["lr"] = peak * min(1.0, (t + 1) / warmup)
+        backward(t)
+        optimizer.step()
+
+
+# --------------------------------------------------------------------------- the unit
+
+LENGTH_CASES = (  # (epochs, rows, micro_batch, accumulation_steps, processes)
+    (2, 1000, 10, 4, 2),
+    (1, 1000, 16, 4, 1),
+    (3, 640, 8, 1, 4),
+    (5, 50_000, 32, 3, 8),
+    (1, 7, 4, 2, 2),
+    (4, 128, 8, 2, 8),
+)
+
+
+def _check_length(answer: Callable) -> None:
+    for case in LENGTH_CASES:
         epochs, rows, micro, pieces, processes = case
         got = answer(*case)
-        expect(got is not None, "Return the number of optimizer updates.")
+        expect(got is not None, "Return two numbers: your function returns None.")
+        try:
+            updates, given = (float(part) for part in got)
+        except (TypeError, ValueError) as error:
+            raise Hint(
+                f"Return two numbers, (updates, num_warmup_steps), not {got!r}."
+            ) from error
         want = epochs * math.ceil(rows / (micro * pieces * processes))
+        if updates != want:
+            raise Hint(_what_was_counted(updates, want, case))
         expect(
-            got != epochs * math.ceil(rows / micro) or got == want,
-            f"{got} is the number of micro-batches: the warm-up counts updates, and an update has "
-            f"{pieces} micro-batches on each of {processes} process(es).",
+            given != want or processes == 1,
+            f"Your updates are right. But a prepared scheduler is stepped {processes} times at "
+            f"each of them, so with num_warmup_steps={given:g} it ends its warm-up after "
+            f"{want / processes:g} updates.",
         )
         expect(
-            got != epochs * math.ceil(rows / (micro * pieces)) or got == want,
-            f"{got} is what one process alone would need: the {processes} processes share the "
-            "rows of each update.",
-        )
-        expect(
-            got == want,
-            f"For {case} you return {got}, and it is {want}: an epoch has rows / (rows of an "
-            "update) updates, the last, short one counted.",
+            given == want * processes,
+            f"For {case} there are {want} updates, as you say. The prepared scheduler makes a "
+            f"step for each process at each update, and none at the other micro-batches: that "
+            f"is {want * processes} steps, not {given:g}.",
         )
 
 
-def _solve_updates(epochs, rows, micro_batch, accumulation_steps, processes):
+def _what_was_counted(updates: float, want: int, case: tuple) -> str:
+    epochs, rows, micro, pieces, processes = case
+    names = "(epochs, rows, micro_batch, accumulation_steps, processes)"
+    if updates == epochs * math.ceil(rows / micro):
+        return (
+            f"{updates:g} is the number of micro-batches: the warm-up counts updates, and an "
+            f"update has {pieces} micro-batches on each of {processes} process(es)."
+        )
+    if updates == epochs * math.ceil(rows / (micro * pieces)):
+        return (
+            f"{updates:g} is what one process alone would need: the {processes} processes "
+            "share the rows of each update."
+        )
+    if updates == epochs * math.ceil(rows / (micro * processes)):
+        return (
+            f"{updates:g} counts each micro-batch as an update: an update has {pieces} of them "
+            "on each process."
+        )
+    if updates == epochs * (rows // (micro * pieces * processes)):
+        return (
+            f"For {names} = {case} you count {updates:g} updates, and it is {want}: the last, "
+            "short one of each epoch is an update, too."
+        )
+    if updates == math.ceil(epochs * rows / (micro * pieces * processes)):
+        return (
+            f"For {names} = {case} you count {updates:g} updates, and it is {want}: each epoch "
+            "ends with an update of its own, so round up before you multiply by the epochs."
+        )
+    return (
+        f"For {names} = {case} you count {updates:g} updates, and it is {want}: an epoch has "
+        "rows / (rows of an update) updates, rounded up."
+    )
+
+
+def _solve_length(epochs, rows, micro_batch, accumulation_steps, processes):
     rows_of_an_update = micro_batch * accumulation_steps * processes
-    return epochs * -(-rows // rows_of_an_update)
+    updates = epochs * math.ceil(rows / rows_of_an_update)
+    return updates, updates * processes
 
 
 def _count_micro_batches(epochs, rows, micro_batch, accumulation_steps, processes):
-    return epochs * -(-rows // micro_batch)
+    steps = epochs * -(-rows // micro_batch)
+    return steps, steps * processes
 
 
 def _count_alone(epochs, rows, micro_batch, accumulation_steps, processes):
-    return epochs * -(-rows // (micro_batch * accumulation_steps))
+    updates = epochs * -(-rows // (micro_batch * accumulation_steps))
+    return updates, updates * processes
 
 
 def _count_full(epochs, rows, micro_batch, accumulation_steps, processes):
-    return epochs * (rows // (micro_batch * accumulation_steps * processes))
+    updates = epochs * (rows // (micro_batch * accumulation_steps * processes))
+    return updates, updates * processes
+
+
+def _give_updates(epochs, rows, micro_batch, accumulation_steps, processes):
+    updates, _ = _solve_length(epochs, rows, micro_batch, accumulation_steps, processes)
+    return updates, updates
+
+
+def _give_micro_batches(epochs, rows, micro_batch, accumulation_steps, processes):
+    updates, _ = _solve_length(epochs, rows, micro_batch, accumulation_steps, processes)
+    return updates, updates * processes * accumulation_steps
 
 
 EXERCISES = (
     Exercise(
-        "Write your_rate(t, peak, steps): the learning rate at update t = 0, 1, ... of a linear "
-        "warm-up from 0 that reaches the peak at update `steps` and stays there.",
+        "Write rate(t, peak, steps): the learning rate of update t = 0, 1, 2, ... with a "
+        "linear warm-up of `steps` updates. It rises in equal steps: peak / steps at update 0, "
+        "twice that at update 1, and the peak at update steps - 1. Then it stays at the peak. "
+        "With steps = 0 every update has the peak rate.",
         _check_rate,
         _solve_rate,
         {
-            "count from 1": Wrong(_rate_from_one, "off by one"),
-            "one update late": Wrong(_rate_late, "off by one"),
+            "from zero": Wrong(_rate_from_zero, "would move no weight"),
+            "one update late": Wrong(_rate_late, "rise in a line"),
             "no end": Wrong(_rate_without_end, "stays at the peak"),
             "a jump": Wrong(_rate_in_a_jump, "rise in a line"),
             "a parabola": Wrong(_rate_squared, "rise in a line"),
+            "a cosine ramp": Wrong(_rate_cosine_ramp, "rise in a line"),
+            "steps = 0 forgotten": Wrong(_rate_never_zero_steps, "divides by 0"),
         },
     ),
     Exercise(
-        "Write your_run(make_optimizer, backward, warmup, total): make_optimizer() returns an "
-        "optimizer at its base rate, backward(t) fills the gradients of update t. Make `total` "
-        "updates, the rate rising in a line from 0 at update 0 to the base rate at `warmup`.",
+        "Write run(make_optimizer, backward, warmup, total). make_optimizer() returns an "
+        "optimizer with one or several parameter groups, each at its own base rate; "
+        "backward(t) fills the gradients of update t. Make `total` updates, numbered 0, 1, "
+        "2, ...: the rate of each group rises in a line over the first `warmup` of them (none "
+        "if it is 0), from base rate / warmup to the base rate, and stays there.",
         _check_one_run,
         _solve_one_run,
         {
             "train twice": Wrong(_train_twice, "the beginning of one run"),
             "extra training": Wrong(_train_more, "no extra training"),
-            "no warm-up": Wrong(_never_warm, "set the rate of each group"),
+            "no warm-up": Wrong(_never_warm, "set the rate before"),
             "state thrown away": Wrong(_forget_momentum, "the optimizer's state alone"),
+            "one rate for all groups": Wrong(_one_rate_for_all, "a base rate of its own"),
         },
     ),
     Exercise(
-        "Write your_updates(epochs, rows, micro_batch, accumulation_steps, processes): how many "
-        "optimizer updates a warm-up of `epochs` epochs has. `micro_batch` is the rows of one "
-        "micro-batch on one process.",
-        _check_updates,
-        _solve_updates,
+        "Write length(epochs, rows, micro_batch, accumulation_steps, processes) and return two "
+        "numbers: how many optimizer updates a warm-up of `epochs` whole epochs has, and the "
+        "num_warmup_steps to give to a scheduler that Accelerate prepares with its usual "
+        "settings. `rows` is the size of the training set, `micro_batch` the rows of one "
+        "micro-batch on one process. An epoch ends with an update, even with fewer rows.",
+        _check_length,
+        _solve_length,
         {
             "count micro-batches": Wrong(_count_micro_batches, "number of micro-batches"),
             "forget the processes": Wrong(_count_alone, "share the rows"),
-            "drop the short batch": Wrong(_count_full, "the last, short one"),
+            "drop the short batch": Wrong(_count_full, "short one"),
+            "give the updates": Wrong(_give_updates, "ends its warm-up after"),
+            "give the micro-batches": Wrong(_give_micro_batches, "none at the other"),
         },
     ),
 )

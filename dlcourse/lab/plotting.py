@@ -155,17 +155,27 @@ def heat_map(
     xlabel: str = "",
     ylabel: str = "",
     fmt: str = ".2f",
+    spread=None,
+    limits: tuple[float, float] | None = None,
 ) -> Axes:
-    """Draw `values` (rows, columns) as coloured cells with their numbers written in."""
+    """Draw `values` (rows, columns) as coloured cells with their numbers written in.
+
+    `spread`, of the same shape, is written below each number with a plus-minus sign.
+    `limits` are the ends of the colour scale: give all maps of a figure the same.
+    """
     values = np.asarray(values)
-    image = ax.imshow(values, aspect="auto", cmap="cividis")
-    middle = (np.nanmin(values) + np.nanmax(values)) / 2
+    low, high = limits or (np.nanmin(values), np.nanmax(values))
+    image = ax.imshow(values, aspect="auto", cmap="cividis", vmin=low, vmax=high)
+    middle = (low + high) / 2
     for i, j in np.ndindex(values.shape):
         color = "white" if not values[i, j] > middle else "black"
+        text = format(values[i, j], fmt)
+        if spread is not None:
+            text += f"\n\u00b1{format(np.asarray(spread)[i, j], fmt)}"
         ax.text(
             j,
             i,
-            format(values[i, j], fmt),
+            text,
             ha="center",
             va="center",
             color=color,

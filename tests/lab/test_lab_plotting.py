@@ -23,6 +23,17 @@ def test_every_plot_returns_its_axes():
     plotting.show(fig, "six small plots, side by side")
 
 
+def test_maps_with_the_same_limits_have_one_colour_scale():
+    fig, axes = plotting.figure(2)
+    for ax, values in zip(axes, ([[0.2, 0.4]], [[0.6, 0.9]]), strict=True):
+        plotting.heat_map(
+            ax, values, ["r"], ["a", "b"], spread=[[0.01, 0.02]], limits=(0.1, 1.0)
+        )
+        assert ax.images[0].get_clim() == (0.1, 1.0)
+    assert [text.get_text() for text in axes[1].texts] == ["0.60\n±0.01", "0.90\n±0.02"]
+    plotting.show(fig, "two maps with one scale and a spread")
+
+
 def test_show_needs_a_caption_and_prints_it(capsys):
     fig, _ = plotting.figure()
     with pytest.raises(ValueError, match="caption"):

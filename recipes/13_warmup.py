@@ -1,0 +1,70 @@
+"""Warm-up, then cosine, counted in optimizer updates: a post-LN transformer reads digits.
+
+One process: python FILE. Four GPUs: accelerate launch --num_processes 4 FILE. Two on a CPU:
+ACCELERATE_USE_CPU=yes OMP_NUM_THREADS=1 torchrun --standalone --nproc_per_node 2 FILE.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from sklearn.datasets import load_digits
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset, random_split
+
+BATCH, MICRO_BATCH = 64, 16  # rows an update on all processes; rows at once on each
+RATE, WARMUP_EPOCHS, EPOCHS = 0.008, 2, 6
+
+
+class Reader(nn.Module):
+    def __init__(self, width=16):
+        super().__init__()
+        self.embed, self.head = nn.Linear(8, width), nn.Linear(width, 10)
+        self.position = nn.Parameter(0.02 * torch.randn(8, width))
+        layers = [nn.TransformerEncoderLayer(width, 2, 4 * width, 0.0) for _ in range(4)]
+        self.layers = nn.Sequential(*layers)  # post-LN: the default, norm_first=False
+
+    def forward(self, images):  # (n, 8, 8): a row of pixels is a token
+        tokens = self.embed(images) + self.position
+        return self.head(self.layers(tokens.transpose(0, 1)).mean(0))
+
+
+def factor(t):  # on RATE, at update t = 0, 1, 2, ...
+    if t < warmup:
+        return (t + 1) / warmup
+    return (1 + math.cos(math.pi * (t - warmup) / (total - warmup))) / 2
+
+
+accelerator = Accelerator()
+steps, rest = divmod(BATCH, MICRO_BATCH * accelerator.num_processes)
+assert rest == 0, "BATCH must be a multiple of MICRO_BATCH times the processes"
+accelerator.gradient_accumulation_steps = steps  # micro-batches an update
+images, digits = map(torch.tensor, load_digits(return_X_y=True))
+rows = TensorDataset(images.float().view(-1, 8, 8) / 16, digits)
+order = torch.Generator().manual_seed(0)
+train, test = random_split(rows, [1280, 517], order)  # 1280: whole batches
+train = DataLoader(train, MICRO_BATCH, shuffle=True, generator=order, drop_last=True)
+torch.manual_seed(0)
+model = Reader()
+optimizer = torch.optim.Adam(model.parameters(), lr=RATE)
+parts = model, optimizer, train, DataLoader(test, 128)
+model, optimizer, train, test = accelerator.prepare(*parts)
+updates = len(train) // steps  # an epoch; len(train): micro-batches of one process
+warmup, total = WARMUP_EPOCHS * updates, EPOCHS * updates
+scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer.optimizer, factor)  # not prepared
+
+for epoch in range(EPOCHS):
+    for inputs, targets in train:
+        with accelerator.accumulate(model):
+            accelerator.backward(F.cross_entropy(model(inputs), targets))
+            optimizer.step()
+            optimizer.zero_grad()
+        if accelerator.sync_gradients and not optimizer.step_was_skipped:
+            scheduler.step()  # once an update; prepared, it would step once a process
+    accelerator.print(f"epoch {epoch}: next rate {scheduler.get_last_lr()[0]:.5f}")
+model.eval()
+with torch.no_grad():
+    right = [accelerator.gather_for_metrics(model(x).argmax(1) == y) for x, y in test]
+accelerator.print(f"test accuracy {torch.cat(right).float().mean():.4f}")
+accelerator.end_training()
