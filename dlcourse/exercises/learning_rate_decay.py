@@ -47,7 +47,7 @@ def _check_threshold(answer) -> None:
 
 def _explain_threshold(got: float, curvatures: Sequence[float]) -> None:
     shown = ", ".join(f"{c:.3g}" for c in curvatures)
-    case = f"With the curvatures {shown}"
+    case = f"With the curvature{'s' if len(curvatures) > 1 else ''} {shown}"
     expect(
         math.isfinite(got),
         "Not every rate converges, only slower or faster: with curvature c one update "
@@ -160,11 +160,11 @@ def _explain_rescale(got: float, lr: float, old: int, new: int, optimizer: str) 
     expect(
         optimizer == "sgd" or not math.isclose(got, lr * ratio, rel_tol=1e-5),
         f"{case}: Adam divides by the gradient's size, which for small batches is mostly "
-        "noise; so the usual rule for it is the square root.",
+        "noise; so the rule asked for is the square root.",
     )
     expect(
         optimizer == "adam" or not math.isclose(got, lr * math.sqrt(ratio), rel_tol=1e-5),
-        f"{case}: the usual rule for SGD is linear: k updates of lr are about one of k lr.",
+        f"{case}: the rule for SGD is linear: k updates of lr are about one of k lr.",
     )
     raise Hint(f"{case}: {got:.3g} follows neither rule.")
 
@@ -306,8 +306,10 @@ EXERCISES = (
         },
     ),
     Exercise(
-        "Write rescale(lr, batch_size, new_batch_size, optimizer): the usual first guess for the "
-        "rate at the new batch size; optimizer is 'sgd' or 'adam'.",
+        "Write rescale(lr, batch_size, new_batch_size, optimizer): the rate at the new batch size "
+        "by the two rules of thumb: linear where optimizer is 'sgd', the square root where it is "
+        "'adam'. (For a low rate the chapter found the linear rule better with Adam, too; the "
+        "square root is for gradients that are mostly noise.)",
         _check_rescale,
         _solve_rescale,
         {
