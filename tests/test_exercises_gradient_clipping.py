@@ -158,7 +158,7 @@ CLIP_WRONG = {
     ),
     "upside down": (
         scales(lambda flat, bound: min(1.0, float(flat.norm()) / bound)),
-        "the norm is",
+        "nothing has changed",
     ),
     "half of the bound": (
         scales(lambda flat, bound: min(1.0, bound / 2 / float(flat.norm() + 1e-9))),

@@ -121,8 +121,8 @@ def _explain_clip(answer: Callable, found: Tensor, before: Tensor, case: tuple) 
             raise Hint(hint)
     expect(
         norm <= bound or not torch.equal(found, before),
-        f"The norm is {norm:g}, the bound {bound:g}, and .grad is as before: change it in "
-        "place.",
+        f"The norm is {norm:g}, the bound {bound:g}, and nothing has changed: the gradients in "
+        ".grad must become shorter, in place.",
     )
     expect(
         norm > bound,
