@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
+from typing import Any
 
 import numpy as np
 import torch
@@ -67,6 +68,7 @@ def run_side_by_side(
         loss = loss.mean(1)  # of each network
         loss.sum().backward()
         for parameter in parameters:
+            assert parameter.grad is not None
             # rates differ: the gradient takes the network's own
             parameter.grad.view(count, -1).mul_(rates[:, None])
         optimizer.step()
@@ -82,7 +84,8 @@ def run_side_by_side(
         torch.stack(losses, 1).view(*shape, steps).numpy(),
         times=sorted({*looks, steps}),
         curves={name: _joined(found) for name, found in curves.items()},
-        **{name: found[-1] for name, found in curves.items()},
+        validation=curves["validation"][-1] if "validation" in curves else {},
+        test=curves["test"][-1] if "test" in curves else {},
     )
 
 
@@ -97,14 +100,15 @@ def join(networks: Sequence[nn.Sequential]) -> nn.Sequential:
 
 
 def _joined_layer(layers: tuple[nn.Module, ...], channels: int) -> nn.Module:
-    first, count = layers[0], len(layers)
+    first: Any = layers[0]
+    count = len(layers)
+    joined: nn.Module
     if isinstance(first, nn.Conv2d):
+        shape: Any = first.kernel_size, first.stride, first.padding
         joined = nn.Conv2d(
             count * first.in_channels,
             count * first.out_channels,
-            first.kernel_size,
-            first.stride,
-            first.padding,
+            *shape,
             groups=count * first.groups,
             bias=first.bias is not None,
         )
