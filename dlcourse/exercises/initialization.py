@@ -424,10 +424,14 @@ def _models() -> list[tuple[nn.Module, Tensor]]:
 
 def _wanted_stds(model: nn.Module, inputs: Tensor) -> dict[str, float]:
     found: dict[str, float] = {}
+
+    def note(name: str, outputs: Tensor) -> None:
+        found[name] = outputs.std().item()
+
     with torch.no_grad():
         handles = [
             layer.register_forward_hook(
-                lambda _, __, out, name=name: found.update({name: out.std().item()})
+                lambda _, __, out, name=name: note(str(name), out)
             )
             for name, layer in _layers(model).items()
         ]

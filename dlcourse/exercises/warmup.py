@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 
@@ -164,7 +165,7 @@ class _Scene:
             {"params": [weight], "lr": rate}
             for weight, rate in zip(self.weights, self.base_rates, strict=True)
         ]
-        more = {"momentum": 0.9} if self.kind is torch.optim.SGD else {}
+        more: dict[str, Any] = {"momentum": 0.9} if self.kind is torch.optim.SGD else {}
         optimizer = self.kind(groups, **more)
 
         def note(optimizer, *unused):
