@@ -425,14 +425,15 @@ def _models() -> list[tuple[nn.Module, Tensor]]:
 def _wanted_stds(model: nn.Module, inputs: Tensor) -> dict[str, float]:
     found: dict[str, float] = {}
 
-    def note(name: str, outputs: Tensor) -> None:
-        found[name] = outputs.std().item()
+    def note_as(name: str) -> Callable:
+        def note(layer, inputs, outputs) -> None:
+            found[name] = outputs.std().item()
+
+        return note
 
     with torch.no_grad():
         handles = [
-            layer.register_forward_hook(
-                lambda _, __, out, name=name: note(str(name), out)
-            )
+            layer.register_forward_hook(note_as(name))
             for name, layer in _layers(model).items()
         ]
         model(inputs)
