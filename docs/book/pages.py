@@ -32,20 +32,23 @@ def recipe(chapter: Chapter) -> Path | None:
 
 
 def map_of(start: Chapter) -> tuple[dict[str, list[int]], list[tuple[int, int]]]:
-    """Return the columns of the map and its arrows, as the first notebook draws them."""
-    found = {}
+    """Return the columns of the map, as the first notebook has them, and its arrows, from
+    the chapters' cards.
+    """
+    columns = None
     for cell in start.book.cells:
-        if cell.cell_type != "code" or "helps = [" not in cell.source:
-            continue
-        for node in ast.parse(cell.source).body:
-            if isinstance(node, ast.Assign) and node.targets[0].id in (
-                "columns",
-                "helps",
-            ):
-                found[node.targets[0].id] = ast.literal_eval(node.value)
-    if len(found) != 2:
-        raise BookError(f"{start.path.name}: no cell with the map's columns and helps")
-    return found["columns"], found["helps"]
+        if cell.cell_type == "code" and cell.source.startswith("COLUMNS = {"):
+            columns = ast.literal_eval(ast.parse(cell.source).body[0].value)
+    if columns is None:
+        raise BookError(f"{start.path.name}: no cell that begins with COLUMNS = {{")
+    there = {number for numbers in columns.values() for number in numbers}
+    helps = [
+        (helper, chapter.number)
+        for chapter in plan.read_chapters(start.path.parent)
+        for helper in sorted(chapter.helped_by | chapter.needs)
+        if chapter.number in there
+    ]
+    return columns, helps
 
 
 def chapter_map(chapters: list[Chapter]) -> str:
