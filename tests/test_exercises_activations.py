@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from answers import accepts, rejects
 from torch import nn
 
 from dlcourse import activations as act
@@ -16,18 +17,9 @@ from dlcourse.exercises.activations import EXERCISES
 DEAD, STD, SIGMOID, LOSS = EXERCISES
 
 
-def check_right(exercise, answer):
-    assert exercise.hint_for(answer) is None
-
-
-def check_wrong(exercise, answer, words):
-    hint = exercise.hint_for(answer)
-    assert hint is not None and words in hint, hint
-
-
 def test_usual_mistakes_get_their_hints():
     for exercise in EXERCISES:
-        assert exercise.hint_for(exercise.solve) is None
+        accepts(exercise, exercise.solve)
         for name, wrong in exercise.wrong.items():
             hint = exercise.hint_for(wrong.answer)
             assert hint is not None and wrong.hint in hint, f"{name}: {hint}"
@@ -86,7 +78,7 @@ def dead_by_sets(batches):
     ids=lambda answer: answer.__name__,
 )
 def test_dead_units_accepts(answer):
-    check_right(DEAD, answer)
+    accepts(DEAD, answer)
 
 
 def per_batch(join):
@@ -150,7 +142,7 @@ WRONG_DEAD = {
 
 @pytest.mark.parametrize("name", WRONG_DEAD)
 def test_dead_units_rejects(name):
-    check_wrong(DEAD, *WRONG_DEAD[name])
+    rejects(DEAD, *WRONG_DEAD[name])
 
 
 # --------------------------------------------------------------------------- weights that fit
@@ -202,7 +194,7 @@ def std_by_a_sum(fan_in, activation):
     ids=lambda answer: answer.__name__,
 )
 def test_std_accepts(answer):
-    check_right(STD, answer)
+    accepts(STD, answer)
 
 
 def normal(n=200_000):
@@ -266,7 +258,7 @@ WRONG_STD = {
 
 @pytest.mark.parametrize("name", WRONG_STD)
 def test_std_rejects(name):
-    check_wrong(STD, *WRONG_STD[name])
+    rejects(STD, *WRONG_STD[name])
 
 
 # --------------------------------------------------------------------------- sigmoid
@@ -310,7 +302,7 @@ def sigmoid_by_logaddexp(x):
     ids=lambda answer: answer.__name__,
 )
 def test_sigmoid_accepts(answer):
-    check_right(SIGMOID, answer)
+    accepts(SIGMOID, answer)
 
 
 WRONG_SIGMOID = {
@@ -339,7 +331,7 @@ WRONG_SIGMOID = {
 @pytest.mark.filterwarnings("ignore:overflow encountered")
 @pytest.mark.parametrize("name", WRONG_SIGMOID)
 def test_sigmoid_rejects(name):
-    check_wrong(SIGMOID, *WRONG_SIGMOID[name])
+    rejects(SIGMOID, *WRONG_SIGMOID[name])
 
 
 # --------------------------------------------------------------------------- loss
@@ -385,7 +377,7 @@ def loss_by_one_hot(logits, targets):
     ids=lambda answer: answer.__name__,
 )
 def test_loss_accepts(answer):
-    check_right(LOSS, answer)
+    accepts(LOSS, answer)
 
 
 WRONG_LOSS = {
@@ -431,4 +423,4 @@ WRONG_LOSS = {
 
 @pytest.mark.parametrize("name", WRONG_LOSS)
 def test_loss_rejects(name):
-    check_wrong(LOSS, *WRONG_LOSS[name])
+    rejects(LOSS, *WRONG_LOSS[name])
