@@ -24,7 +24,7 @@ def free_folder(recipe: Recipe) -> Path:
 
     DATA is the name of the images, and for a folder the name of that folder.
     """
-    name = Path(recipe.root or "").name if recipe.data == "folder" else ""  # in full
+    name = Path(recipe.root or "").name if recipe.data == "folder" else ""
     base, number = Path("runs") / (name or recipe.data), 1
     folder = base
     while folder.exists():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -21,11 +22,15 @@ SEEN_ALIKE = 0.985  # and as the network sees them, in all their pixels
 FLAT = 2.0  # grey levels: a picture that varies less has no hash worth comparing
 BLOCK = 1024  # hashes compared at once with all others
 
-# Row k holds the cosine wave of frequency k: WAVES @ picture @ WAVES.T is the low corner
-# of the picture's discrete cosine transform.
-WAVES = np.cos(
-    np.pi / SIDE * np.outer(np.arange(LOW), np.arange(SIDE) + 0.5), dtype=np.float32
-)
+
+@lru_cache
+def waves_of(side: int) -> np.ndarray:
+    """Return the cosine waves (8, side), row k that of frequency k.
+
+    waves @ picture @ waves.T is the low corner of a picture's discrete cosine transform.
+    """
+    places = np.outer(np.arange(LOW), np.arange(side) + 0.5)
+    return np.cos(np.pi / side * places, dtype=np.float32)
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,7 +88,8 @@ def perceptual_hash(image: Image.Image) -> np.ndarray | None:
     grey = _grey(image, SIDE)
     if grey.std() < FLAT:
         return None
-    frequencies = WAVES @ grey @ WAVES.T  # (8, 8); the first is the mean
+    waves = waves_of(SIDE)
+    frequencies = waves @ grey @ waves.T  # (8, 8); the first is the mean
     return np.where(frequencies.ravel()[1:] > 0, 1, -1).astype(np.float32)
 
 
@@ -105,16 +111,22 @@ def find_copies(pictures: Sequence[Picture]) -> list[Pair]:
     Exact copies are paired with the first of their kind; near copies are looked for among
     these first ones.
     """
-    first_with: dict[bytes, int] = {}
-    pairs = []
-    for place, picture in enumerate(pictures):
-        first = first_with.setdefault(picture.pixels, place)
-        if first != place:
-            pairs.append(Pair(first, place, "exact"))
-    places = [p for p in first_with.values() if pictures[p].hash is not None]
+    pairs, firsts = exact_pairs(picture.pixels for picture in pictures)
+    places = [place for place in firsts if pictures[place].hash is not None]
     if len(places) > 1:
         pairs += _near_pairs(pictures, np.array(places))
     return pairs
+
+
+def exact_pairs(digests: Iterable[bytes]) -> tuple[list[Pair], list[int]]:
+    """Return each later place with the first of its digest, and these first places."""
+    first_with: dict[bytes, int] = {}
+    pairs = []
+    for place, digest_ in enumerate(digests):
+        first = first_with.setdefault(digest_, place)
+        if first != place:
+            pairs.append(Pair(first, place, "exact"))
+    return pairs, list(first_with.values())
 
 
 def _near_pairs(pictures: Sequence[Picture], places: np.ndarray) -> Iterator[Pair]:
@@ -173,16 +185,22 @@ class Together:
                 self.join(first_of.setdefault(name, place), place)
 
 
+def together_by(pairs: Iterable[Pair], groups: Sequence[str | None]) -> Together:
+    """Return which places stay together: copies, and those of the same group."""
+    together = Together(len(groups))
+    for pair in pairs:
+        together.join(pair.first, pair.second)
+    together.join_alike(groups)
+    return together
+
+
 def units(pictures: Sequence[Picture], pairs: Sequence[Pair]) -> list[str]:
     """Return for each picture the name of what must stay together with it.
 
     Copies are one unit, and so are groups; where a copy joins two groups, both are. The
     name is the group's, or the file's, of the first picture of the unit.
     """
-    together = Together(len(pictures))
-    for pair in pairs:
-        together.join(pair.first, pair.second)
-    together.join_alike(picture.group for picture in pictures)
+    together = together_by(pairs, [picture.group for picture in pictures])
     firsts = [pictures[together.root(place)] for place in range(len(pictures))]
     return [first.file if first.group is None else first.group for first in firsts]
 
@@ -196,21 +214,19 @@ def look_at(batches: Iterable[np.ndarray]) -> tuple[list[bytes], np.ndarray]:
     batches: (k, channels, side, side), 8-bit or in [0, 1]. A flat picture has zeros, which
     are near to none.
     """
-    digests, waves_of = [], [np.empty((0, LOW * LOW - 1), dtype=np.float32)]
+    digests, found = [], [np.empty((0, LOW * LOW - 1), dtype=np.float32)]
     for batch in batches:
         digests += [
             hashlib.blake2b(row.tobytes(), digest_size=8).digest() for row in batch
         ]
         grey = batch.mean(1, dtype=np.float32)
         grey *= 1 if batch.dtype == np.uint8 else 255
-        side = grey.shape[1]
-        waves = np.cos(np.pi / side * np.outer(np.arange(LOW), np.arange(side) + 0.5))
-        waves = waves.astype(np.float32)
+        waves = waves_of(grey.shape[1])
         low = (waves @ grey @ waves.T).reshape(len(grey), -1)[:, 1:]
         low[grey.std((1, 2)) < FLAT] = 0
         lengths = np.linalg.norm(low, axis=1, keepdims=True)
-        waves_of.append(low / np.maximum(lengths, 1e-6))
-    return digests, np.concatenate(waves_of)
+        found.append(low / np.maximum(lengths, 1e-6))
+    return digests, np.concatenate(found)
 
 
 def pairs_of(
@@ -224,13 +240,9 @@ def pairs_of(
     in their low frequencies and, as the network sees them, in all their pixels but for
     brightness and contrast.
     """
-    first_with: dict[bytes, int] = {}
-    pairs, together = [], Together(len(digests))
-    for place, digest_ in enumerate(digests):
-        first = first_with.setdefault(digest_, place)
-        if first != place:
-            pairs.append(Pair(first, place, "exact"))
-    places = np.array([p for p in first_with.values() if waves[p].any()], dtype=int)
+    pairs, firsts = exact_pairs(digests)
+    together = Together(len(digests))
+    places = np.array([place for place in firsts if waves[place].any()], dtype=int)
     for one, other in _near_waves(waves, places):
         if together.root(one) == together.root(other):
             continue

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import csv
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from dlcourse.capstone.settings import Problem
+from dlcourse.lab.images import read_table
 
 
 def groups_of(files: Sequence[str], how: str) -> dict[str, str]:
@@ -59,10 +59,9 @@ def _by_pattern(files: Sequence[str], how: str) -> dict[str, str]:
 def read_column(path: Path, column: str, files: Sequence[str]) -> dict[str, str]:
     """Return {file: value} of a CSV with the columns file and `column`."""
     try:
-        with open(path, newline="", encoding="utf-8-sig") as lines:
-            rows = list(csv.DictReader(lines))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise Problem(f"{path} cannot be read as a CSV ({error})") from error
+        rows = read_table(path)
+    except ValueError as error:
+        raise Problem(str(error)) from error
     if not rows or not {"file", column} <= set(rows[0]):
         raise Problem(
             f"{path}: give a CSV with a first line that names file and {column}"

@@ -96,10 +96,8 @@ def find(recipe: Recipe) -> Listing:
     return list_folder(root, nested=recipe.groups is not None)
 
 
-def need(data: ImageData) -> str:
+def need(data: OwnImages) -> str:
     """Return where the images of a run lie, and how much memory they take."""
-    if not isinstance(data, OwnImages):
-        return "in memory"
     stored, size = data.stored, data.size**2 * data.channels
     count = stored.shape[0] * size * (4 if "float32" in str(stored.dtype) else 1)
     if isinstance(stored, OnDisk):

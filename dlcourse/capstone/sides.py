@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from dlcourse.capstone.copies import Pair, Together
+from dlcourse.capstone.copies import Pair, Together, together_by
 from dlcourse.capstone.grouping import groups_of
 from dlcourse.capstone.settings import Recipe
 from dlcourse.data_splitting import stratified_group_split, train_val_test_split
@@ -32,22 +32,23 @@ def choose(
     """Return ([training, validation, test] rows, and lines on copies and groups)."""
     files = [item.file for item in items]
     groups = groups_of(files, recipe.groups) if recipe.groups else {}
+    group_of = [groups.get(file) for file in files]
     notes = on_copies(items, pairs)
     given = [item.split for item in items]
     try:
-        together = joined(pairs, files, groups)
+        together = together_by(pairs, group_of)
         parts = cut(recipe, given, labels, classes, together, bool(groups))
     except ValueError:
         exact = [pair for pair in pairs if pair.kind == "exact"]
         if len(exact) == len(pairs):
             raise
-        together = joined(exact, files, groups)
+        together = together_by(exact, group_of)
         parts = cut(recipe, given, labels, classes, together, bool(groups))
         notes.append(
             "near copies are too many to be kept on one side: only exact ones are"
         )
     if any(given):
-        parts, left_out = without_copies(parts, together, bool(groups))
+        parts, left_out = without_copies(parts, together)
         if left_out:
             notes.append(
                 f"{left_out} images of the given split are left out: they show the same "
@@ -59,17 +60,6 @@ def choose(
     if groups:
         notes.append(f"{len(set(groups.values()))} groups by {recipe.groups}")
     return parts, notes
-
-
-def joined(
-    pairs: Sequence[Pair], files: Sequence[str], groups: dict[str, str]
-) -> Together:
-    """Return which rows stay together: copies, and groups where they are named."""
-    together = Together(len(files))
-    for pair in pairs:
-        together.join(pair.first, pair.second)
-    together.join_alike(groups.get(file) for file in files)
-    return together
 
 
 def cut(
@@ -130,7 +120,7 @@ def with_given(
 
 
 def without_copies(
-    parts: Sequence[Tensor], together: Together, grouped: bool
+    parts: Sequence[Tensor], together: Together
 ) -> tuple[list[Tensor], int]:
     """Return the parts without what shows a picture that a later part holds too."""
     seen: set[int] = set()

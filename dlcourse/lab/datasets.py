@@ -21,7 +21,7 @@ from torch import Tensor
 
 from dlcourse.lab.folders import list_folder, read_pixels
 from dlcourse.lab.images import pixels_of, summed_up
-from dlcourse.lab.pixels import Pixels
+from dlcourse.lab.pixels import Pixels, in_unit
 
 NAMES = ("digits", "mnist_5k", "mnist", "fashion_mnist", "cifar10", "folder")
 PUBLISHED = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST", "cifar10": "CIFAR10"}
@@ -386,8 +386,7 @@ def read_image(path: str | os.PathLike[str], size: int) -> Tensor:
     It is turned upright as its EXIF data say, and stretched to a square. Raises what
     Pillow raises for a file that is no image, and ValueError for pixels that are floats.
     """
-    pixels = torch.from_numpy(pixels_of(path, size).copy())
-    return pixels if pixels.is_floating_point() else pixels.float().div_(255)
+    return in_unit(torch.from_numpy(pixels_of(path, size).copy()))
 
 
 # -- splitting and scaling ------------------------------------------------------------------------

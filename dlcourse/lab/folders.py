@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import tempfile
 import weakref
 from collections.abc import Iterator, Sequence
@@ -17,6 +16,7 @@ from dlcourse.lab.images import (
     below,
     is_image,
     pixels_of,
+    read_table,
     reason,
     summed_up,
     visible,
@@ -186,15 +186,6 @@ def list_labels(root: Path, table: Path) -> Listing:
         if file not in named and path != table.absolute() and is_image(path):
             listing.beside.append(file)
     return listing
-
-
-def read_table(path: Path) -> list[dict[str, str]]:
-    """Return the rows of a CSV by column; ValueError where it cannot be read."""
-    try:
-        with open(path, newline="", encoding="utf-8-sig") as lines:
-            return list(csv.DictReader(lines))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{path} cannot be read as a CSV ({error})") from error
 
 
 # --- reading ----------------------------------------------------------------------------------

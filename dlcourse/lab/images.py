@@ -1,4 +1,4 @@
-"""Image files: which there are in a folder, and how one is read.
+"""Image files: which there are in a folder, how one is read, and tables that name them.
 
 Training, `predict` and `dlcourse-leaks` all read through here, so that they see the same
 files as the same pixels. No torch, so that a command can start quickly.
@@ -6,6 +6,7 @@ files as the same pixels. No torch, so that a command can start quickly.
 
 from __future__ import annotations
 
+import csv
 import os
 from collections.abc import Iterator
 from functools import lru_cache
@@ -162,3 +163,12 @@ def summed_up(problems: list[str], what: str) -> str:
     """Return one line: how many there are of what, and the first three."""
     more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
     return f"{len(problems)} {what}: {'; '.join(problems[:3])}{more}"
+
+
+def read_table(path: Path) -> list[dict[str, str]]:
+    """Return the rows of a CSV by column; ValueError where it cannot be read."""
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as lines:
+            return list(csv.DictReader(lines))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{path} cannot be read as a CSV ({error})") from error

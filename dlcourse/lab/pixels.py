@@ -19,6 +19,11 @@ PIECE = 1024  # rows handled at a time
 FEW = 64  # rows whose numbers stay in a processor's cache
 
 
+def in_unit(images: Tensor) -> Tensor:
+    """Return 8-bit images as float32 in [0, 1]; deeper ones lie there already."""
+    return images.float() if images.is_floating_point() else images.float().div_(255)
+
+
 class Store:
     """Takes up rows of one shape, one after another; what came before is widened.
 
@@ -161,10 +166,7 @@ class Pixels:
 
     def index_select(self, dim: int, index: Tensor) -> Tensor:
         """Return rows as float32, as torch does for dim 0."""
-        images = self.raw(index)
-        images = (
-            images.float() if images.is_floating_point() else images.float().div_(255)
-        )
+        images = in_unit(self.raw(index))
         if self.mean is None or self.std is None:
             return images
         mean, std = (v.to(images).view(-1, 1, 1) for v in (self.mean, self.std))
