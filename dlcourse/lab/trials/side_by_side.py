@@ -7,17 +7,17 @@ norm and ReLU. So R networks of width w are one network of width R * w with R gr
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from itertools import islice
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
-from dlcourse.lab.training import as_tensors, epoch_order
+from dlcourse.lab.training import as_tensors
 from dlcourse.lab.trials.results import Trials
+from dlcourse.lab.trials.stacked import join_curves, rows_drawn
 
 EVALUATED_ROWS = 8192  # of all networks in one pass
 KINDS = "Conv2d, BatchNorm2d, GroupNorm, ReLU, AdaptiveAvgPool2d, Flatten and Linear"
@@ -59,7 +59,7 @@ def run_side_by_side(
     curves: dict[str, list[dict]] = {name: [] for name in held_out}
     losses = []
 
-    batches = _batches(len(inputs), seeds, batch_size)
+    batches = rows_drawn(len(inputs), seeds, batch_size)
     for step, rows in enumerate(islice(batches, steps), start=1):
         rows = rows.repeat(len(lr), 1)  # (networks, batch)
         x = inputs[rows].transpose(0, 1).flatten(1, 2)  # (batch, networks * c, h, w)
@@ -83,7 +83,7 @@ def run_side_by_side(
         list(seeds),
         torch.stack(losses, 1).view(*shape, steps).numpy(),
         times=sorted({*looks, steps}),
-        curves={name: _joined(found) for name, found in curves.items()},
+        curves=join_curves(curves),
         validation=curves["validation"][-1] if "validation" in curves else {},
         test=curves["test"][-1] if "test" in curves else {},
     )
@@ -134,15 +134,6 @@ def _joined_layer(layers: tuple[nn.Module, ...], channels: int) -> nn.Module:
     return joined
 
 
-def _batches(rows: int, seeds: Sequence[int], batch_size: int) -> Iterable[Tensor]:
-    """Yield the rows of each update, (seeds, batch), those that `fit` would draw."""
-    epoch = 0
-    while True:
-        orders = torch.stack([epoch_order(rows, seed, epoch) for seed in seeds])
-        yield from orders.split(batch_size, dim=1)
-        epoch += 1
-
-
 @torch.no_grad()
 def evaluate_all(model: nn.Sequential, data, shape: tuple[int, int]) -> dict:
     """Return {"loss", "accuracy"} of each network in evaluation mode, each of `shape`."""
@@ -160,8 +151,3 @@ def evaluate_all(model: nn.Sequential, data, shape: tuple[int, int]) -> dict:
     model.train()
     found = {"loss": losses / len(inputs), "accuracy": right / len(inputs)}
     return {name: values.view(shape).numpy() for name, values in found.items()}
-
-
-def _joined(looks: list[dict]) -> dict[str, np.ndarray]:
-    """Return arrays (lrs, seeds, looks) of a list of results (lrs, seeds)."""
-    return {name: np.stack([look[name] for look in looks], -1) for name in looks[0]}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -212,12 +212,17 @@ def _batches(job: Job) -> Iterator[tuple[Tensor, Tensor]]:
     if job.own_rows:  # the rows of all seeds below each other
         inputs, targets = inputs.flatten(0, 1), targets.flatten(0, 1)
         first_rows = torch.arange(len(job.seeds)).unsqueeze(1) * job.rows
+    for rows in rows_drawn(job.rows, job.seeds, job.batch_size):
+        rows = (rows + first_rows).repeat(len(job.lrs), 1)
+        yield _gather(inputs, rows), _gather(targets, rows)
+
+
+def rows_drawn(count: int, seeds: Sequence[int], batch_size: int) -> Iterator[Tensor]:
+    """Yield the rows of each update, (seeds, batch), those of `count` that `fit` draws."""
     epoch = 0
     while True:
-        orders = [epoch_order(job.rows, seed, epoch) for seed in job.seeds]
-        for rows in torch.stack(orders).split(job.batch_size, dim=1):  # (seeds, batch)
-            rows = (rows + first_rows).repeat(len(job.lrs), 1)
-            yield _gather(inputs, rows), _gather(targets, rows)
+        orders = [epoch_order(count, seed, epoch) for seed in seeds]
+        yield from torch.stack(orders).split(batch_size, dim=1)
         epoch += 1
 
 
