@@ -50,6 +50,12 @@ def require(*modules: str) -> None:
             ) from None
 
 
+def cannot_write(error: OSError, folder: Path) -> str:
+    """Return in words what could not be written into a folder, and what to do."""
+    what = error.filename or folder
+    return f"cannot write {what} ({error.strerror}); name another folder"
+
+
 def positive(text: str) -> float:
     """Return a number above 0; raise ArgumentTypeError otherwise."""
     try:

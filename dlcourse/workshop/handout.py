@@ -19,7 +19,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from dlcourse.workshop.check import Parser, require
+from dlcourse.workshop.check import Parser, cannot_write, require
 from dlcourse.workshop.plan import Chapter, Failure, plan, read_chapters
 from dlcourse.workshop.reading import (
     CHAPTERS,
@@ -341,8 +341,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"dlcourse-handout: {error}", file=sys.stderr)
         return 1
     except OSError as error:
-        told = f"cannot write {error.filename or options.out} ({error.strerror})"
-        print(f"dlcourse-handout: {told}; name another folder", file=sys.stderr)
+        print(f"dlcourse-handout: {cannot_write(error, options.out)}", file=sys.stderr)
         return 1
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from dlcourse import __version__
 from dlcourse.lab.source import COURSE
-from dlcourse.workshop.check import Parser, require
+from dlcourse.workshop.check import Parser, cannot_write, require
 from dlcourse.workshop.reading import Misuse
 
 COPIED = ("chapters/[0-9][0-9]_*.ipynb", "chapters/conftest.py", "chapters/nbval.cfg",
@@ -140,8 +140,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"dlcourse-lab: {error}", file=sys.stderr)
         return 2
     except OSError as error:
-        told = f"cannot write {error.filename or options.folder} ({error.strerror})"
-        print(f"dlcourse-lab: {told}; name another folder", file=sys.stderr)
+        print(f"dlcourse-lab: {cannot_write(error, options.folder)}", file=sys.stderr)
         return 1
     print(describe(options.folder, filled))
     return 0 if options.copy_only else open_jupyterlab(options.folder, rest)
