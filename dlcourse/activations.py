@@ -7,11 +7,25 @@ gradient into NaN. PyTorch's autograd makes the gradients.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
+
+
+def _rounded_once(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Compute 16-bit inputs in float32 and round the result, as torch does."""
+
+    @functools.wraps(function)
+    def widened(x: Tensor, *args, **settings) -> Tensor:
+        if x.dtype not in (torch.float16, torch.bfloat16):
+            return function(x, *args, **settings)
+        return function(x.float(), *args, **settings).to(x.dtype)
+
+    return widened
+
 
 # --- hidden units ---------------------------------------------------------------------------------
 
@@ -35,6 +49,7 @@ def leaky_relu(x: Tensor, negative_slope: float = 0.01) -> Tensor:
     return torch.where(x > 0, x, negative_slope * x)
 
 
+@_rounded_once
 def sigmoid(x: Tensor) -> Tensor:
     """Return 1 / (1 + exp(-x)), in [0, 1].
 
@@ -47,6 +62,7 @@ def sigmoid(x: Tensor) -> Tensor:
     return torch.where(positive, 1.0, z) / (1 + z)
 
 
+@_rounded_once
 def tanh(x: Tensor) -> Tensor:
     """Return (exp(x) - exp(-x)) / (exp(x) + exp(-x)), in [-1, 1].
 
@@ -58,6 +74,7 @@ def tanh(x: Tensor) -> Tensor:
     return torch.where(positive, -t, t) / (2 + t)
 
 
+@_rounded_once
 def gelu(x: Tensor, approximate: str = "none") -> Tensor:
     """Return x * Phi(x), with Phi the share of a standard normal below x.
 
@@ -75,6 +92,7 @@ def gelu(x: Tensor, approximate: str = "none") -> Tensor:
     raise ValueError(f"approximate={approximate!r}: choose 'none' or 'tanh'")
 
 
+@_rounded_once
 def silu(x: Tensor) -> Tensor:
     """Return x * sigmoid(x), also called swish; as in torch, -inf gives NaN.
 
@@ -125,6 +143,7 @@ class SwiGLU(nn.Module):
 # --- outputs and their losses ---------------------------------------------------------------------
 
 
+@_rounded_once
 def softmax(x: Tensor, dim: int = -1) -> Tensor:
     """Return exp(x) over its sum along `dim`: numbers in [0, 1] that sum to 1.
 
@@ -139,6 +158,7 @@ def softmax(x: Tensor, dim: int = -1) -> Tensor:
     return z / z.sum(dim, keepdim=True)
 
 
+@_rounded_once
 def log_softmax(x: Tensor, dim: int = -1) -> Tensor:
     """Return the logarithm of softmax(x), by log-sum-exp: finite where softmax rounds to
     0.
@@ -151,12 +171,18 @@ def log_softmax(x: Tensor, dim: int = -1) -> Tensor:
     return x - torch.exp(x).sum(dim, keepdim=True).log()
 
 
-def cross_entropy(logits: Tensor, targets: Tensor, reduction: str = "mean") -> Tensor:
+def cross_entropy(
+    logits: Tensor,
+    targets: Tensor,
+    reduction: str = "mean",
+    ignore_index: int = -100,
+) -> Tensor:
     """Return minus the log-probability of the right class: softmax and its loss in one.
 
     `logits` (n, classes), `targets` (n,) class numbers int64. `reduction`: "mean", "sum",
-    "none". The gradient of a row is softmax(logits) minus the one-hot target. Raises
-    ValueError for other shapes, TypeError for targets that are no integers.
+    "none". The gradient of a row is softmax(logits) minus the one-hot target. A row whose
+    target is `ignore_index` has loss 0 and does not count in the mean. Raises ValueError
+    for other shapes, TypeError for targets that are no integers.
     """
     if logits.ndim != 2 or targets.shape != logits.shape[:1]:
         raise ValueError(
@@ -165,7 +191,12 @@ def cross_entropy(logits: Tensor, targets: Tensor, reduction: str = "mean") -> T
         )
     if targets.dtype != torch.int64:
         raise TypeError(f"targets are {targets.dtype}: give class numbers as int64")
-    losses = -log_softmax(logits, 1).gather(1, targets.unsqueeze(1)).squeeze(1)
+    counted = targets != ignore_index
+    column = torch.where(counted, targets, 0).unsqueeze(1)
+    losses = -log_softmax(logits, 1).gather(1, column).squeeze(1)
+    losses = torch.where(counted, losses, 0.0)
+    if reduction == "mean":
+        return losses.sum() / counted.sum()
     return _reduce(losses, reduction)
 
 

@@ -12,14 +12,17 @@ from torch import Tensor, nn
 
 
 def get_total_norm(
-    tensors: Iterable[Tensor], norm_type: float = 2.0, error_if_nonfinite: bool = False
+    tensors: Iterable[Tensor],
+    norm_type: float | str = 2.0,
+    error_if_nonfinite: bool = False,
 ) -> Tensor:
     """Return the norm, a scalar, of all `tensors` read as one long vector.
 
-    `norm_type` p > 0, or inf for the largest absolute value. No tensors at all: zero.
+    `norm_type` p > 0, or inf (also "inf") for the largest absolute value. No tensors at all: zero.
     Raises RuntimeError for a norm that is NaN or infinite where `error_if_nonfinite`.
     Invariant: cutting a tensor in pieces does not change the result.
     """
+    norm_type = float(norm_type)  # torch takes "inf" too
     if not norm_type > 0:
         raise ValueError(
             f"norm_type={norm_type}: give a number above 0, such as 2.0, or inf"
@@ -56,7 +59,7 @@ def clip_by_norm(
 def clip_grad_norm_(
     parameters: Tensor | Iterable[Tensor],
     max_norm: float,
-    norm_type: float = 2.0,
+    norm_type: float | str = 2.0,
     error_if_nonfinite: bool = False,
 ) -> Tensor:
     """Scale all gradients by one factor, so that their joint norm is at most `max_norm`

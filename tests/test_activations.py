@@ -287,6 +287,27 @@ def test_soft_functions_at_special_rows(name, keep_denormals):
     assert_same(SOFT[name], x, weight, dim=1)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_16_bit_numbers_are_rounded_once(dtype):
+    x = torch.linspace(-6, 6, 2000).to(dtype)
+    for name in ("sigmoid", "tanh", "gelu", "silu"):
+        ours, theirs = PAIRS[name]
+        assert ulps(ours(x), theirs(x.double()).to(dtype)) <= 1, name
+    exact = F.gelu(x.double(), approximate="tanh").to(dtype)
+    off = (act.gelu(x, approximate="tanh") - exact).abs()
+    # 1 + tanh cancels on the left, in torch's formula too
+    assert (off <= torch.finfo(dtype).eps * exact.abs() + 1e-6).all()
+    rows = x.view(20, 100)
+    for ours, theirs in SOFT.values():
+        exact = theirs(rows.double(), dim=1).to(dtype)
+        assert ulps(ours(rows, dim=1), exact) <= 1
+
+
+def ulps(ours, theirs):
+    """Return how many 16-bit numbers lie between the two, at most."""
+    return (ours.view(torch.int16).int() - theirs.view(torch.int16).int()).abs().max()
+
+
 def test_softmax_invariants():
     x = torch.randn(50, 7, dtype=torch.float64) * 10
     ones = torch.ones(50, dtype=torch.float64)
@@ -324,6 +345,21 @@ def test_losses_equal_torch(reduction):
                 lambda x, f=theirs, t=targets: f(x, t, reduction=reduction),
             )
             assert_same(pair, logits, rtol=1e-12, atol=1e-12)
+
+
+def test_ignored_targets_count_for_nothing():
+    logits = torch.randn(5, 3, dtype=torch.float64)
+    targets = torch.tensor([0, -100, 2, -100, 1])
+    for reduction in ("mean", "sum", "none"):
+        pair = (
+            lambda x, r=reduction: act.cross_entropy(x, targets, r),
+            lambda x, r=reduction: F.cross_entropy(x, targets, reduction=r),
+        )
+        assert_same(pair, logits, rtol=1e-12, atol=1e-12)
+    other = targets.where(targets != -100, 1)
+    assert act.cross_entropy(logits, other, ignore_index=1).allclose(
+        F.cross_entropy(logits, other, ignore_index=1)
+    )
 
 
 def test_losses_at_special_points(keep_denormals):

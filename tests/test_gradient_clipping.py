@@ -55,7 +55,7 @@ def same(left, right, **tolerance):
     )
 
 
-@pytest.mark.parametrize("norm_type", [0.5, 1.0, 2.0, 3.0, math.inf])
+@pytest.mark.parametrize("norm_type", [0.5, 1.0, 2.0, 3.0, math.inf, "inf"])
 @pytest.mark.parametrize("max_norm", [0.0, 1e-3, 1.0, 50.0, math.inf])
 @pytest.mark.parametrize("seed", range(8))
 def test_norm_clipping_equals_torch(seed, max_norm, norm_type):

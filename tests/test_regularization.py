@@ -163,6 +163,8 @@ def test_adamw_equals_torch_to_the_bit(seed):
         "betas": (float(draw.uniform(0, 0.99)), float(draw.uniform(0, 0.999))),
         "eps": 10.0 ** float(draw.integers(-12, -3)),
         "weight_decay": float(draw.choice([0, 0.01, 1.0])),
+        "amsgrad": bool(seed % 2),
+        "maximize": seed % 4 > 1,
     }
     for dtype in DTYPES:
         ours = trained(rg.AdamW, seed, dtype, **settings)

@@ -71,8 +71,10 @@ class AdamW(torch.optim.Optimizer):
     weight_decay.
 
     lr > 0, 0 <= betas < 1, eps >= 0, weight_decay >= 0; each may differ by parameter
-    group. The defaults are torch's. Raises ValueError for numbers out of range.
-    Source: Loshchilov & Hutter (2019), with torch's order of operations (for-loop form),
+    group. `amsgrad` divides by the largest mean square so far instead of the last one;
+    `maximize` climbs. The defaults are torch's. Raises ValueError for numbers out of
+    range.
+    Source: Loshchilov & Hutter (2019), amsgrad Reddi, Kale & Kumar (2018), with torch's order of operations (for-loop form),
     which it equals to the bit. Invariant: without a gradient the weights shrink as a
     geometric series.
     """
@@ -84,9 +86,12 @@ class AdamW(torch.optim.Optimizer):
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 1e-2,
+        amsgrad: bool = False,
+        *,
+        maximize: bool = False,
     ) -> None:
         settings = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
-        super().__init__(params, settings)
+        super().__init__(params, settings | {"amsgrad": amsgrad, "maximize": maximize})
         for group in self.param_groups:
             _check_rate(group["lr"])
             _check_at_least_zero("weight_decay", group["weight_decay"])
@@ -103,18 +108,25 @@ class AdamW(torch.optim.Optimizer):
         for group in self.param_groups:
             lr, (beta1, beta2) = group["lr"], group["betas"]
             for weight in _with_grad(group["params"]):
-                state = self.state[weight]
+                grad, state = weight.grad, self.state[weight]
+                assert grad is not None  # `_with_grad` leaves the others out
                 if not state:
                     state["step"] = torch.tensor(0.0)
                     state["exp_avg"] = torch.zeros_like(weight)
                     state["exp_avg_sq"] = torch.zeros_like(weight)
+                    if group["amsgrad"]:
+                        state["max_exp_avg_sq"] = torch.zeros_like(weight)
                 state["step"] += 1
                 t = state["step"].item()
+                grad = -grad if group["maximize"] else grad
                 # the one line that makes it AdamW
                 weight.mul_(1 - lr * group["weight_decay"])
-                mean = state["exp_avg"].lerp_(weight.grad, 1 - beta1)
+                mean = state["exp_avg"].lerp_(grad, 1 - beta1)
                 square = state["exp_avg_sq"].mul_(beta2)
-                square.addcmul_(weight.grad, weight.grad, value=1 - beta2)
+                square.addcmul_(grad, grad, value=1 - beta2)
+                if group["amsgrad"]:
+                    largest = state["max_exp_avg_sq"]
+                    square = torch.maximum(largest, square, out=largest)
                 root = (square.sqrt() / (1 - beta2**t) ** 0.5).add_(group["eps"])
                 weight.addcdiv_(mean, root, value=-lr / (1 - beta1**t))
         return loss
