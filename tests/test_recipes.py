@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import copy
 import json
-import os
 import re
 import subprocess
 import sys
@@ -18,6 +17,7 @@ import torch.nn.functional as F
 from sklearn.datasets import load_digits
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
+from warm import run_script
 
 RECIPES = Path(__file__).resolve().parent.parent / "recipes"
 LINES = 70
@@ -77,18 +77,21 @@ NAMES = sorted(CASES)
 SETTINGS = {"ACCELERATE_USE_CPU": "yes", "OMP_NUM_THREADS": "1", "PYTHONPATH": ""}
 
 
+@pytest.fixture(autouse=True)
+def on_the_cpu(monkeypatch):
+    for name, value in SETTINGS.items():
+        monkeypatch.setenv(name, value)
+
+
 def start(
-    script: Path, folder: Path | str, *launcher: str
+    script: Path, folder: Path | str, processes: int = 1
 ) -> subprocess.CompletedProcess:
-    """Run a recipe, or a changed copy of one, on the CPU and in a folder."""
-    return subprocess.run(
-        [sys.executable, *launcher, str(script)],
-        cwd=folder,
-        env=os.environ | SETTINGS,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    """Run a recipe, or a changed copy of one, in a folder."""
+    for _ in range(TRIES):
+        done = run_script(script, folder, processes)
+        if done.returncode == 0 or not LOST.search(done.stderr):
+            break
+    return done
 
 
 def output_of(text: str, script: Path) -> str:
@@ -103,13 +106,13 @@ def source(name: str) -> str:
     return (RECIPES / f"{name}.py").read_text(encoding="utf-8")
 
 
-def run(name: str, *launcher: str) -> dict[str, float]:
+def run(name: str, processes: int = 1) -> dict[str, float]:
     """Run a recipe in a folder of its own; return the numbers of its last line."""
-    for _ in range(TRIES):
-        with tempfile.TemporaryDirectory() as folder:
-            done = start(RECIPES / f"{name}.py", folder, *launcher)
-        if done.returncode == 0 or not LOST.search(done.stderr):
-            break
+    with tempfile.TemporaryDirectory() as folder:
+        return result_of(start(RECIPES / f"{name}.py", folder, processes))
+
+
+def result_of(done: subprocess.CompletedProcess) -> dict[str, float]:
     assert done.returncode == 0, done.stderr
     lines = done.stdout.strip().splitlines()
     last = re.findall(r"([a-z][\w ]*?) (-?\d[\d.]*)", lines[-1])
@@ -125,11 +128,33 @@ def test_every_recipe_has_a_case():
 @pytest.mark.parametrize("name", NAMES)
 def test_two_processes_equal_one(name):
     one = run(name)
-    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
-    two = run(name, *launcher)
+    two = run(name, processes=2)
     assert set(one) == set(two) == set(CASES[name])
     for key, distance in CASES[name].items():
         assert abs(one[key] - two[key]) <= distance, f"{key}: {one[key]} and {two[key]}"
+
+
+LAUNCHERS = {
+    "python": [],
+    "torchrun": "-m torch.distributed.run --standalone --nproc_per_node 2".split(),
+    "accelerate launch": "-m accelerate.commands.launch --cpu --num_processes 2 "
+    "--num_machines 1 --mixed_precision no --dynamo_backend no".split(),
+}
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_the_real_launchers_start_a_recipe(tmp_path, launcher):
+    """Elsewhere in this file a fork stands in for them."""
+    name = "11_gradient_accumulation"
+    for _ in range(TRIES):
+        command = [sys.executable, *LAUNCHERS[launcher], str(RECIPES / f"{name}.py")]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+        if done.returncode == 0 or not LOST.search(done.stderr):
+            break
+    result, alone = result_of(done), run(name)
+    assert set(result) == set(CASES[name])
+    for key, distance in CASES[name].items():
+        assert abs(result[key] - alone[key]) <= distance
 
 
 def test_01_equals_a_plain_loop():
@@ -222,11 +247,7 @@ def test_07_synchronised_processes_share_the_rows_of_a_norm(tmp_path):
         text = text.replace(old, new, 1)
     script = tmp_path / "sync.py"
     script.write_text(text, encoding="utf-8")
-    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
-    for _ in range(TRIES):
-        done = start(script, tmp_path, *launcher)
-        if done.returncode == 0 or not LOST.search(done.stderr):
-            break
+    done = start(script, tmp_path, processes=2)
     assert done.returncode == 0, done.stderr
     assert abs(float(done.stdout.split()[-1]) - alone) < 1e-8
 
