@@ -134,11 +134,10 @@ def test_two_processes_equal_one(name):
         assert abs(one[key] - two[key]) <= distance, f"{key}: {one[key]} and {two[key]}"
 
 
-LAUNCHERS = {
-    "python": [],
-    "torchrun": "-m torch.distributed.run --standalone --nproc_per_node 2".split(),
-    "accelerate launch": "-m accelerate.commands.launch --cpu --num_processes 2 "
-    "--num_machines 1 --mixed_precision no --dynamo_backend no".split(),
+LAUNCHERS = {  # and how many processes each starts; on a CPU the last starts only one
+    "python": ([], 1),
+    "torchrun": ("-m torch.distributed.run --standalone --nproc_per_node 2".split(), 2),
+    "accelerate launch": ("-m accelerate.commands.launch --cpu".split(), 1),
 }
 
 
@@ -146,11 +145,17 @@ LAUNCHERS = {
 def test_the_real_launchers_start_a_recipe(tmp_path, launcher):
     """Elsewhere in this file a fork stands in for them."""
     name = "11_gradient_accumulation"
+    script, last = tmp_path / "counts.py", "\nprint('processes', {}, flush=True)\n"
+    script.write_text(source(name) + last.format("accelerator.num_processes"))
+    options, processes = LAUNCHERS[launcher]
     for _ in range(TRIES):
-        command = [sys.executable, *LAUNCHERS[launcher], str(RECIPES / f"{name}.py")]
+        command = [sys.executable, *options, str(script)]
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
         if done.returncode == 0 or not LOST.search(done.stderr):
             break
+    counted = f"processes {processes}\n"
+    assert done.stdout.count(counted) == processes
+    done.stdout = done.stdout.replace(counted, "")
     result, alone = result_of(done), run(name)
     assert set(result) == set(CASES[name])
     for key, distance in CASES[name].items():
