@@ -310,7 +310,7 @@ def test_power_accepts(answer):
 @pytest.mark.parametrize(
     ("answer", "words"),
     [
-        (lambda w: 2.0 ** math.floor(math.log2(w * 1e-3)), "in float16"),
+        (lambda w: 2.0 ** math.floor(math.log2(w * 1e-3)), "the half of it"),
         (lambda w: 2.0**-10 if w == 1 else 2.0**-11, "depends on the number"),
         (lambda w: w * 2.0**-10, "no power of two"),
         (lambda w: -1, "no power of two"),

@@ -621,6 +621,60 @@ def test_float16_step_with_our_scaler_equals_torchs():
         assert history.extra["scale"][0] > min(history.extra["scale"])  # it has skipped
 
 
+def test_a_resumed_run_needs_its_scale(tmp_path):
+    """With the scaler's state it goes on to the bit; without, it skips once more."""
+
+    def scaler():
+        return mp.GradScaler(init_scale=2.0**26, growth_interval=20)
+
+    def run(steps, scaler, **more):
+        step = mp.mixed_precision_step(torch.float16, scaler)
+        return run_step(step, steps=steps, **more)[0]
+
+    whole = run(20, scaler())
+    for keep in (True, False):
+        first, second = scaler(), scaler()
+        where = {"checkpoint": tmp_path / f"{keep}.pt", "resume": True}
+        run(10, first, **where)
+        if keep:
+            second.load_state_dict(first.state_dict())
+        ended = run(20, second, **where)
+        assert first.skipped > 0
+        assert torch.equal(ended, whole) == keep
+        assert (second.skipped > 0) != keep
+
+
+def test_clipping_before_unscaling_leaves_almost_nothing():
+    moved = {}
+    for order in ("right", "too early"):
+        weight = nn.Parameter(torch.zeros(3))
+        optimizer = torch.optim.SGD([weight], lr=1.0)
+        scaler = mp.GradScaler(init_scale=2.0**16)
+        scaler.scale((weight * torch.tensor([3.0, 0.0, 4.0])).sum()).backward()
+        if order == "right":
+            scaler.unscale_(optimizer)
+        nn.utils.clip_grad_norm_([weight], 1.0)
+        scaler.step(optimizer)
+        scaler.update()
+        moved[order] = weight.detach().norm().item()
+    assert moved["right"] == pytest.approx(1.0, rel=1e-4)
+    assert moved["too early"] == pytest.approx(2.0**-16, rel=1e-4)
+
+
+def test_scaled_fp8_keeps_gradients_that_bare_fp8_makes_zero():
+    generator = torch.Generator().manual_seed(0)
+    spread = torch.exp2(-12 * torch.rand(5000, generator=generator))
+    gradients = 1e-6 * spread * torch.randn(5000, generator=generator).sign()
+    assert bool((mp.round_to(gradients, "e4m3") == 0).all())
+    for margin, least in ((0, 0.0), (8, 0.1)):
+        lost = {}
+        for name in ("e4m3", "e5m2"):
+            rounded = mp.scaled_round_to(gradients, name, margin=margin)
+            lost[name] = (rounded == 0).float().mean().item()
+        assert lost["e5m2"] == 0 and lost["e4m3"] >= least
+        assert margin or lost["e4m3"] == 0
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_accumulation_changes_little(dtype):
     ends = []
