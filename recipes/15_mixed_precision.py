@@ -12,8 +12,8 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 PRECISION = "bf16"  # "no"; or, on a GPU without bfloat16, "fp16"
-RATE, MAX_NORM = 0.003, 1.0
-EPOCHS, BATCH, TRAIN_ROWS = 5, 64, 1472  # BATCH: rows of all processes together
+RATE, MAX_NORM = 0.01, 1.0
+EPOCHS, BATCH, TRAIN_ROWS = 10, 64, 1472  # BATCH: rows of all processes together
 
 torch.set_float32_matmul_precision("high")  # on NVIDIA GPUs: TF32 in what stays float32
 loading = DataLoaderConfiguration(split_batches=True)
