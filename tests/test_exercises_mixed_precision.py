@@ -311,7 +311,7 @@ def test_power_accepts(answer):
     ("answer", "words"),
     [
         (lambda w: 2.0 ** math.floor(math.log2(w * 1e-3)), "the half of it"),
-        (lambda w: 2.0**-10 if w == 1 else 2.0**-11, "depends on the number"),
+        (lambda w: 2.0**-10 if w == 1 else 2.0**-11, "grows with the number"),
         (lambda w: w * 2.0**-10, "no power of two"),
         (lambda w: -1, "no power of two"),
         (lambda w: 0.0, "no power of two"),
@@ -491,12 +491,12 @@ def leftovers_after_a_skip(losses, parameters, optimizer, scaler, max_norm):
         (never_scales, ""),
         (never_updates, "did not move on"),
         (never_clips, "longer than max_norm"),
-        (never_zeroes, "empty the old gradients"),
+        (never_zeroes, "empty the old gradients, too"),
         (only_the_first, "the mean of all losses"),
         (only_the_last, "the mean of all losses"),
         (clips_values, "longer than max_norm"),
         (always_two, "divide each loss"),
-        (leftovers_after_a_skip, "After a step that was left out"),
+        (leftovers_after_a_skip, "empty the old gradients, too"),
     ],
     ids=lambda part: getattr(part, "__name__", ""),
 )

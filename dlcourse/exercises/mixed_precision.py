@@ -476,8 +476,9 @@ def _check_order(answer: Callable) -> None:
         wanted = mean * min(1.0, 0.3 / float(mean.norm()))
         expect(
             torch.allclose(found, wanted, atol=1e-3),
-            f"After a step that was left out, {count} micro-batches with the mean gradient "
-            f"{_shown(mean)} and max_norm=0.3 gave {_shown(found)}, wanted {_shown(wanted)}.",
+            f"After an infinite gradient, {count} micro-batches with the mean gradient "
+            f"{_shown(mean)} and max_norm=0.3 gave {_shown(found)}, wanted {_shown(wanted)}. "
+            "After a step that was left out, empty the old gradients, too.",
         )
 
 
