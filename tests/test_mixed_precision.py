@@ -12,8 +12,6 @@ import torch.nn.functional as F
 from torch import nn
 
 from dlcourse import mixed_precision as mp
-from dlcourse.exercises import mixed_precision as exercises
-from dlcourse.exercises.mixed_precision import EXERCISES
 from dlcourse.lab.launching import launch
 from dlcourse.lab.models import MLP
 from dlcourse.lab.training import fit, train_step, use_one_thread
@@ -623,6 +621,62 @@ def test_float16_step_with_our_scaler_equals_torchs():
         assert history.extra["scale"][0] > min(history.extra["scale"])  # it has skipped
 
 
+def test_a_resumed_run_needs_its_scale(tmp_path):
+    """With the scaler's state it goes on to the bit; without, it skips anew."""
+
+    def scaler():
+        return mp.GradScaler(init_scale=2.0**26, growth_interval=20)
+
+    def run(steps, scaler, **more):
+        step = mp.mixed_precision_step(torch.float16, scaler)
+        return run_step(step, steps=steps, **more)[0]
+
+    unbroken = scaler()
+    whole = run(20, unbroken)
+    for keep in (True, False):
+        first, second = scaler(), scaler()
+        where = {"checkpoint": tmp_path / f"{keep}.pt", "resume": True}
+        run(10, first, **where)
+        if keep:
+            second.load_state_dict(first.state_dict())
+        ended = run(20, second, **where)
+        skipped = first.skipped + second.skipped
+        assert first.skipped > 0
+        assert torch.equal(ended, whole) == keep
+        assert (skipped == unbroken.skipped) == keep
+
+
+def test_clipping_before_unscaling_leaves_almost_nothing():
+    moved = {}
+    for order in ("right", "too early"):
+        weight = nn.Parameter(torch.zeros(3))
+        optimizer = torch.optim.SGD([weight], lr=1.0)
+        scaler = mp.GradScaler(init_scale=2.0**16)
+        scaler.scale((weight * torch.tensor([3.0, 0.0, 4.0])).sum()).backward()
+        if order == "right":
+            scaler.unscale_(optimizer)
+        nn.utils.clip_grad_norm_([weight], 1.0)
+        scaler.step(optimizer)
+        scaler.update()
+        moved[order] = weight.detach().norm().item()
+    assert moved["right"] == pytest.approx(1.0, rel=1e-4)
+    assert moved["too early"] == pytest.approx(2.0**-16, rel=1e-4)
+
+
+def test_scaled_fp8_keeps_gradients_that_bare_fp8_makes_zero():
+    generator = torch.Generator().manual_seed(0)
+    spread = torch.exp2(-12 * torch.rand(5000, generator=generator))
+    gradients = 1e-6 * spread * torch.randn(5000, generator=generator).sign()
+    assert bool((mp.round_to(gradients, "e4m3") == 0).all())
+    for margin, least in ((0, 0.0), (8, 0.1)):
+        lost = {}
+        for name in ("e4m3", "e5m2"):
+            rounded = mp.scaled_round_to(gradients, name, margin=margin)
+            lost[name] = (rounded == 0).float().mean().item()
+        assert lost["e5m2"] == 0 and lost["e4m3"] >= least
+        assert margin or lost["e4m3"] == 0
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_accumulation_changes_little(dtype):
     ends = []
@@ -784,88 +838,3 @@ def test_saved_bytes_counts_each_storage_once():
     with torch.no_grad():
         assert mp.saved_bytes(forward, known) == 0
     assert mp.tensor_bytes([None, torch.ones(3).half()]) == 6 and mp.tensor_bytes([]) == 0
-
-
-# --- exercises ------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("number", range(len(EXERCISES)))
-def test_exercises(number):
-    exercise = EXERCISES[number]
-    assert exercise.hint_for(...) is not None
-    assert exercise.hint_for(exercise.solve) is None
-    for name, wrong in exercise.wrong.items():
-        hint = exercise.hint_for(wrong.answer)
-        assert hint is not None and wrong.hint in hint, name
-
-
-def test_other_right_answers_pass():
-    def in_place(weight, scaled_grad, lr, scale, streak):
-        if torch.isfinite(scaled_grad.sum()):
-            weight -= lr * scaled_grad / scale
-            streak += 1
-        else:
-            scale, streak = scale * 0.5, 0
-        if streak >= 3:
-            scale, streak = scale * 2, 0
-        return [weight, torch.tensor(scale), np.int64(streak)]
-
-    def clip_at_the_scaled_bound(losses, parameters, optimizer, scaler, max_norm):
-        for loss in losses:
-            scaler.scale(loss() / len(losses)).backward()
-        nn.utils.clip_grad_norm_(parameters, max_norm * scaler.get_scale())
-        scaler.step(optimizer)
-        scaler.update()
-        optimizer.zero_grad()
-
-    def from_neighbours(w):
-        high = np.nextafter(np.float16(w), np.float16(np.inf))
-        gap = float(high) - w
-        return gap / 2 if np.float16(w + gap / 2) != np.float16(w) else gap
-
-    answers = (in_place, exercises._try_all, clip_at_the_scaled_bound)
-    for exercise, answer in zip(EXERCISES, answers, strict=True):
-        assert exercise.hint_for(answer) is None
-    assert EXERCISES[1].hint_for(from_neighbours) is None
-
-
-def test_every_power_is_the_smallest_that_float16_arithmetic_sees():
-    every = torch.arange(0x0800, 0x7400, 7, dtype=torch.int16).view(torch.float16)
-    for w in (*every.tolist(), 2.0**-13, 2.0**14):
-        h = np.float16(exercises._solve_vanish(w))
-        assert np.float16(w) + h != np.float16(w) == np.float16(w) + h / np.float16(2)
-
-
-def test_lazy_answers_do_not_pass():
-    def nothing_moves(weight, scaled_grad, lr, scale, streak):
-        return weight, scale, streak
-
-    def by_decimals(w):
-        return 2.0 ** math.floor(math.log2(w * 1e-3))
-
-    def only_one(w):
-        return 2.0**-10 if w == 1 else 2.0**-11
-
-    def grow_first(weight, scaled_grad, lr, scale, streak):
-        new, grown, count = exercises._solve_scaler(
-            weight, scaled_grad, lr, scale, streak
-        )
-        return weight - (weight - new) * scale / max(scale, grown), grown, count
-
-    def fixed_scale(weight, scaled_grad, lr, scale, streak):
-        return exercises._solve_scaler(weight, scaled_grad, lr, 1024.0, streak)
-
-    def fixed_rate(weight, scaled_grad, lr, scale, streak):
-        return exercises._solve_scaler(weight, scaled_grad, 0.5, scale, streak)
-
-    def fixed_norm(losses, parameters, optimizer, scaler, max_norm):
-        exercises._solve_order(losses, parameters, optimizer, scaler, 2.0)
-
-    def never_step(losses, parameters, optimizer, scaler, max_norm):
-        optimizer.zero_grad()
-
-    wrong = ((0, grow_first), (0, fixed_scale), (0, fixed_rate), (2, fixed_norm),
-             (0, nothing_moves), (0, lambda *a: None), (1, by_decimals), (1, only_one),
-             (1, lambda w: w * 2.0**-10), (1, lambda w: -1), (2, never_step))  # fmt: skip
-    for number, answer in wrong:
-        assert EXERCISES[number].hint_for(answer) is not None

@@ -71,6 +71,8 @@ CASES = {
     "11_gradient_accumulation": {"test accuracy": 0.004, "test loss": 0.001},
     "13_warmup": {"test accuracy": 0.004},
     "14_lr_schedulers": {"test accuracy": 0.004, "test loss": 0.001},
+    # bfloat16 rounds the gradient of half the rows otherwise than that of all
+    "15_mixed_precision": {"test accuracy": 0.01, "test loss": 0.02},
     "16_data_loading": {"test accuracy": 0.004, "test loss": 0.001},
 }
 NAMES = sorted(CASES)
