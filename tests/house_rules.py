@@ -26,7 +26,7 @@ TECHNIQUES = (
     "data_loading",
 )
 # Chapters that are not lessons yet: they have the old sections, and no recipe.
-TO_BE_REWRITTEN = {"mixed_precision", "parallelism"}
+TO_BE_REWRITTEN = {"mixed_precision"}
 CHAPTER = {
     name: f"{number:02d}_{name}.ipynb" for number, name in enumerate(TECHNIQUES, 1)
 }

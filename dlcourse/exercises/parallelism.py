@@ -389,9 +389,19 @@ def _memory_parameters_first(parameters, devices, stage):
     return parameters * (weight + gradient + (12 / devices if stage >= 3 else 12))
 
 
+def _work(one: Sequence) -> tuple[str, int]:
+    """Return one piece of work as ("F" or "B", micro-batch)."""
+    number = _number(one[1]) if len(one) == 2 else None
+    expect(
+        number is not None and number.is_integer(),
+        f"Each piece of work is a pair, ('F', i) or ('B', i) with a whole number i, not {one!r}.",
+    )
+    return one[0], int(number or 0)
+
+
 def _check_order(answer: Callable) -> None:
     for p, m in ((2, 4), (4, 8), (3, 7), (4, 2), (1, 3)):
-        orders = [[tuple(work) for work in answer(stage, p, m)] for stage in range(p)]
+        orders = [[_work(one) for one in answer(stage, p, m)] for stage in range(p)]
         for stage, order in enumerate(orders):
             expect(
                 sorted(order) == sorted((kind, i) for kind in "FB" for i in range(m)),
