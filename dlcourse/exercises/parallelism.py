@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
 import threading
@@ -408,24 +409,35 @@ def _check_order(answer: Callable) -> None:
                 f"Stage {stage} of {p}, {m} micro-batches: each ('F', i) and ('B', i) must occur "
                 "exactly once.",
             )
-        try:
+        for stage, order in enumerate(orders):
+            for i in range(m):
+                expect(
+                    order.index(("F", i)) < order.index(("B", i)),
+                    f"Stage {stage} of {p}: ('B', {i}) stands before ('F', {i}).",
+                )
+        for stage, order in enumerate(orders):
+            held = most_in_flight(order)
+            expect(
+                held <= max(1, p - stage),
+                f"Stage {stage} of {p} holds {held} micro-batches at once, and {p - stage} would "
+                "do. Does it do more forwards before a backward than the stages after it need?",
+            )
+        trace = None
+        with contextlib.suppress(ValueError):
             trace = simulate_pipeline(orders)
-        except ValueError as error:
-            expect(False, f"{p} stages, {m} micro-batches: {error}. Is a B before its F?")
-        idle = idle_fraction(trace)
+        expect(
+            trace is not None,
+            f"{p} stages, {m} micro-batches: the stages wait for each other for ever. A stage can "
+            "do B of a micro-batch after its own F, and after the next stage has done B, for which "
+            "that stage needs its F first.",
+        )
+        idle = idle_fraction(trace or [])
         expect(
             idle < bubble_fraction(p, m) + 1e-9,
             f"{p} stages, {m} micro-batches: {idle:.2f} of the time is idle, and "
             f"{bubble_fraction(p, m):.2f} would do. The early stages need some forwards ahead, so "
             "that the later ones have work.",
         )
-        for stage, order in enumerate(orders):
-            held = most_in_flight(order)
-            expect(
-                held <= max(1, p - stage),
-                f"Stage {stage} of {p} holds {held} micro-batches, and {p - stage} would do: after "
-                "its first backward, let one forward and one backward alternate.",
-            )
 
 
 def _solve_order(stage, stages, micro_batches):
@@ -517,11 +529,11 @@ EXERCISES = (
         _check_order,
         _solve_order,
         {
-            "all forwards first": Wrong(
-                _order_gpipe, "would do: after its first backward"
-            ),
+            "all forwards first": Wrong(_order_gpipe, "more forwards before a backward"),
             "no forwards ahead": Wrong(_order_without_warmup, "forwards ahead"),
-            "the same for all stages": Wrong(_order_same_for_all, "forwards ahead"),
+            "the same for all stages": Wrong(
+                _order_same_for_all, "more forwards before a backward"
+            ),
         },
     ),
 )
