@@ -61,10 +61,9 @@ for epoch in range(done, EPOCHS):
         nn.utils.clip_grad_norm_(model.parameters(), MAX_NORM)  # the norm of all parts
         optimizer.step()
         optimizer.zero_grad()
-    weights, state = get_state_dict(model, optimizer)  # each process saves its own parts
-    dcp.save(
-        {"model": weights, "optimizer": state}, checkpoint_id=FOLDER / f"{epoch + 1}"
-    )
+    weights, state = get_state_dict(model, optimizer)
+    state = {"model": weights, "optimizer": state}
+    dcp.save(state, checkpoint_id=FOLDER / f"{epoch + 1}")  # each process its own parts
 
 with torch.no_grad():
     pairs = [accelerator.gather_for_metrics((model(x), y)) for x, y in test]
