@@ -1235,6 +1235,15 @@ def test_published_runs_can_be_interleaved():
             assert all(layers % fewer for fewer in range(2, chunks))
 
 
+def test_days_for_gpt3_are_near_the_published_estimate():
+    model = par.GPT(96, 12288, 96)
+    for chunks in (1, 2, 3):
+        layout = par.Layout(1024, 1536, tensor=8, pipeline=16, chunks=chunks)
+        seconds = par.step_time(model, layout)["total"]
+        days = 300e9 / (1536 * 2048) * seconds / 86400  # for 300e9 tokens
+        assert 0.8 < days / 34 < 1.25  # Narayanan et al. (2021), section 5.1
+
+
 def test_messages_of_a_pipeline_are_counted():
     model = par.GPT(24, 2304, 24)
     machine = par.Machine(reached=1.0)
