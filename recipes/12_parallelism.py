@@ -18,7 +18,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.utils.data import DataLoader, Subset, TensorDataset
 
 WIDTH, HEADS, LAYERS = 32, 4, 2
-RATE, MAX_NORM, EPOCHS, SEED = 0.003, 1.0, 6, 0
+RATE, MAX_NORM, EPOCHS, SEED = 0.003, 1.0, 4, 0
 BATCH, TRAIN_ROWS = 64, 1472  # BATCH: rows an update, of all processes together
 POLICY = MixedPrecisionPolicy()  # on GPUs: MixedPrecisionPolicy(torch.bfloat16)
 FOLDER = Path("sharded")  # of the checkpoints; delete it to begin anew

@@ -108,9 +108,9 @@ class Crew:
     """Processes that stay, so that several functions share the seconds of one start.
 
     They are joined in one group of torch.distributed, over gloo, with one thread each.
-    They start with the first `run`, and end with `close`, with this process, where a
-    function fails, or CREW_LIFE seconds after their start; `run` then starts new ones.
-    Raises ValueError for fewer than one process.
+    They start at once, beside what this process does, and end with `close`, with this
+    process, where a function fails, or CREW_LIFE seconds after their start; `run` then
+    starts new ones. Raises ValueError for fewer than one process.
     """
 
     def __init__(self, processes: int = 2) -> None:
@@ -118,6 +118,7 @@ class Crew:
             raise ValueError(f"processes must be at least 1, not {processes}")
         self.processes = processes
         self._thread: threading.Thread | None = None
+        self._start()
 
     def run(self, fn: Callable) -> list:
         """Call fn(rank, processes) on each process; return the results by rank.
