@@ -13,7 +13,7 @@ import tokenize
 from collections.abc import Iterator
 from pathlib import Path
 
-from house_rules import GUIDES, TECHNIQUES, TO_BE_REWRITTEN
+from house_rules import GUIDES, TECHNIQUES
 
 from dlcourse.lab.claims import LINE
 
@@ -35,19 +35,6 @@ SECTIONS = [
     "In one minute",
 ]
 DEEPER = "Deeper"  # may follow At scale
-# Those of house_rules.TO_BE_REWRITTEN keep their old sections until then.
-OLD_SECTIONS = [
-    "The problem",
-    "The idea",
-    "From scratch",
-    "The same as the well-kept one",
-    "Does it work?",
-    "What the article says",
-    "At scale",
-    "When to use it",
-    "Exercises",
-    "In one minute",
-]
 CARD = ["You will be able to", "Know first", "Minutes", "Seconds to run", "Hardware"]
 RUN = {"capstone", "predict", "train"}
 ALSO_IMPORTS = {
@@ -84,24 +71,6 @@ def for_chapters(rule):
         return [] if guide(path) else rule(path, book)
 
     return for_chapters_only
-
-
-def lesson(path: Path, book) -> bool:
-    """Tell whether a notebook has the anatomy of a lesson, or must have it."""
-    if guide(path):
-        return False
-    titles = [title for _, title in headings(book, 2)]
-    return "In plain code" in titles or technique(path) not in TO_BE_REWRITTEN
-
-
-def for_lessons(rule):
-    """Make a rule pass over guides, and over chapters that are still to be rewritten."""
-
-    @functools.wraps(rule)
-    def for_lessons_only(path: Path, book) -> list[str]:
-        return rule(path, book) if lesson(path, book) else []
-
-    return for_lessons_only
 
 
 def code_cells(book) -> Iterator[tuple[int, dict]]:
@@ -295,7 +264,7 @@ def drawing_is_folded(path: Path, book) -> list[str]:
             )
         if (tagged or hidden) and not drawing:
             problems.append(f"cell {number} is folded but does more than draw")
-        if lesson(path, book) and not drawing and number in parsed:
+        if not guide(path) and not drawing and number in parsed:
             if show_calls(parsed[number]):
                 problems.append(
                     f"cell {number} shows a figure and does something else: make two cells"
@@ -532,12 +501,11 @@ def title(path: Path, book) -> list[str]:
 @for_chapters
 def anatomy(path: Path, book) -> list[str]:
     """The H2 headings are SECTIONS, in this order, with DEEPER after At scale or not."""
-    wanted = SECTIONS if lesson(path, book) else OLD_SECTIONS
     found = [text for _, text in headings(book, 2)]
     plain = list(found)
     if DEEPER in found and found[found.index(DEEPER) - 1] == "At scale":
         plain.remove(DEEPER)
-    return [] if plain == wanted else [f"H2 headings are {found}, expected {wanted}"]
+    return [] if plain == SECTIONS else [f"H2 headings are {found}, expected {SECTIONS}"]
 
 
 def card_lines(book) -> dict[str, str]:
@@ -583,7 +551,7 @@ def exercises(path: Path, book) -> list[str]:
     """Exercises has two or more stubs ``your_... = ``; a lesson has one in Your turn, too."""
     last = len(stubs(book, "Exercises"))
     problems = [] if last >= 2 else [f"{last} stubs your_... = in Exercises, want 2"]
-    if lesson(path, book) and not stubs(book, "Your turn"):
+    if not guide(path) and not stubs(book, "Your turn"):
         problems.append("no stub your_... = in Your turn")
     return problems
 
@@ -592,7 +560,7 @@ CHOOSES = {"run_arms", "best_lr", "best_rate", "best_each"}
 BRACKETS = {"check_rates", "inside", "best_of_rates"}
 
 
-@for_lessons
+@for_chapters
 def grids_bracket(path: Path, book) -> list[str]:
     """Where a best learning rate is chosen, the lesson checks that it is inside its grid."""
     names = {called(node) for _, tree in trees(book) for node in ast.walk(tree)}
@@ -602,7 +570,7 @@ def grids_bracket(path: Path, book) -> list[str]:
     return []
 
 
-@for_lessons
+@for_chapters
 def recipe(path: Path, book) -> list[str]:
     """In your own project names the chapter's recipe, and a cell there runs it."""
     name = f"recipes/{path.stem}.py"

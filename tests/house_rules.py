@@ -25,8 +25,6 @@ TECHNIQUES = (
     "mixed_precision",
     "data_loading",
 )
-# Chapters that are not lessons yet: they have the old sections, and no recipe.
-TO_BE_REWRITTEN = {"parallelism"}
 CHAPTER = {
     name: f"{number:02d}_{name}.ipynb" for number, name in enumerate(TECHNIQUES, 1)
 }
@@ -228,9 +226,8 @@ def recipes_stand_alone(root: Path) -> list[str]:
                 )
     for stem, name in names.items():
         chapter = root / "chapters" / f"{stem}.ipynb"
-        if name not in TO_BE_REWRITTEN and chapter.exists():
-            if not (root / "recipes" / f"{stem}.py").exists():
-                problems.append(f"{name} has no recipes/{stem}.py")
+        if chapter.exists() and not (root / "recipes" / f"{stem}.py").exists():
+            problems.append(f"{name} has no recipes/{stem}.py")
     return problems
 
 

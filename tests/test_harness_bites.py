@@ -302,14 +302,11 @@ def one_stub(book):
 def no_recipe(book):
     for cell in chapter_rules.section(book, "In your own project"):
         cell.source = cell.source.replace("recipes/", "recipe ")
-    for cell in book.cells:  # a chapter of old is then one that must be a lesson
-        cell.source = cell.source.replace("## From scratch", "## In plain code")
 
 
 def unchecked_grid(book):
     victim(book).source = "best = trials.best_lr()"
     for cell in book.cells:
-        cell.source = cell.source.replace("## From scratch", "## In plain code")
         for name in chapter_rules.BRACKETS:
             cell.source = cell.source.replace(f"{name}(", "unknown(")
 
@@ -655,8 +652,7 @@ def test_planted_fault_of_house_is_caught(house, name, file, text):
     assert getattr(house_rules, name)(house)
 
 
-def test_a_lesson_without_a_recipe_is_caught(house, monkeypatch):
-    monkeypatch.setattr(house_rules, "TO_BE_REWRITTEN", set())
+def test_a_lesson_without_a_recipe_is_caught(house):
     assert house_rules.recipes_stand_alone(house) == []
     (house / "recipes" / "04_gradient_clipping.py").unlink()
     assert house_rules.recipes_stand_alone(house)

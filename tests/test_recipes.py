@@ -6,6 +6,7 @@ import ast
 import copy
 import json
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -30,6 +31,7 @@ LONGER = {
     "09_model_compression": 180,  # a layer that stays packed, training with the rounding
     "10_data_augmentation": 86,  # a data set, a collate function, a log, a test switch
     "11_gradient_accumulation": 75,  # one sum of rows or tokens, for training and test
+    "12_parallelism": 74,  # a transformer of blocks, and checkpoints in parts
 }
 LIBRARIES = {"torch", "accelerate", "sklearn"}
 ALSO = {
@@ -69,6 +71,7 @@ CASES = {
     },
     "10_data_augmentation": {"validation accuracy": 0.05, "validation loss": 0.25},
     "11_gradient_accumulation": {"test accuracy": 0.004, "test loss": 0.001},
+    "12_parallelism": {"test accuracy": 0.007, "test loss": 0.005},
     "13_warmup": {"test accuracy": 0.004},
     "14_lr_schedulers": {"test accuracy": 0.004, "test loss": 0.001},
     # bfloat16 rounds the gradient of half the rows otherwise than that of all
@@ -454,6 +457,31 @@ def test_14_is_made_longer_from_its_stable_part(tmp_path):
     assert longer.stdout == whole.stdout
     shorter = schedule_recipe(tmp_path, 5, 2)
     assert shorter.returncode == 1 and "raise EPOCHS=5" in shorter.stderr
+
+
+def test_12_goes_on_with_another_number_of_processes(tmp_path):
+    """What two processes have saved in parts, one reads; the run is the one not stopped."""
+    text = source("12_parallelism")
+    ending = "  # each process its own parts\n"
+    assert text.count(ending) == 1
+    stopped = text.replace(ending, f"{ending}    if epoch == 1: break\n")
+    script = tmp_path / "changed.py"
+    script.write_text(stopped, encoding="utf-8")
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+    for _ in range(TRIES):
+        shutil.rmtree(tmp_path / "sharded", ignore_errors=True)
+        done = start(script, tmp_path, *launcher)
+        if done.returncode == 0 or not LOST.search(done.stderr):
+            break
+    assert done.returncode == 0, done.stderr
+    saved = sorted(path.name for path in (tmp_path / "sharded" / "2").iterdir())
+    assert saved == [".metadata", "__0_0.distcp", "__1_0.distcp"]
+    (tmp_path / "sharded" / "3").mkdir()  # as a run leaves it, killed while it saved
+    resumed = output_of(text, script)
+    found = dict(re.findall(r"(test \w+) ([\d.]+)", resumed))
+    for name, value in run("12_parallelism").items():
+        distance = CASES["12_parallelism"][name]
+        assert abs(float(found[name]) - value) <= distance
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -16,6 +16,7 @@ import linecache
 import math
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -26,6 +27,7 @@ import time
 import traceback
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from pathlib import Path
 from types import FunctionType
 from typing import IO, Any, cast
@@ -37,6 +39,7 @@ ROOT = str(Path(__file__).resolve().parents[2])
 GRACE = 0.3
 # seconds after Ctrl-C for processes to save their work
 SAVING = 0.0 if os.name == "nt" else 5.0
+CREW_LIFE = 240.0  # seconds after which the processes of a crew end by themselves
 PORT_TAKEN = "EADDRINUSE|address already in use|only one usage of each socket address"
 
 
@@ -99,6 +102,108 @@ def launch(
     if failure:
         raise LaunchError(failure)
     return results
+
+
+class Crew:
+    """Processes that stay, so that several functions share the seconds of one start.
+
+    They are joined in one group of torch.distributed, over gloo, with one thread each.
+    They start at once, beside what this process does, and end with `close`, with this
+    process, where a function fails, or CREW_LIFE seconds after their start; `run` then
+    starts new ones. Raises ValueError for fewer than one process.
+    """
+
+    def __init__(self, processes: int = 2) -> None:
+        if processes < 1:
+            raise ValueError(f"processes must be at least 1, not {processes}")
+        self.processes = processes
+        self._thread: threading.Thread | None = None
+        self._start()
+
+    def run(self, fn: Callable) -> list:
+        """Call fn(rank, processes) on each process; return the results by rank.
+
+        What holds for the function and the results of `launch` holds here. Raises
+        LaunchError where a process raises, dies, or hangs.
+        """
+        job = _describe(fn)
+        if not self._usable():
+            self.close()
+            self._start()
+        folder, number = self._folder, self._jobs
+        self._jobs += 1
+        _write(folder / f"job{number}", job)
+        answers = [folder / f"answer{number}_{rank}" for rank in range(self.processes)]
+        try:
+            while not all(answer.exists() for answer in answers):
+                if self._thread is None or not self._thread.is_alive():
+                    raise LaunchError(self._failure)
+                time.sleep(0.002)
+        except KeyboardInterrupt:  # they may be in the middle of a message
+            (folder / "stop").touch()
+            self._thread = None
+            raise
+        return [json.loads(answer.read_text(encoding="utf-8")) for answer in answers]
+
+    def close(self) -> None:
+        """Let the processes end; a later `run` starts new ones."""
+        if self._thread is not None:
+            (self._folder / "stop").touch()
+            self._thread.join()
+            self._thread = None
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _usable(self) -> bool:
+        """Tell whether the processes are there, and young enough for one more function."""
+        if self._thread is None or not self._thread.is_alive():
+            return False
+        return time.monotonic() - self._born < CREW_LIFE / 2
+
+    def _start(self) -> None:
+        self._folder = Path(tempfile.mkdtemp(prefix="crew"))
+        self._born, self._jobs, self._failure = time.monotonic(), 0, ""
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+
+    def _watch(self) -> None:
+        """Start the processes and wait for their end; a thread of its own does that."""
+        job = _describe(_serve) | {"args": [str(self._folder)], "kwargs": {}}
+        for _ in range(3):  # as `launch` does, where a port is taken
+            _, _, failure = _run(job, self.processes, CREW_LIFE, True, False, quiet=True)
+            if not re.search(PORT_TAKEN, failure, re.IGNORECASE):
+                break
+        self._failure = failure or "the processes have ended"
+
+
+def _write(path: Path, value: object) -> None:
+    """Write a file in one step, so that it is never seen half written."""
+    part = path.with_name(path.name + ".part")
+    part.write_text(json.dumps(value), encoding="utf-8")
+    part.replace(path)
+
+
+def _serve(name: str) -> None:
+    """Run the functions of a crew, one after the other, as their files appear."""
+    import torch
+    import torch.distributed as dist
+
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", timeout=timedelta(seconds=30))
+    rank, folder, number = dist.get_rank(), Path(name), 0
+    while True:
+        job = folder / f"job{number}"
+        if job.exists():
+            job_read = json.loads(job.read_text(encoding="utf-8"))
+            value = _call(job_read, rank, dist.get_world_size())
+            _check_plain(value, "the result")
+            _write(folder / f"answer{number}_{rank}", value)
+            number += 1
+        elif (folder / "stop").exists():
+            break
+        else:
+            time.sleep(0.002)
+    dist.barrier()  # none leaves while another may still wait for its message
+    dist.destroy_process_group()
 
 
 # --- the parent -----------------------------------------------------------------------------------
@@ -315,7 +420,12 @@ class _Rank:
 
 
 def _run(
-    job: dict, processes: int, timeout: float, cpu: bool, live: bool
+    job: dict,
+    processes: int,
+    timeout: float,
+    cpu: bool,
+    live: bool,
+    quiet: bool = False,
 ) -> tuple[list, list[str], str]:
     """Start the ranks, wait, leave none behind; return results, printed lines and the
     failure.
@@ -331,7 +441,9 @@ def _run(
                 ranks.append(_Rank(rank, folder, env, live and rank == 0))
             waiting = f"{processes} processes: {{elapsed}}"
             # a rank that prints by itself has a bar of its own
-            with bar(show=False if live else None, bar_format=waiting) as progress:
+            with bar(
+                show=False if live or quiet else None, bar_format=waiting
+            ) as progress:
                 while True:
                     states = {rank.state() for rank in ranks}
                     late = time.monotonic() - start > timeout
@@ -421,6 +533,19 @@ def _load(job: dict) -> Callable:
     return namespace[job["name"]]
 
 
+def _call(job: dict, *args, **kwargs):
+    """Run the function of a job; a NameError says what a fresh process lacks."""
+    try:
+        return _load(job)(*args, **kwargs)
+    except NameError as error:
+        if "source" in job and type(error) is NameError:
+            error.add_note(
+                f"{job['name']} was sent as source to a fresh process, which has nothing of the "
+                "notebook: import or define what it needs inside it, or pass it in args."
+            )
+        raise
+
+
 def _child(folder: Path) -> None:
     """Run the job of a folder, report by file, and end when the parent says so."""
     released = threading.Event()
@@ -433,18 +558,13 @@ def _child(folder: Path) -> None:
     stacks = open(folder / f"stacks{rank}", "w")  # noqa: SIM115  open until the process ends
     faulthandler.dump_traceback_later(max(0.01, job["until"] - time.time()), file=stacks)
     try:
-        value = _load(job)(*job["args"], **job["kwargs"])
+        value = _call(job, *job["args"], **job["kwargs"])
         _check_plain(value, "the result")
         report = {"value": value}
     except BaseException as error:
-        if "source" in job and type(error) is NameError:
-            error.add_note(
-                f"{job['name']} was sent as source to a fresh process, which has nothing of the "
-                "notebook: import or define what it needs inside it, or pass it in args."
-            )
-        trace = (
-            error.__traceback__ and error.__traceback__.tb_next
-        )  # without our own frame
+        trace = error.__traceback__
+        while trace and trace.tb_frame.f_code.co_filename == __file__:
+            trace = trace.tb_next  # without our own frames
         report = {"error": "".join(traceback.format_exception(type(error), error, trace))}
     faulthandler.cancel_dump_traceback_later()
     sys.stdout.flush()

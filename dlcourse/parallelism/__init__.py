@@ -37,6 +37,7 @@ from dlcourse.parallelism.pipeline import (
     run_pipeline,
     simulate_pipeline,
 )
+from dlcourse.parallelism.published import THREE_WAY, WEAK_SCALING, ZERO_3, Run
 from dlcourse.parallelism.sharding import ShardedTrainer, shard_parameters
 from dlcourse.parallelism.tensor_parallel import (
     ColumnParallelLinear,
@@ -79,4 +80,8 @@ __all__ = [
     "memory_per_device",
     "state_bytes",
     "step_time",
+    "THREE_WAY",
+    "WEAK_SCALING",
+    "ZERO_3",
+    "Run",
 ]

@@ -78,7 +78,8 @@ def parameter_server(
 
     A worker computes `gradient(weights)`, sends it, and gets the newest weights back,
     until the server has applied `pushes` >= 1 of them in the order of arrival. Workers
-    return their last weights and []. Raises ValueError for fewer than two processes.
+    return their last weights and []. It takes a message from whoever comes first, which
+    gloo allows and NCCL does not. Raises ValueError for fewer than two processes.
     """
     rank, n = _place(group)
     if n < 2 or pushes < 1:

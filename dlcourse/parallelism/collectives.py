@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
 
@@ -15,18 +16,27 @@ Group = dist.ProcessGroup | None
 
 
 @contextlib.contextmanager
-def process_group(seconds: float = 30.0) -> Iterator[tuple[int, int]]:
+def process_group(
+    seconds: float = 30.0, backend: str | None = None
+) -> Iterator[tuple[int, int]]:
     """Join the other processes of this launch for the block; yields (rank, processes).
 
     Any message that waits longer than `seconds` > 0 raises RuntimeError instead of
     hanging. Rank and address come from the environment, as torchrun or `lab.launching`
-    sets it. Raises RuntimeError where there is none. Invariant: the group is gone after
-    the block.
+    sets it. `backend` is torch's name for what carries the messages. None means gloo;
+    where each process of the machine has a GPU of its own, NCCL for tensors on the GPUs,
+    and the process's GPU becomes the current one. Raises RuntimeError where there is no
+    launch. Invariant: the group is gone after the block.
     """
     if dist.is_initialized():
         raise RuntimeError("this process is in a group already: leave that one first")
+    gpus, here = torch.cuda.device_count(), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    if backend is None:
+        backend = "cpu:gloo,cuda:nccl" if 0 < here <= gpus else "gloo"
+    if "nccl" in backend and gpus:
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
     try:
-        dist.init_process_group("gloo", timeout=timedelta(seconds=seconds))
+        dist.init_process_group(backend, timeout=timedelta(seconds=seconds))
     except ValueError as error:
         raise RuntimeError(
             "no other process to join: start them with launch(fn, 2)"
@@ -65,28 +75,51 @@ def _place(group: Group) -> tuple[int, int]:
 
 
 def _isend(tensor: Tensor, to: int, group: Group, tag: int = 0) -> dist.Work:
-    for counter in SentBytes._open:
-        counter.total += tensor.nbytes
-    peer = to if group is None else dist.get_global_rank(group, to)
-    message = dist.isend(tensor, peer, group=group, tag=tag)
+    _count(tensor)
+    message = dist.isend(tensor, _global(to, group), group=group, tag=tag)
     assert message is not None, "this process is not in the group"
     return message
 
 
 def _irecv(tensor: Tensor, source: int, group: Group, tag: int = 0) -> dist.Work:
-    peer = source if group is None else dist.get_global_rank(group, source)
-    message = dist.irecv(tensor, peer, group=group, tag=tag)
+    message = dist.irecv(tensor, _global(source, group), group=group, tag=tag)
     assert message is not None, "this process is not in the group"
     return message
+
+
+def _count(tensor: Tensor) -> None:
+    for counter in SentBytes._open:
+        counter.total += tensor.nbytes
+
+
+def _global(rank: int, group: Group) -> int:
+    """Return the rank among all processes of one that has `rank` in the group."""
+    return rank if group is None else dist.get_global_rank(group, rank)
+
+
+def _exchange(
+    sent: Sequence[tuple[Tensor, int]], got: Sequence[tuple[Tensor, int]], group: Group
+) -> None:
+    """Send and receive (tensor, rank in the group) all at once, and wait for them all.
+
+    As one batch, because NCCL takes messages in their order: two processes that each
+    began with a send of their own would wait for each other for ever.
+    """
+    for tensor, _ in sent:
+        _count(tensor)
+    batch = []
+    for operation, messages in ((dist.isend, sent), (dist.irecv, got)):
+        for tensor, peer in messages:
+            batch.append(dist.P2POp(operation, tensor, _global(peer, group), group))
+    for message in dist.batch_isend_irecv(batch):
+        message.wait()
 
 
 def _pass_on(tensor: Tensor, group: Group) -> Tensor:
     """Send `tensor` to the next process of the ring; return what the one before has sent."""
     rank, n = _place(group)
     got = torch.empty_like(tensor)
-    both = [_isend(tensor, (rank + 1) % n, group), _irecv(got, (rank - 1) % n, group)]
-    for message in both:
-        message.wait()
+    _exchange([(tensor, (rank + 1) % n)], [(got, (rank - 1) % n)], group)
     return got
 
 

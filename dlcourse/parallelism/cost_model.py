@@ -136,14 +136,15 @@ def memory_per_device(model: GPT, layout: Layout) -> float:
 def step_time(
     model: GPT, layout: Layout, machine: Machine = Machine()
 ) -> dict[str, float]:  # noqa: B008
-    """Return the seconds of one update: "compute", "tensor", "bubble", "data", and their
-    "total".
+    """Return the seconds of one update: "compute", "tensor", "pipeline", "bubble", "data",
+    and their "total".
 
     Tensor: six all-reduces of a layer's output a micro-batch, two of them for the second
-    forward pass. Data: a ring all-reduce of 16-bit gradients after the last backward
-    pass; at ZeRO stage 3, half as much again for each micro-batch, hidden behind the
-    computing as far as that lasts. The messages between pipeline stages are left out, so
-    that interleaving costs nothing here.
+    forward pass. Pipeline: each chunk hands a layer's output on, and its gradient back,
+    for each micro-batch, between nodes; each of the `tensor` pieces sends its part of it,
+    and nothing hides it. Data: a ring all-reduce of 16-bit gradients after the last
+    backward pass; at ZeRO stage 3, half as much again for each micro-batch, hidden behind
+    the computing as far as that lasts. So more chunks shrink the bubble and cost messages.
     """
     t, p, d, m = layout.tensor, layout.pipeline, layout.replicas, layout.micro_batches
     compute = (
@@ -152,6 +153,9 @@ def step_time(
     output = 2 * layout.micro_batch * model.sequence * model.hidden
     link = machine.reached * (machine.fast if t <= machine.node else machine.slow)
     tensor = 6 * model.layers / p * m * output * 2 * (t - 1) / t / link
+    inside = t * p <= machine.node  # a whole copy of the model on one node
+    link = machine.reached * (machine.fast if inside else machine.slow)
+    pipeline = 2 * m * layout.chunks * output / t / link if p > 1 else 0.0
     link = machine.reached * (
         machine.fast if layout.devices <= machine.node else machine.slow
     )
@@ -159,5 +163,6 @@ def step_time(
     if layout.zero == 3:
         data = max(0.0, 1.5 * m * data - compute)
     bubble = (p - 1) / (layout.chunks * m) * (compute + tensor)
-    parts = {"compute": compute, "tensor": tensor, "bubble": bubble, "data": data}
+    parts = {"compute": compute, "tensor": tensor, "pipeline": pipeline}
+    parts |= {"bubble": bubble, "data": data}
     return parts | {"total": sum(parts.values())}

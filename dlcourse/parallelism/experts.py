@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dlcourse.parallelism.collectives import Group, _irecv, _isend, _place, _require_same
+from dlcourse.parallelism.collectives import Group, _exchange, _place, _require_same
 
 
 def all_to_all(parts: Tensor, group: Group = None) -> Tensor:
@@ -26,12 +26,10 @@ def all_to_all(parts: Tensor, group: Group = None) -> Tensor:
             f"{tuple(parts.shape)}: give one part for each of the {n} processes"
         )
     parts = parts.detach().contiguous()
-    got, messages = parts.clone(), []
-    for peer in range(n):
-        if peer != rank:
-            messages += [_isend(parts[peer], peer, group), _irecv(got[peer], peer, group)]
-    for message in messages:
-        message.wait()
+    got, others = parts.clone(), [peer for peer in range(n) if peer != rank]
+    if others:
+        sent = [(parts[peer], peer) for peer in others]
+        _exchange(sent, [(got[peer], peer) for peer in others], group)
     return got
 
 

@@ -174,7 +174,8 @@ def run_pipeline(
     `inputs` and `targets` hold micro-batches of one size; `like` has the shape and dtype
     of what one piece hands to the next. For an interleaved schedule `stage` lists this
     process's chunks. Gradients add up in `.grad`. The loss is the last stage's. Sends do
-    not block, so that no two stages wait for each other. Raises ValueError where stages
+    not block, so that no two stages wait for each other; that, and the tags by which
+    messages are told apart, are gloo's (NCCL has neither). Raises ValueError where stages
     or chunks do not fit the schedule.
     Invariant: the gradients are those of the whole model on the whole batch.
     """

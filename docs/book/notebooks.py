@@ -9,7 +9,6 @@ from functools import cache, cached_property
 from pathlib import Path
 
 import nbformat
-from house_rules import TO_BE_REWRITTEN
 
 from book.settings import ROOT
 from dlcourse.workshop.plan import card_line
@@ -49,11 +48,6 @@ class Chapter:
     def is_lesson(self) -> bool:
         """Tell whether the chapter is one of the sixteen."""
         return 1 <= self.number <= 16
-
-    @property
-    def is_rewritten(self) -> bool:
-        """Tell whether the chapter has the anatomy of a lesson, and so a recipe."""
-        return self.is_lesson and self.technique not in TO_BE_REWRITTEN
 
     @cached_property
     def book(self) -> nbformat.NotebookNode:

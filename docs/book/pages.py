@@ -225,9 +225,7 @@ def recipe_pages(chapters: list[Chapter]) -> dict[str, str]:
     """Return a page for each recipe, and the page that lists them."""
     with_recipe = [chapter for chapter in chapters if recipe(chapter)]
     lacking = [
-        chapter.stem
-        for chapter in chapters
-        if chapter.is_rewritten and not recipe(chapter)
+        chapter.stem for chapter in chapters if chapter.is_lesson and not recipe(chapter)
     ]
     if lacking:
         raise BookError(f"recipes/{lacking[0]}.py is not there")

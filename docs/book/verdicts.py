@@ -51,11 +51,11 @@ class Verdict:
 def verdicts(chapter: Chapter) -> list[Verdict]:
     """Return the verdicts of a chapter.
 
-    Raises BookError where a chapter that is a lesson already gives none.
+    Raises BookError where one of the sixteen gives none.
     """
     parts = chapter.section(SECTION)
     pairs = _from_tables(parts) or _from_lists(parts) or _from_prose(parts)
-    if chapter.is_rewritten and not pairs:
+    if chapter.is_lesson and not pairs:
         raise BookError(
             f"{chapter.path.name}: no verdict in the section {SECTION!r}; give a table "
             "with a column Verdict, or **Verdict: ...** after each statement"

@@ -18,7 +18,7 @@ import pytest
 from processes import alive
 
 from dlcourse.lab import launching
-from dlcourse.lab.launching import LaunchError, launch
+from dlcourse.lab.launching import Crew, LaunchError, launch
 
 ROOT = Path(__file__).resolve().parents[2]
 posix = pytest.mark.skipif(os.name == "nt", reason="needs POSIX signals")
@@ -683,3 +683,81 @@ def test_ten_launches_leave_nothing(tmp_path, monkeypatch):
     assert_all_end(pids)
     assert not list(tmp_path.iterdir())
     assert (len(list(files.iterdir())) if files.exists() else 0) == before
+
+
+# --- a crew ---------------------------------------------------------------------------------------
+
+
+def where(rank, n):
+    return [rank, n, os.getpid()]
+
+
+def summed(rank, n):
+    import torch
+    import torch.distributed as dist
+
+    total = torch.tensor([rank + 1.0])
+    dist.all_reduce(total)
+    return total.item()
+
+
+def fails_on_one(rank, n):
+    if rank == 1:
+        raise ValueError("no such row")
+    time.sleep(30)
+
+
+def returns_a_tensor(rank, n):
+    import torch
+
+    return torch.zeros(1)
+
+
+def test_a_crew_keeps_its_processes_between_functions(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    crew = Crew(2)
+    first, second = crew.run(where), crew.run(where)
+    assert first == second and [own[:2] for own in first] == [[0, 2], [1, 2]]
+    assert crew.run(summed) == [3.0, 3.0]
+    crew.close()
+    crew.close()  # does nothing more
+    assert_all_end([own[2] for own in first])
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_crew_that_has_failed_or_is_old_starts_anew(monkeypatch):
+    crew = Crew(2)
+    pids = [own[2] for own in crew.run(where)]
+    start = time.monotonic()
+    with pytest.raises(LaunchError, match="(?s)^rank 1 raised:.*fails_on_one.*such row$"):
+        crew.run(fails_on_one)
+    assert time.monotonic() - start < 20
+    with pytest.raises(LaunchError, match="Tensor"):
+        crew.run(returns_a_tensor)
+    others = [own[2] for own in crew.run(where)]
+    assert not set(pids) & set(others)
+    monkeypatch.setattr(launching, "CREW_LIFE", 0.0)
+    monkeypatch.setattr(crew, "_start", lambda: pytest.fail("as it should"))
+    with pytest.raises(pytest.fail.Exception, match="as it should"):
+        crew.run(where)
+    assert_all_end([*pids, *others])
+
+
+def test_a_crew_runs_functions_that_the_script_defines():
+    def local(rank, n):
+        return rank * 10
+
+    crew = Crew(2)
+    assert crew.run(local) == [0, 10]
+
+    def forgets_its_import(rank, n):
+        return torch.ones(1).item()  # noqa: F821
+
+    with pytest.raises(LaunchError, match="fresh process, which has nothing"):
+        crew.run(forgets_its_import)
+    crew.close()
+
+
+def test_a_crew_needs_a_process():
+    with pytest.raises(ValueError, match="at least 1"):
+        Crew(0)
