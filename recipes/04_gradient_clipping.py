@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 BATCH = 64  # rows an update, on all processes together
 STEPS = 4  # micro-batches an update, in each process
 RATE, MOMENTUM = 0.05, 0.9
-MAX_NORM = 1.0  # float("inf") clips nothing and still logs: choose from its quantiles
+MAX_NORM = 1.0  # float("inf") clips nothing and still logs: take twice the median
 EPOCHS, TRAIN_ROWS = 8, 1472  # 23 whole updates an epoch: see chapter 11 for a rest
 
 accelerator = Accelerator(gradient_accumulation_steps=STEPS)
@@ -44,7 +44,7 @@ for epoch in range(1, EPOCHS + 1):
                 # unscales first, where the precision is float16
                 norm = accelerator.clip_grad_norm_(model.parameters(), MAX_NORM)
                 norms.append(norm)
-                if not norm.isfinite():
+                if not norm.isfinite():  # reads it: the CPU waits, once an update
                     optimizer.zero_grad()  # no gradient: the step changes nothing
             optimizer.step()  # between two updates neither does anything
             optimizer.zero_grad()
