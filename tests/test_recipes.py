@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import copy
 import json
+import math
+import os
 import re
 import shutil
 import subprocess
@@ -27,7 +29,7 @@ LONGER = {
     "02_hyperparameter_tuning": 120,  # a search around the training
     "03_regularization": 80,  # the plain baseline stands beside the methods
     "07_batch_normalization": 80,  # a residual block, averaged weights, their statistics
-    "05_initialization": 102,  # a transformer, its start, and two checks before training
+    "05_initialization": 92,  # a start for any layer, and a look that stops a bad one
     "09_model_compression": 180,  # a layer that stays packed, training with the rounding
     "10_data_augmentation": 86,  # a data set, a collate function, a log, a test switch
     "11_gradient_accumulation": 75,  # one sum of rows or tokens, for training and test
@@ -57,7 +59,7 @@ CASES = {
     },
     "03_regularization": {"plain": 0.004, "methods": 0.02},
     "04_gradient_clipping": {"clipped": 1, "test accuracy": 0.004},
-    "05_initialization": {"first loss": 0.0001, "test accuracy": 0.02, "test loss": 0.02},
+    "05_initialization": {"first loss": 0.0001, "test accuracy": 0.02},
     "06_activations": {"test accuracy": 0.004, "dead units": 1},
     "07_batch_normalization": {"test accuracy": 0.004, "test loss": 0.001},
     "08_learning_rate_decay": {"highest rate": 0.001, "test accuracy": 0.004},
@@ -229,6 +231,62 @@ def test_01_a_split_of_other_data_is_refused(tmp_path, rows, last, said):
     assert done.returncode == 1
     assert said in done.stderr and "delete it" in done.stderr
     assert "accuracy" not in done.stdout
+
+
+def recipe_05() -> dict:
+    """Return the names of recipe 5, its model built and filled, nothing trained."""
+    its: dict = {"__name__": "recipe"}
+    text = source("05_initialization").partition("optimizer = torch.optim")[0]
+    exec(compile(text, "recipe", "exec"), its)
+    return its
+
+
+def test_05_a_convolution_counts_its_kernel():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(16, 128, 3), nn.Flatten(), nn.Linear(200, 50))
+    recipe_05()["start"](model)
+    for layer, fan_in in ((model[0], 144), (model[2], 200)):
+        assert layer.weight.std().item() == pytest.approx(fan_in**-0.5, rel=0.05)
+        assert not layer.bias.any()
+
+
+@pytest.mark.parametrize("layer", [nn.BatchNorm1d(3), nn.Sequential(nn.PReLU())])
+def test_05_what_it_has_no_rule_for_is_refused(layer):
+    with pytest.raises(SystemExit, match="start has no rule for"):
+        recipe_05()["start"](layer)
+
+
+def test_05_a_bad_start_is_stopped():
+    its = recipe_05()
+    model, rows = its["model"], (its["rows"][:256], its["labels"][:256])
+
+    def all_of(std: float) -> None:
+        for weight in model.parameters():
+            if weight.ndim > 1:
+                weight.normal_(0, std)
+
+    def ends_times(factor: float) -> None:
+        for layer in model[1].layers:
+            layer.linear2.weight *= factor
+
+    for seed in range(5):
+        torch.manual_seed(seed)
+        its["start"](model)
+        its["look"](model, model[1].layers, *rows)  # passes
+    for spoil in (
+        lambda: all_of(0.0001),
+        lambda: all_of(0.02),
+        lambda: all_of(1.0),
+        lambda: model[0].weight.fill_(1),
+        lambda: model[3].weight.zero_(),
+        lambda: model[3].weight.fill_(math.nan),
+        lambda: ends_times(30),
+    ):
+        its["start"](model)
+        with torch.no_grad():
+            spoil()
+        with pytest.raises(SystemExit, match="a bad start"):
+            its["look"](model, model[1].layers, *rows)
 
 
 def test_07_synchronised_processes_share_the_rows_of_a_norm(tmp_path):
