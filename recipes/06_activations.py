@@ -35,11 +35,12 @@ def note_awake(layer, inputs, outputs):
         awake[layer] = awake[layer] | units if layer in awake else units
 
 
-for layer in model:
+gain = 1.0  # of the first layer, whose inputs have a mean square near 1
+for layer in model.modules():
     if isinstance(layer, (nn.Conv2d, nn.Linear)):
-        nn.init.kaiming_normal_(layer.weight, nonlinearity="linear")  # 1 / sqrt(fan_in)
-        layer.weight.data *= GAIN
+        nn.init.normal_(layer.weight, std=gain / layer.weight[0].numel() ** 0.5)
         nn.init.zeros_(layer.bias)
+        gain = GAIN  # of all others
     if isinstance(layer, ACTIVATION):
         layer.register_forward_hook(note_awake)
 optimizer = torch.optim.SGD(model.parameters(), lr=RATE)

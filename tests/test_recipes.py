@@ -287,6 +287,33 @@ def test_05_a_bad_start_is_stopped():
             spoil()
         with pytest.raises(SystemExit, match="a bad start"):
             its["look"](model, model[1].layers, *rows)
+def test_06_equals_a_plain_loop():
+    """The recipe gives what plain PyTorch gives, without Accelerate and without hooks."""
+    images, labels = load_digits(return_X_y=True)
+    images = torch.tensor(images / 8 - 1).float().view(-1, 1, 8, 8)
+    rows = TensorDataset(images, torch.tensor(labels))
+    train, _, test = torch.utils.data.random_split(rows, [1217, 280, 300])
+    order = torch.Generator().manual_seed(0)
+    loader = DataLoader(train, 32, shuffle=True, generator=order, drop_last=True)
+    convolution = [nn.Conv2d(1, 16, 3), nn.ReLU(), nn.Flatten()]
+    model = nn.Sequential(*convolution, nn.Linear(576, 64), nn.ReLU(), nn.Linear(64, 10))
+    for place, gain in ((0, 1.0), (3, 2**0.5), (5, 2**0.5)):
+        fan_in = model[place].weight[0].numel()
+        nn.init.normal_(model[place].weight, std=gain / fan_in**0.5)
+        nn.init.zeros_(model[place].bias)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for _ in range(5):
+        for inputs, targets in loader:
+            F.cross_entropy(model(inputs), targets).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    inputs, targets = test[:]
+    with torch.no_grad():
+        channels, units = model[:2](inputs), model[:5](inputs)
+    dead = (channels == 0).all(dim=(0, 2, 3)).sum() + (units == 0).all(dim=0).sum()
+    found = run("06_activations")
+    assert abs(found["test accuracy"] - correct(model, inputs, targets)) < 4e-3
+    assert abs(found["dead units"] - int(dead)) <= 1
 
 
 def test_07_synchronised_processes_share_the_rows_of_a_norm(tmp_path):
