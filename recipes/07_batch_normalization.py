@@ -28,7 +28,7 @@ accelerator = Accelerator()
 processes = accelerator.num_processes
 rows = NORM_ROWS // processes if SYNC else NORM_ROWS  # of each process, at a time
 if rows == 0 or BATCH % (rows * processes):
-    raise SystemExit(f"{BATCH=} is no multiple of {rows} rows times {processes} processes")
+    raise SystemExit(f"{BATCH=} is no multiple of {rows} rows in {processes} processes")
 accelerator.gradient_accumulation_steps = BATCH // (rows * processes)
 torch.manual_seed(0)
 layers = [*conv(1), nn.MaxPool2d(2), *conv(WIDTH), *conv(WIDTH), *conv(WIDTH)]

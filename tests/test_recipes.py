@@ -25,7 +25,6 @@ LONGER = {
     "01_data_splitting": 118,  # folds, a file that is checked, an interval
     "02_hyperparameter_tuning": 120,  # a search around the training
     "03_regularization": 80,  # the plain baseline stands beside the methods
-    "07_batch_normalization": 80,  # a residual block, averaged weights, their statistics
     "05_initialization": 102,  # a transformer, its start, and two checks before training
     "09_model_compression": 180,  # a layer that stays packed, training with the rounding
     "10_data_augmentation": 86,  # a data set, a collate function, a log, a test switch
@@ -225,7 +224,7 @@ def test_07_synchronised_processes_share_the_rows_of_a_norm(tmp_path):
     """Torch's layer needs GPUs, so the package's stands in: two processes, one training."""
     text = source("07_batch_normalization")
     changes = {
-        "EPOCHS, TRAIN_ROWS, WIDTH = 3,": "EPOCHS, TRAIN_ROWS, WIDTH = 1,",
+        "EPOCHS, TRAIN_ROWS, WIDTH = 6,": "EPOCHS, TRAIN_ROWS, WIDTH = 1,",
         "torch.manual_seed(0)": "torch.manual_seed(0)\n"
         "torch.set_default_dtype(torch.float64)",
         "/ 16).float()": "/ 16).double()",
@@ -252,12 +251,29 @@ def test_07_synchronised_processes_share_the_rows_of_a_norm(tmp_path):
     assert abs(float(done.stdout.split()[-1]) - alone) < 1e-8
 
 
-def test_07_a_batch_that_does_not_divide_is_refused(tmp_path):
+def test_07_eight_processes_train_as_one(tmp_path):
+    """As on two machines with four GPUs each, for which the chapter prints the command."""
     text = source("07_batch_normalization")
-    changed = tmp_path / "norms_of_48_rows.py"
-    changed.write_text(text.replace("NORM_ROWS = 32", "NORM_ROWS = 48"))
+    short = text.replace(
+        "EPOCHS, TRAIN_ROWS, WIDTH = 6, 1408,", "EPOCHS, TRAIN_ROWS, WIDTH = 1, 256,"
+    )
+    assert short != text
+    script = tmp_path / "short.py"
+    script.write_text(short, encoding="utf-8")
+    alone, eight = (result_of(start(script, tmp_path, n)) for n in (1, 8))
+    for name, value in alone.items():
+        assert abs(eight[name] - value) <= CASES["07_batch_normalization"][name], name
+
+
+@pytest.mark.parametrize("rows", [48, 256])
+def test_07_a_batch_that_does_not_divide_is_refused(tmp_path, rows):
+    text = source("07_batch_normalization")
+    assert "NORM_ROWS = 16" in text
+    changed = tmp_path / "other_norms.py"
+    changed.write_text(text.replace("NORM_ROWS = 16", f"NORM_ROWS = {rows}"))
     done = start(changed, tmp_path)
-    assert done.returncode == 1 and "is no multiple of 48 rows" in done.stderr
+    assert done.returncode == 1
+    assert f"BATCH=128 is no multiple of {rows} rows" in done.stderr
 
 
 def test_a_batch_that_does_not_divide_is_refused(tmp_path):
