@@ -56,7 +56,8 @@ CASES = {
     "04_gradient_clipping": {"clipped": 1, "test accuracy": 0.004},
     "05_initialization": {"first loss": 0.0001, "test accuracy": 0.02, "test loss": 0.02},
     "06_activations": {"test accuracy": 0.004, "dead units": 1},
-    "07_batch_normalization": {"test accuracy": 0.004, "test loss": 0.001},
+    # in float32; to 1e-8 in float64: test_07_eight_processes_train_as_one
+    "07_batch_normalization": {"test accuracy": 0.01, "test loss": 0.01},
     "08_learning_rate_decay": {"highest rate": 0.001, "test accuracy": 0.004},
     "09_model_compression": {
         "float": 0.004,
@@ -220,26 +221,35 @@ def test_01_a_split_of_other_data_is_refused(tmp_path, rows, last, said):
     assert "accuracy" not in done.stdout
 
 
-def test_07_synchronised_processes_share_the_rows_of_a_norm(tmp_path):
-    """Torch's layer needs GPUs, so the package's stands in: two processes, one training."""
+def short_07_in_float64() -> str:
+    """Return recipe 7, one epoch long, in float64; it prints the size of its average.
+
+    In float32 a difference in the last digit grows to some images within six epochs.
+    """
     text = source("07_batch_normalization")
     changes = {
         "EPOCHS, TRAIN_ROWS, WIDTH = 6,": "EPOCHS, TRAIN_ROWS, WIDTH = 1,",
         "torch.manual_seed(0)": "torch.manual_seed(0)\n"
         "torch.set_default_dtype(torch.float64)",
         "/ 16).float()": "/ 16).double()",
-        "accelerator.end_training()": "size = sum(p.abs().sum() for p in bare.parameters())"
+        "accelerator.end_training()": "size = sum(p.abs().sum() for p in average.parameters())"
         "\naccelerator.print(f'{size:.12f}')\naccelerator.end_training()",
     }
+    for old, new in changes.items():
+        assert text.count(old) == 1, old
+        text = text.replace(old, new)
+    return text
+
+
+def test_07_synchronised_processes_share_the_rows_of_a_norm(tmp_path):
+    """Torch's layer needs GPUs, so the package's stands in: two processes, one training."""
+    text = short_07_in_float64()
     synchronised = {
         "SYNC = False": "SYNC = True",
         "nn.SyncBatchNorm": "SyncBatchNorm",
         "import torch\n": "import torch\n"
         "from dlcourse.batch_normalization import SyncBatchNorm\n",
     }
-    for old, new in changes.items():
-        assert text.count(old) == 1, old
-        text = text.replace(old, new)
     alone = float(output_of(text, tmp_path / "one.py").split()[-1])
     for old, new in synchronised.items():
         assert old in text
@@ -253,16 +263,14 @@ def test_07_synchronised_processes_share_the_rows_of_a_norm(tmp_path):
 
 def test_07_eight_processes_train_as_one(tmp_path):
     """As on two machines with four GPUs each, for which the chapter prints the command."""
-    text = source("07_batch_normalization")
-    short = text.replace(
-        "EPOCHS, TRAIN_ROWS, WIDTH = 6, 1408,", "EPOCHS, TRAIN_ROWS, WIDTH = 1, 256,"
-    )
-    assert short != text
     script = tmp_path / "short.py"
-    script.write_text(short, encoding="utf-8")
-    alone, eight = (result_of(start(script, tmp_path, n)) for n in (1, 8))
-    for name, value in alone.items():
-        assert abs(eight[name] - value) <= CASES["07_batch_normalization"][name], name
+    script.write_text(short_07_in_float64(), encoding="utf-8")
+    sizes = []
+    for processes in (1, 8):
+        done = start(script, tmp_path, processes)
+        assert done.returncode == 0, done.stderr
+        sizes.append(float(done.stdout.split()[-1]))
+    assert abs(sizes[0] - sizes[1]) < 1e-8
 
 
 @pytest.mark.parametrize("rows", [48, 256])
