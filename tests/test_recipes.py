@@ -6,9 +6,7 @@ import ast
 import copy
 import json
 import math
-import os
 import re
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -28,7 +26,6 @@ LONGER = {
     "01_data_splitting": 118,  # folds, a file that is checked, an interval
     "02_hyperparameter_tuning": 120,  # a search around the training
     "03_regularization": 80,  # the plain baseline stands beside the methods
-    "07_batch_normalization": 80,  # a residual block, averaged weights, their statistics
     "05_initialization": 92,  # a start for any layer, and a look that stops a bad one
     "09_model_compression": 180,  # a layer that stays packed, training with the rounding
     "10_data_augmentation": 86,  # a data set, a collate function, a log, a test switch
@@ -61,7 +58,8 @@ CASES = {
     "04_gradient_clipping": {"clipped": 1, "test accuracy": 0.004},
     "05_initialization": {"first loss": 0.0001, "test accuracy": 0.02},
     "06_activations": {"test accuracy": 0.004, "dead units": 1},
-    "07_batch_normalization": {"test accuracy": 0.004, "test loss": 0.001},
+    # in float32; to 1e-8 in float64: test_07_eight_processes_train_as_one
+    "07_batch_normalization": {"test accuracy": 0.01, "test loss": 0.01},
     "08_learning_rate_decay": {"highest rate": 0.001, "test accuracy": 0.004},
     "09_model_compression": {
         "float": 0.004,
@@ -287,6 +285,8 @@ def test_05_a_bad_start_is_stopped():
             spoil()
         with pytest.raises(SystemExit, match="a bad start"):
             its["look"](model, model[1].layers, *rows)
+
+
 def test_06_equals_a_plain_loop():
     """The recipe gives what plain PyTorch gives, without Accelerate and without hooks."""
     images, labels = load_digits(return_X_y=True)
@@ -318,24 +318,37 @@ def test_06_equals_a_plain_loop():
 
 def test_07_synchronised_processes_share_the_rows_of_a_norm(tmp_path):
     """Torch's layer needs GPUs, so the package's stands in: two processes, one training."""
+
+
+def short_07_in_float64() -> str:
+    """Return recipe 7, one epoch long, in float64; it prints the size of its average.
+
+    In float32 a difference in the last digit grows to some images within six epochs.
+    """
     text = source("07_batch_normalization")
     changes = {
-        "EPOCHS, TRAIN_ROWS, WIDTH = 3,": "EPOCHS, TRAIN_ROWS, WIDTH = 1,",
+        "EPOCHS, TRAIN_ROWS, WIDTH = 6,": "EPOCHS, TRAIN_ROWS, WIDTH = 1,",
         "torch.manual_seed(0)": "torch.manual_seed(0)\n"
         "torch.set_default_dtype(torch.float64)",
         "/ 16).float()": "/ 16).double()",
-        "accelerator.end_training()": "size = sum(p.abs().sum() for p in bare.parameters())"
+        "accelerator.end_training()": "size = sum(p.abs().sum() for p in average.parameters())"
         "\naccelerator.print(f'{size:.12f}')\naccelerator.end_training()",
     }
+    for old, new in changes.items():
+        assert text.count(old) == 1, old
+        text = text.replace(old, new)
+    return text
+
+
+def test_07_synchronised_processes_share_the_rows_of_a_norm(tmp_path):
+    """Torch's layer needs GPUs, so the package's stands in: two processes, one training."""
+    text = short_07_in_float64()
     synchronised = {
         "SYNC = False": "SYNC = True",
         "nn.SyncBatchNorm": "SyncBatchNorm",
         "import torch\n": "import torch\n"
         "from dlcourse.batch_normalization import SyncBatchNorm\n",
     }
-    for old, new in changes.items():
-        assert text.count(old) == 1, old
-        text = text.replace(old, new)
     alone = float(output_of(text, tmp_path / "one.py").split()[-1])
     for old, new in synchronised.items():
         assert old in text
@@ -347,12 +360,27 @@ def test_07_synchronised_processes_share_the_rows_of_a_norm(tmp_path):
     assert abs(float(done.stdout.split()[-1]) - alone) < 1e-8
 
 
-def test_07_a_batch_that_does_not_divide_is_refused(tmp_path):
+def test_07_eight_processes_train_as_one(tmp_path):
+    """As on two machines with four GPUs each, for which the chapter prints the command."""
+    script = tmp_path / "short.py"
+    script.write_text(short_07_in_float64(), encoding="utf-8")
+    sizes = []
+    for processes in (1, 8):
+        done = start(script, tmp_path, processes)
+        assert done.returncode == 0, done.stderr
+        sizes.append(float(done.stdout.split()[-1]))
+    assert abs(sizes[0] - sizes[1]) < 1e-8
+
+
+@pytest.mark.parametrize("rows", [48, 256])
+def test_07_a_batch_that_does_not_divide_is_refused(tmp_path, rows):
     text = source("07_batch_normalization")
-    changed = tmp_path / "norms_of_48_rows.py"
-    changed.write_text(text.replace("NORM_ROWS = 32", "NORM_ROWS = 48"))
+    assert "NORM_ROWS = 16" in text
+    changed = tmp_path / "other_norms.py"
+    changed.write_text(text.replace("NORM_ROWS = 16", f"NORM_ROWS = {rows}"))
     done = start(changed, tmp_path)
-    assert done.returncode == 1 and "is no multiple of 48 rows" in done.stderr
+    assert done.returncode == 1
+    assert f"BATCH=128 is no multiple of {rows} rows" in done.stderr
 
 
 def test_a_batch_that_does_not_divide_is_refused(tmp_path):
@@ -552,12 +580,7 @@ def test_12_goes_on_with_another_number_of_processes(tmp_path):
     stopped = text.replace(ending, f"{ending}    if epoch == 1: break\n")
     script = tmp_path / "changed.py"
     script.write_text(stopped, encoding="utf-8")
-    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
-    for _ in range(TRIES):
-        shutil.rmtree(tmp_path / "sharded", ignore_errors=True)
-        done = start(script, tmp_path, *launcher)
-        if done.returncode == 0 or not LOST.search(done.stderr):
-            break
+    done = start(script, tmp_path, processes=2)
     assert done.returncode == 0, done.stderr
     saved = sorted(path.name for path in (tmp_path / "sharded" / "2").iterdir())
     assert saved == [".metadata", "__0_0.distcp", "__1_0.distcp"]
