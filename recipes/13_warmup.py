@@ -33,7 +33,7 @@ class Reader(nn.Module):
 def factor(t):  # on RATE, at update t = 0, 1, 2, ...
     if t < warmup:
         return (t + 1) / warmup
-    return (1 + math.cos(math.pi * (t - warmup) / (total - warmup))) / 2
+    return (1 + math.cos(math.pi * min(1.0, (t - warmup) / (total - warmup)))) / 2
 
 
 accelerator = Accelerator()
@@ -50,9 +50,10 @@ model = Reader()
 optimizer = torch.optim.Adam(model.parameters(), lr=RATE)
 parts = model, optimizer, train, DataLoader(test, 128)
 model, optimizer, train, test = accelerator.prepare(*parts)
-updates = len(train) // steps  # an epoch; len(train): micro-batches of one process
+updates = math.ceil(len(train) / steps)  # an epoch; train counts micro-batches
 warmup, total = WARMUP_EPOCHS * updates, EPOCHS * updates
 scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer.optimizer, factor)  # not prepared
+accelerator.register_for_checkpointing(scheduler)  # else save_state leaves it out
 
 for epoch in range(EPOCHS):
     for inputs, targets in train:

@@ -15,56 +15,56 @@ from torch import nn
 from torch.utils.data import DataLoader, Subset, TensorDataset
 
 EPOCHS, FALLING = 10, 2  # raise EPOCHS later: training goes on from the stable part
-WARMUP = 20  # updates. With FALLING = EPOCHS it falls in a line from the warm-up on
-RATE, BATCH, SEED, TRAIN_ROWS = 0.01, 64, 0, 1472  # BATCH: rows of all processes together
-FOLDER = Path("checkpoints")  # delete it to begin anew
-EACH = TRAIN_ROWS // BATCH  # updates an epoch
-UPDATES = EPOCHS * EACH
-START = max(WARMUP, (EPOCHS - FALLING) * EACH)  # of the fall
+RATE, WARMUP = 0.01, 20  # WARMUP: updates. With FALLING = EPOCHS the rest is one fall
+BATCH, PARTS = 64, 1  # rows at once, of all processes; so many batches make an update
+SEED, TRAIN_ROWS, FOLDER = 0, 1472, Path("checkpoints")  # delete the folder to begin anew
+EACH = TRAIN_ROWS // (BATCH * PARTS)  # updates an epoch
+START, END = max(WARMUP, (EPOCHS - FALLING) * EACH), EPOCHS * EACH  # of the fall
 
 
 def factor(t):  # on the rate of update t = 0, 1, 2, ...: a function of t and nothing else
     if t < WARMUP:
         return (t + 1) / WARMUP
-    return max(0.0, min(1.0, (UPDATES - t) / (UPDATES - START)))
+    return max(0.0, min(1.0, (END - t) / (END - START)))
 
 
-loading = {"split_batches": True, "use_seedable_sampler": True, "data_seed": SEED}
-accelerator = Accelerator(dataloader_config=DataLoaderConfiguration(**loading))
+loading = DataLoaderConfiguration(split_batches=True, use_seedable_sampler=True)
+accelerator = Accelerator(gradient_accumulation_steps=PARTS, dataloader_config=loading)
 torch.manual_seed(SEED)
 model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
 optimizer = torch.optim.AdamW(model.parameters(), lr=RATE)
 scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)  # is not prepared
 images, labels = load_digits(return_X_y=True)
 rows = TensorDataset(torch.tensor(images / 16).float(), torch.tensor(labels))
-train = DataLoader(Subset(rows, range(TRAIN_ROWS)), BATCH, shuffle=True, drop_last=True)
+train = DataLoader(Subset(rows, range(EACH * BATCH * PARTS)), BATCH, shuffle=True)
 test = DataLoader(Subset(rows, range(TRAIN_ROWS, len(rows))), 64)
 model, optimizer, train, test = accelerator.prepare(model, optimizer, train, test)
 accelerator.register_for_checkpointing(scheduler)  # its count goes into each checkpoint
-found = [n for n in (f"falling_to_{EPOCHS}", "stable") if (FOLDER / n).exists()]
+found = [*sorted(FOLDER.glob("stable-*")), *sorted(FOLDER.glob(f"fall_to_{EPOCHS}-*"))]
+done = int(found[-1].name[-4:]) if found else 0  # epochs
+if done > EPOCHS - FALLING and "stable" in found[-1].name:
+    raise SystemExit(f"the stable part is {done} epochs long: raise {EPOCHS=}")
 if found:
-    accelerator.load_state(FOLDER / found[0])
-if found == ["stable"] and scheduler.last_epoch > START:  # torch's name: counts updates
-    raise SystemExit(f"the stable part is {scheduler.last_epoch} long: raise {EPOCHS=}")
+    accelerator.load_state(found[-1])
 
-for epoch in range(scheduler.last_epoch // EACH, EPOCHS):
+for epoch in range(done, EPOCHS):
     train.set_epoch(epoch)  # the order of this epoch, also after a resume
     for inputs, targets in train:
-        accelerator.backward(F.cross_entropy(model(inputs), targets))
-        optimizer.step()
-        optimizer.zero_grad()
-        scheduler.step()  # once an update; prepared, it may step once for each process
-    name = "stable" if scheduler.last_epoch <= START else f"falling_to_{EPOCHS}"
+        with accelerator.accumulate(model):
+            accelerator.backward(F.cross_entropy(model(inputs), targets))
+            optimizer.step()
+            optimizer.zero_grad()
+        if accelerator.sync_gradients and not accelerator.optimizer_step_was_skipped:
+            scheduler.step()  # once an update, for any PARTS and any processes
+    name = "stable" if epoch < EPOCHS - FALLING else f"fall_to_{EPOCHS}"
     accelerator.save_state(FOLDER / "new")
     accelerator.wait_for_everyone()
-    if accelerator.is_main_process:  # a run killed while it saves keeps what it had
-        shutil.rmtree(FOLDER / name, ignore_errors=True)
-        (FOLDER / "new").rename(FOLDER / name)
+    if accelerator.is_main_process:  # the older one goes when the new one has its name
+        (FOLDER / "new").rename(FOLDER / f"{name}-{epoch + 1:04}")
+        for older in sorted(FOLDER.glob(f"{name}-*"))[:-1]:
+            shutil.rmtree(older)
 
 with torch.no_grad():
-    pairs = [accelerator.gather_for_metrics((model(x), y)) for x, y in test]
-outputs, targets = (torch.cat(parts) for parts in zip(*pairs, strict=True))
-accuracy = (outputs.argmax(1) == targets).float().mean()
-loss = F.cross_entropy(outputs, targets)
-accelerator.print(f"test accuracy {accuracy:.4f}, test loss {loss:.4f}")
+    right = [accelerator.gather_for_metrics(model(x).argmax(1) == y) for x, y in test]
+accelerator.print(f"test accuracy {torch.cat(right).float().mean():.4f}")
 accelerator.end_training()

@@ -427,9 +427,10 @@ EXERCISES = (
     Exercise(
         "Write run(make_optimizer, backward, warmup, total). make_optimizer() returns an "
         "optimizer with one or several parameter groups, each at its own base rate; "
-        "backward(t) fills the gradients of update t. Make `total` updates, numbered 0, 1, "
-        "2, ...: the rate of each group rises in a line over the first `warmup` of them (none "
-        "if it is 0), from base rate / warmup to the base rate, and stays there.",
+        "backward(t) sets the gradients of update t anew, so there is nothing to zero. Make "
+        "`total` updates, numbered 0, 1, 2, ...: the rate of each group rises in a line over "
+        "the first `warmup` of them (none if it is 0), from base rate / warmup to the base "
+        "rate, and stays there. What `run` returns is not looked at.",
         _check_one_run,
         _solve_one_run,
         {
