@@ -333,8 +333,12 @@ def _mlp_reduce_before_relu(x, up, up_bias, down, bias, rank, all_reduce):
 def _check_memory(answer: Callable) -> None:
     near = lambda a, b: math.isclose(a, b, rel_tol=1e-4)  # noqa: E731
     for parameters, n in ((7_500_000_000, 64), (3_000_000, 5), (1_300_000_000, 8)):
-        got = [_number(answer(parameters, n, stage)) for stage in range(4)]
-        expect(None not in got, "Return a number of bytes.")
+        got: list[float] = []
+        for stage in range(4):
+            value = _number(answer(parameters, n, stage))
+            expect(value is not None, "Return a number of bytes.")
+            assert value is not None  # for the type checker
+            got.append(value)
         want = [state_bytes(parameters, n, stage) for stage in range(4)]
         expect(
             not near(got[0], want[0] / n),
