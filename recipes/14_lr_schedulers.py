@@ -14,7 +14,7 @@ from sklearn.datasets import load_digits
 from torch import nn
 from torch.utils.data import DataLoader, Subset, TensorDataset
 
-EPOCHS, FALLING = 10, 2  # raise EPOCHS later: training goes on from the stable part
+EPOCHS, FALLING = 10, 2  # FALLING: a fifth. Raise both later: training goes on
 RATE, WARMUP = 0.01, 20  # WARMUP: updates. With FALLING = EPOCHS the rest is one fall
 BATCH, PARTS = 64, 1  # rows at once, of all processes; so many batches make an update
 SEED, TRAIN_ROWS, FOLDER = 0, 1472, Path("checkpoints")  # delete the folder to begin anew
