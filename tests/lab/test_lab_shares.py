@@ -350,7 +350,10 @@ CUTS = (1, 3, 4)
 def train_to(path, kind, steps, resume=False) -> list:
     model = small_model()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.3, momentum=0.9)
-    torch.manual_seed(999 if resume else 11)
+    seed = 999 if resume else 11
+    torch.manual_seed(seed)
+    np.random.seed(seed)
+    random.seed(seed)
     history = fit(
         model, loader_for_resume(kind), optimizer, steps=steps, checkpoint=path,
         resume=resume,
