@@ -23,7 +23,7 @@ def load_tools():
 
 tools = load_tools()
 WHY_NOT = tools.missing()
-pytestmark = pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT or "namespaces work")
+with_namespaces = pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT or "they work here")
 
 
 @pytest.fixture
@@ -52,6 +52,7 @@ def alone(script: Path, folder: Path) -> dict[str, float]:
     return result(done.stdout)
 
 
+@with_namespaces
 def test_machines_reach_each_other_through_their_cards(machines):
     first, second = machines
     ask = "import socket; socket.create_connection(({!r}, 29500), timeout=5)"
@@ -67,6 +68,7 @@ def test_machines_reach_each_other_through_their_cards(machines):
     assert 100 < second.bytes_sent() - before < 10_000
 
 
+@with_namespaces
 @pytest.mark.parametrize("launcher", ["torchrun", "accelerate"])
 def test_two_machines_of_two_processes_equal_one_process(machines, launcher, tmp_path):
     script = RECIPES / "11_gradient_accumulation.py"
@@ -110,6 +112,7 @@ def dying(folder: Path) -> Path:
     return script
 
 
+@with_namespaces
 def test_a_killed_process_starts_all_again_from_the_checkpoint(machines, tmp_path):
     script = RECIPES / "14_lr_schedulers.py"
     (tmp_path / "whole").mkdir()
@@ -130,3 +133,38 @@ def test_a_killed_process_starts_all_again_from_the_checkpoint(machines, tmp_pat
     one = alone(script, tmp_path / "alone")
     for name, number in result(done[0].stdout).items():
         assert number == pytest.approx(one[name], abs=0.004)
+
+
+# --- the page -------------------------------------------------------------------------------------
+
+
+def page() -> str:
+    return (ROOT / "docs" / "scale.md").read_text(encoding="utf-8")
+
+
+def test_the_page_quotes_the_recipe_that_is_killed():
+    recipe = (RECIPES / "14_lr_schedulers.py").read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", page(), re.S)
+    assert len(blocks) == 3
+    for block in blocks:
+        assert block in recipe
+
+
+def test_the_page_shows_the_commands_that_are_tested():
+    first = tools.Machine("first", "HOST")
+    shown = " ".join(page().replace("\\\n", " ").split())
+    for name in ("torchrun", "accelerate"):
+        command = getattr(tools, name)(first, 0, first, 2, 2)
+        options = re.findall(r"--(\w+)", " ".join(command))
+        for option in set(options) - {"rdzv_conf", "local_addr"}:  # of namespaces only
+            assert f"--{option}" in shown
+    for setting in tools.FRESH_STORE:
+        assert setting in shown
+
+
+def test_the_page_shows_the_forecast():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(ROOT / "benchmarks"))
+        scale = importlib.import_module("scale")
+    assert scale.forecast() in page()
+    assert scale.ring_bytes(4, 1000) == 6000
