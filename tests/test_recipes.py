@@ -644,3 +644,21 @@ def test_recipe_is_short_and_stands_alone(name):
             for module in names:
                 assert module.partition(".")[0] in known, f"imports {module}"
     assert "argparse" not in text
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_chapter_launches_as_many_processes_as_the_recipe_takes(name):
+    """Where the rows do not suffice for the two machines, the chapter says what to set."""
+    chapter = (RECIPES.parent / "chapters" / f"{name}.ipynb").read_text(encoding="utf-8")
+    launched = re.search(r"--num_machines 2 --num_processes (\d+)", chapter)
+    if launched is None:
+        pytest.skip("the chapter names no launch on several machines")
+    processes = int(launched[1])
+    its = dict(re.findall(r"\b([A-Z_]+) = (\d+)\b", source(name)))
+    for names, values in re.findall(r"^([A-Z_, ]+) = ([\d., ]+)", source(name), re.M):
+        its |= dict(zip(names.split(", "), values.split(", "), strict=False))
+    batch = re.search(r"set `BATCH = (\d+)`", chapter)
+    rows = int(batch[1] if batch else its.get("BATCH", 0))
+    each = re.search(r"needs a `MICRO_BATCH` of (\d+)", chapter)
+    least = int(each[1] if each else its.get("NORM_ROWS", its.get("MICRO_BATCH", 1)))
+    assert rows % (least * int(its.get("STEPS", 1)) * processes) == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import functools
 import math
 from collections.abc import Mapping
@@ -35,7 +36,14 @@ OFF = {  # technique: the settings that take it away
     "mixed precision": {"precision": "no"},
 }
 FACTORS = (1 / 3, 1.0, 3.0)  # of the learning rate, tried in each arm
+FULL = "all techniques"  # the arm to which the others are compared
+VALUES = ("validation_nll", "test_accuracy", "test_nll")
+STORED = Path(__file__).with_name("ablation_mnist_5k.csv")  # by benchmarks/ablation.py
 WIDER = 2  # more factors, at most, where an arm is best at its lowest or highest one
+
+
+Results = dict[str, dict[float, list[dict]]]  # by arm and factor, one row a seed
+Estimate = tuple[float, float, float]  # mean, and the ends of its interval
 
 
 def arms(recipe: Recipe) -> dict[str, dict]:
@@ -45,7 +53,7 @@ def arms(recipe: Recipe) -> dict[str, dict]:
         for name, change in OFF.items()
         if recipe.model == "cnn" or "norm" not in change
     }
-    return {"all techniques": {}} | {
+    return {FULL: {}} | {
         name: change
         for name, change in used.items()
         if any(getattr(recipe, key) != value for key, value in change.items())
@@ -64,9 +72,8 @@ def ablate(recipe: Recipe, folder: Path, seeds: int, resume: bool) -> str:
     """
     open_folder(folder, recipe, resume)
     changes = arms(recipe)
-    values = ["validation_nll", "test_accuracy", "test_nll"]
-    table = Table(folder / "ablation.csv", ["arm", "factor", "seed"], values)
-    results: dict[str, dict[float, list[dict]]] = {arm: {} for arm in changes}
+    table = Table(folder / "ablation.csv", ["arm", "factor", "seed"], VALUES)
+    results: Results = {arm: {} for arm in changes}
 
     @functools.lru_cache(maxsize=1)  # the runs of a seed come one after another
     def images(seed: int) -> ImageData:
@@ -86,7 +93,7 @@ def ablate(recipe: Recipe, folder: Path, seeds: int, resume: bool) -> str:
             except NonFiniteLossError:
                 guess = math.log(data.num_classes)
                 numbers = (guess, 1 / data.num_classes, guess)
-            return dict(zip(values, numbers, strict=True))
+            return dict(zip(VALUES, numbers, strict=True))
 
         row = table.get((arm, f"{factor:.4g}", seed), compute)
         results[arm].setdefault(factor, []).append(row)
@@ -121,23 +128,52 @@ def _further(by_factor: Mapping[float, list[dict]]) -> list[float]:
     return [min(by_factor) / 3 if edge == "lowest" else max(by_factor) * 3]
 
 
-def _report(results: dict, recipe: Recipe, folder: Path) -> str:
+def read(path: Path) -> Results:
+    """Return what an ablation.csv holds: rows by arm and by factor of the rate."""
+    results: Results = {}
+    with path.open(encoding="utf-8", newline="") as file:
+        for row in csv.DictReader(file):
+            by_factor = results.setdefault(row["arm"], {})
+            numbers = {name: float(row[name]) for name in VALUES}
+            by_factor.setdefault(float(row["factor"]), []).append(numbers)
+    return results
+
+
+def column(results: Results, arm: str, name: str) -> list[float]:
+    """Return a value of each seed, at the arm's best rate."""
+    by_factor = results[arm]
+    return [row[name] for row in by_factor[_best(by_factor)]]
+
+
+def losses(results: Results) -> tuple[dict[str, Estimate], dict[str, Estimate]]:
+    """Return by arm what leaving the technique out costs: accuracy lost in points, and
+    likelihood lost in nats, with 95 % intervals over the seeds.
+    """
+    points, nats = {}, {}
+    for arm in results:
+        if arm == FULL:
+            continue
+        lost, more = (
+            paired(column(results, FULL, name), column(results, arm, name))
+            for name in ("test_accuracy", "test_nll")
+        )
+        points[arm] = (100 * lost.mean, 100 * lost.low, 100 * lost.high)
+        nats[arm] = (-more.mean, -more.high, -more.low)
+    return points, nats
+
+
+def _report(results: Results, recipe: Recipe, folder: Path) -> str:
     import matplotlib.pyplot as plt
 
     from dlcourse.lab.plotting import figure, intervals
 
-    best = {arm: by_factor[_best(by_factor)] for arm, by_factor in results.items()}
     edges = {arm: _edge(by_factor) for arm, by_factor in results.items()}
-
-    def column(arm: str, name: str) -> list[float]:
-        return [row[name] for row in best[arm]]
 
     def rate(arm: str) -> str:
         edge = f", the {edges[arm]} tried" if edges[arm] else ""
         return f"{recipe.lr * _best(results[arm]):.3g}{edge}"
 
-    full = "all techniques"
-    n = len(best[full])
+    n = len(column(results, FULL, "test_nll"))
     some = f" ({recipe.train_limit} training images)" if recipe.train_limit else ""
     lines = [
         f"{recipe.data}{some}, {n} seeds, each arm at its best learning rate",
@@ -145,19 +181,13 @@ def _report(results: dict, recipe: Recipe, folder: Path) -> str:
         "| without | rate | accuracy lost, points | likelihood lost, nats |",
         "| --- | --- | --- | --- |",
     ]
-    points, nats = {}, {}
-    for arm in results:
-        if arm == full:
-            continue
-        lost = paired(column(full, "test_accuracy"), column(arm, "test_accuracy"))
-        more = paired(column(arm, "test_nll"), column(full, "test_nll"))
-        points[arm] = tuple(100 * v for v in (lost.mean, lost.low, lost.high))
-        nats[arm] = (more.mean, more.low, more.high)
+    points, nats = losses(results)
+    for arm in points:
         cells = [_cell(points[arm], 2), _cell(nats[arm], 3)]
         lines.append(f"| {arm} | {rate(arm)} | {' | '.join(cells)} |")
-    accuracy = interval(column(full, "test_accuracy"))
-    nll = interval(column(full, "test_nll"))
-    lines += ["", f"With all, at rate {rate(full)}: accuracy {accuracy}, {nll} nats."]
+    accuracy = interval(column(results, FULL, "test_accuracy"))
+    nll = interval(column(results, FULL, "test_nll"))
+    lines += ["", f"With all, at rate {rate(FULL)}: accuracy {accuracy}, {nll} nats."]
     if any(edges.values()):
         lines += [
             "",
@@ -174,6 +204,6 @@ def _report(results: dict, recipe: Recipe, folder: Path) -> str:
     return text
 
 
-def _cell(values: tuple[float, float, float], digits: int) -> str:
+def _cell(values: Estimate, digits: int) -> str:
     mean, low, high = (f"{value:+.{digits}f}" for value in values)
     return f"{mean} [{low}, {high}]"

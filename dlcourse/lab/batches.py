@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Sized
 from dataclasses import dataclass
 from typing import cast
 
@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from dlcourse.lab.randomness import rng_state, set_rng_state
+from dlcourse.lab.shares import ShareLoader, can_be_cut
 
 
 @dataclass
@@ -73,6 +74,7 @@ class Batches:
         self.position = 0  # batches of this epoch that are drawn
         self.epoch_rng: dict = {}  # the generators where a loader's epoch began
         self.loader = data if isinstance(data, DataLoader) else None
+        self.share_loader: ShareLoader | None = None
         if self.loader is None:
             inputs, targets = as_tensors(data)
             self.inputs = inputs.to(self.device)
@@ -84,6 +86,9 @@ class Batches:
             self.rows = len(cast(Sized, self.loader.dataset))
             self.batch_size = self.loader.batch_size or batch_size
             self.length = len(self.loader)
+            # a transform is given whole batches (it may mix their rows), so these are read
+            if self.world > 1 and transform is None and can_be_cut(self.loader):
+                self.share_loader = ShareLoader(self.loader, self.rank, self.world)
 
     def facts(self) -> dict[str, int]:
         """Return what a run and its continuation must have in common."""
@@ -96,17 +101,29 @@ class Batches:
 
     def __iter__(self) -> Iterator[Batch]:
         while True:
-            for inputs, targets in self.rest_of_epoch():
-                if self.transform is not None:
-                    inputs, targets = self.transform(inputs, targets)
+            for batch in self.rest_of_epoch():
                 self.position += 1
                 if self.position == self.length:
                     self.epoch += 1
                     self.position = 0
-                if self.world == 1:
-                    yield Batch(inputs, targets)
-                else:
-                    yield self.mine(inputs, targets)
+                yield batch
+
+    def rest_of_epoch(self) -> Iterator[Batch]:
+        """Yield this process's part of each batch of this epoch that is still to come."""
+        if self.share_loader is not None:
+            yield from self.from_shares(self.share_loader)
+            return
+        if self.loader is None:
+            whole_batches = self.from_tensors()
+        else:
+            whole_batches = self.from_loader(self.loader)
+        for inputs, targets in whole_batches:
+            if self.transform is not None:
+                inputs, targets = self.transform(inputs, targets)
+            if self.world == 1:
+                yield Batch(inputs, targets)
+            else:
+                yield self.mine(inputs, targets)
 
     def mine(self, inputs: Tensor, targets: Tensor) -> Batch:
         """Keep this process's part of a batch that all processes have drawn alike.
@@ -119,12 +136,6 @@ class Batches:
             return Batch(inputs[:1], targets[:1], 0.0)
         return Batch(my_inputs, my_targets, len(my_inputs) * self.world / len(inputs))
 
-    def rest_of_epoch(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Return the whole batches of this epoch that are still to come."""
-        if self.loader is None:
-            return self.from_tensors()
-        return self.from_loader(self.loader)
-
     def from_tensors(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the batches of a shuffled epoch, from `position` on."""
         order = epoch_order(self.rows, self.seed, self.epoch).to(self.device)
@@ -132,23 +143,49 @@ class Batches:
             yield self.inputs.index_select(0, rows), self.targets.index_select(0, rows)
 
     def from_loader(self, loader: DataLoader) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield the loader's batches, from `position` on.
+        """Yield the loader's whole batches, from `position` on."""
+        for inputs, targets in self.drawn_from(loader):
+            yield inputs.to(self.device), targets.to(self.device)
+
+    def from_shares(self, loader: ShareLoader) -> Iterator[Batch]:
+        """Yield this process's part of the loader's batches, from `position` on."""
+        for inputs, targets, mine, whole in self.drawn_from(loader):
+            share = mine * self.world / whole
+            yield Batch(inputs.to(self.device), targets.to(self.device), share)
+
+    def drawn_from(self, loader: Iterable[tuple]) -> Iterator[tuple]:
+        """Yield what a loader gives, from `position` on.
 
         Inside an epoch the same order is drawn again, then the generators go on as before.
         """
-        skip = self.position
-        now = None
-        if skip:
-            now = rng_state()
-            set_rng_state(self.epoch_rng)
-        else:
+        if self.position == 0:
             if self.world > 1:  # dropout on uneven shares has drawn unevenly
                 synchronize_rng_states(["torch"])
-            self.epoch_rng = rng_state()
-        for number, (inputs, targets) in enumerate(loader):
-            if number < skip:
-                continue
-            if now is not None:
-                set_rng_state(now)
-                now = None
-            yield inputs.to(self.device), targets.to(self.device)
+            self.epoch_rng = rng_state() | {"loader": self.loader_rng()}
+            yield from loader
+            return
+        now = rng_state()
+        set_rng_state(self.epoch_rng)
+        self.set_loader_rng(self.epoch_rng.get("loader"))
+        rest = iter(loader)
+        for _ in range(self.position):
+            next(rest)
+        set_rng_state(now)  # where the data set draws too, the next row goes on from here
+        yield from rest
+
+    def loader_rng(self) -> Tensor | None:
+        """Return the state of the loader's own generator, where it has one."""
+        generator = self.loader_generator()
+        return None if generator is None else generator.get_state()
+
+    def set_loader_rng(self, state: Tensor | None) -> None:
+        """Set the loader's own generator to what `loader_rng` returned."""
+        generator = self.loader_generator()
+        if generator is not None and state is not None:
+            generator.set_state(state)
+
+    def loader_generator(self) -> torch.Generator | None:
+        """Return the generator from which the loader draws its order, None for torch's."""
+        if self.loader is None:
+            return None
+        return self.loader.generator or getattr(self.loader.sampler, "generator", None)

@@ -76,6 +76,7 @@ class Checkpoint(Part):
             "epoch": self.batches.epoch,
             "position": self.batches.position,
             "epoch_rng": self.batches.epoch_rng,
+            "loader_rng": self.batches.loader_rng(),
             "history": self.recorder.history.as_dict(),
             "watch": None if watch_state is None else watch_state(),
         }
@@ -101,6 +102,7 @@ class Checkpoint(Part):
         self.batches.epoch = saved["epoch"]
         self.batches.position = saved["position"]
         self.batches.epoch_rng = saved["epoch_rng"]
+        self.batches.set_loader_rng(saved.get("loader_rng"))
         for name, value in saved["history"].items():
             setattr(self.recorder.history, name, value)
         load_watch = getattr(self.watch, "load_state_dict", None)

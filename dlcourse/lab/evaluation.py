@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 
 from dlcourse.lab.accelerator import all_reduce
 from dlcourse.lab.batches import as_tensors
+from dlcourse.lab.shares import ShareLoader, can_be_cut
 
 
 @torch.no_grad()
@@ -25,14 +26,19 @@ def evaluate(
 ) -> dict:
     """Return {"loss": mean, "accuracy": from 0 to 1, "count": rows} of `model` on `data`.
 
-    With several processes each takes a part, and every row counts once.
+    With several processes each takes a part, and every row counts once. Of a `DataLoader`
+    each reads its part only, where that can be cut (see `lab.shares`).
     """
     if data is not None and hasattr(data, "validation"):
         raise ValueError("name the rows to evaluate on: data.validation or data.test")
+    data = own_share(data, accelerator)
     if isinstance(data, DataLoader):
         batches = list(data)
         data = tuple(torch.cat(parts) for parts in zip(*batches, strict=True))
-    inputs, targets = as_tensors(data)
+    if isinstance(data, ShareLoader):
+        inputs, targets = _rows_of_share(data)
+    else:
+        inputs, targets = as_tensors(data)
     rows = torch.arange(len(inputs))
     if accelerator is None or accelerator.num_processes == 1:
         sums = _sums(model, inputs, targets, rows.split(batch_size), loss_fn)
@@ -41,11 +47,33 @@ def evaluate(
         model = accelerator.unwrap_model(model)
         for buffer in model.buffers():
             torch.distributed.broadcast(buffer, 0)
-        mine = rows.tensor_split(accelerator.num_processes)[accelerator.process_index]
+        mine = rows
+        if not isinstance(data, ShareLoader):
+            parts = rows.tensor_split(accelerator.num_processes)
+            mine = parts[accelerator.process_index]
         sums = _sums(model, inputs, targets, mine.split(batch_size), loss_fn)
         sums = all_reduce(sums.float(), accelerator, "sum").double().cpu()
     loss, right, count = sums.tolist()
     return {"loss": loss / count, "accuracy": right / count, "count": int(count)}
+
+
+def own_share(data, accelerator: Accelerator | None):
+    """Return a `DataLoader` cut to what this process reads, and any other data as it is."""
+    if accelerator is None or accelerator.num_processes == 1:
+        return data
+    if isinstance(data, DataLoader) and can_be_cut(data):
+        return ShareLoader(data, accelerator.process_index, accelerator.num_processes)
+    return data
+
+
+def _rows_of_share(loader: ShareLoader) -> tuple[Tensor, Tensor]:
+    """Return all inputs and targets that this process reads; it may have none."""
+    inputs, targets = [], []
+    for some_inputs, some_targets, mine, _ in loader:
+        counted = len(some_inputs) if mine else 0
+        inputs.append(some_inputs[:counted])
+        targets.append(some_targets[:counted])
+    return torch.cat(inputs), torch.cat(targets)
 
 
 def _sums(model, inputs, targets, batches_of_rows, loss_fn) -> Tensor:

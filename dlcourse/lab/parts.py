@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from dlcourse.lab.accelerator import all_reduce
-from dlcourse.lab.evaluation import evaluate
+from dlcourse.lab.evaluation import evaluate, own_share
 from dlcourse.lab.history import Recorder
 from dlcourse.lab.progress import bar as progress_bar
 
@@ -115,6 +115,9 @@ class Validation(Part):
         self.every = every
         self.recorder = recorder
         self.watch = watch
+
+    def start(self, run: Run) -> None:
+        self.data = own_share(self.data, run.accelerator)  # once: it may keep its workers
 
     def after_update(self, run: Run) -> None:
         due = self.every and run.step % self.every == 0

@@ -184,7 +184,14 @@ def fit(
 ) -> History:
     """Train `model` in place for a number of updates, and return the history.
 
-    `data`: an `ImageData`, a `Split`, a pair (inputs, targets) or a `DataLoader`.
+    `data`: an `ImageData`, a `Split`, a pair (inputs, targets) or a `DataLoader`. Of a
+    `DataLoader` each process reads its own rows of every batch, and the result is that of
+    one process. A data set that draws at random (crops) draws otherwise than in one
+    process: each process draws from a stream of its own, with which a resumed run goes on.
+    (A generator that the data set keeps itself is the same on every process: seed it by
+    the rank.) Every process reads all rows where these cannot be cut: with `transform=`,
+    which is given whole batches, and from an `IterableDataset`, where only the data set
+    knows which row is next, so that none can be passed over unread.
     `batch_size`: rows an update, over all processes and micro-batches together.
     `loss_fn(outputs, targets)`: the mean over the rows.
     `schedule(t)`: the factor on each learning rate at update t (from 0); a pure function

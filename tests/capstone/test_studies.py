@@ -184,3 +184,31 @@ def test_ablation_compares_on_the_same_seeds_and_goes_on_where_it_stopped(monkey
     assert main(["--ablate", "--seeds", "3", "--resume", "--out", "run"]) == 0
     assert known < set(Path("run/ablation.csv").read_text().splitlines())
     assert len(seen) + len(known) - 1 == runs_of_an_ablation(arms, seeds=3)
+
+
+def test_losses_are_read_from_a_table_at_each_arms_best_rate(tmp_path):
+    lines = ["arm,factor,seed,validation_nll,test_accuracy,test_nll"]
+    for seed, accuracy in enumerate((0.9, 0.8, 0.7)):
+        lines.append(f"all techniques,1,{seed},0.5,{accuracy},0.4")
+        lines.append(f"all techniques,3,{seed},0.9,0.1,2.0")  # the worse rate
+        lines.append(f"warm-up,1,{seed},0.5,{accuracy - 0.1},0.7")
+    (tmp_path / "ablation.csv").write_text("\n".join(lines) + "\n")
+    points, nats = ablation.losses(ablation.read(tmp_path / "ablation.csv"))
+    assert points["warm-up"] == pytest.approx((10, 10, 10))
+    assert nats["warm-up"] == pytest.approx((0.3, 0.3, 0.3))
+    assert list(points) == ["warm-up"]
+
+
+def test_the_stored_table_is_whole():
+    stored = ablation.read(ablation.STORED)
+    assert set(stored) == {ablation.FULL, *ablation.OFF} - {
+        "dropout",
+        "early stopping",
+        "accumulation",
+        "mixed precision",
+    }
+    seeds = len(ablation.column(stored, ablation.FULL, "test_nll"))
+    assert seeds >= 5
+    for by_factor in stored.values():
+        assert {len(rows) for rows in by_factor.values()} == {seeds}
+        assert len(by_factor) >= len(ablation.FACTORS)
