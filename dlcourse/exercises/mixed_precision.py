@@ -594,10 +594,11 @@ EXERCISES = (
         },
     ),
     Exercise(
-        "Write step(losses, parameters, optimizer, scaler, max_norm). losses are functions without "
-        "arguments, one a micro-batch of equal size, each returns its mean loss. Make one update "
-        "by the gradient of the mean over all of them, its norm clipped to max_norm. scaler is a "
-        "GradScaler; gradients may be left over from the call before.",
+        "Write step(losses, parameters, optimizer, scaler, max_norm). losses are functions, one a "
+        "micro-batch of equal size: loss() runs its forward pass, autocast included, and returns "
+        "its mean loss. Make one update by the gradient of the mean over all of them, its norm "
+        "clipped to max_norm. scaler has the calls of torch.amp.GradScaler; gradients may be left "
+        "over from the call before.",
         _check_order,
         _solve_order,
         {
