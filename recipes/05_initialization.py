@@ -18,14 +18,18 @@ WIDTH, BLOCKS, RATE, BATCH, EPOCHS, TRAIN_ROWS = 32, 4, 0.001, 64, 6, 1472
 ENDS = ("out_proj.weight", "linear2.weight")  # of the branches, two to a block
 
 
+def scale(name, weight):  # a row makes one output, its size is the fan-in
+    branches = 2 * BLOCKS if name.endswith(ENDS) else 1
+    return 1 / math.sqrt(weight[0].numel() * branches)
+
+
 @torch.no_grad()
 def start(model):  # in place, so that an optimizer keeps its weights
     for name, _ in model.named_buffers():
         raise SystemExit(f"start has no rule for {name}: fill masks and statistics here")
     for name, weight in model.named_parameters():
-        if weight.ndim > 1:  # a row makes one output, its size is the fan-in
-            branches = 2 * BLOCKS if name.endswith(ENDS) else 1
-            weight.normal_(0, 1 / math.sqrt(weight[0].numel() * branches))
+        if weight.ndim > 1:
+            weight.normal_(0, scale(name, weight))
         elif name.endswith("bias"):
             weight.zero_()
         elif "norm" in name:
@@ -48,9 +52,10 @@ def look(model, blocks, inputs, targets):  # one pass, before training
     model.zero_grad()
     for hook in hooks:
         hook.remove()
-    weights = [weight for weight in model.parameters() if weight.ndim > 1]
-    gains = [w.std().item() * math.sqrt(w[0].numel()) for w in weights]
-    flows = 0.1 < min(added) <= max(added) < 2 and max(grads) < 10 * min(grads)
+    weights = [(n, w) for n, w in model.named_parameters() if w.ndim > 1]
+    gains = [w.std().item() / scale(n, w) for n, w in weights]  # 1: as the rule has it
+    least = 0.2 / math.sqrt(BLOCKS)  # of what a block adds
+    flows = least < min(added) <= max(added) < 2 and max(grads) < 10 * min(grads)
     if not (flows and 0.25 < min(gains) <= max(gains) < 4 and loss < math.log(10) + 2):
         raise SystemExit(f"a bad start: {loss=:.2f}, {added=}, {grads=}, {gains=}")
     sums = torch.stack([weight.sum() for weight in model.parameters()])
