@@ -300,7 +300,7 @@ def test_the_real_chapters_are_read_from_their_cards():
     clipping = by["gradient_clipping"]
     assert (clipping.label, clipping.reading, clipping.exercises) == (
         "04 Gradient clipping",
-        40,
+        45,
         30,
     )
     assert by["lr_schedulers"].needs == frozenset()
