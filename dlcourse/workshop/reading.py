@@ -121,7 +121,9 @@ def exercise_cells(book) -> set[int]:
 
 def binds(source: str, name: str) -> bool:
     """Tell whether a line of a cell gives a value to `name`."""
-    return bool(re.search(rf"^\s*((def|class) {name}\b|{name}\s*=)", source, re.M))
+    # spaces, not \s: over 100,000 empty lines that would look at each pair of them
+    line = rf"^[ \t]*((def|class) {name}\b|{name}[ \t]*=)"
+    return bool(re.search(line, source, re.M))
 
 
 @functools.cache
