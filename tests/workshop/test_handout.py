@@ -442,7 +442,7 @@ def test_chosen_chapters_and_the_readme(tmp_path, capsys):
     assert "| 13:30 | 13:45 | 15 | Start-up" in printed and "Long break" not in printed
     assert printed.endswith(f"\n2 chapters, README.md and PLAN.md are in {out}.\n")
     text = (out / "README.md").read_text(encoding="utf-8")
-    assert "[04 Gradient clipping](04_gradient_clipping.ipynb) | 40 | 30 |" in text
+    assert "[04 Gradient clipping](04_gradient_clipping.ipynb) | 45 | 30 |" in text
     assert "jupyter lab" in text and "python -m dlcourse.doctor" in text
     assert "your_name/11_gradient_accumulation.ipynb" in text
     assert "your_name__11_gradient_accumulation.ipynb" in text
