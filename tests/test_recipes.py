@@ -295,6 +295,7 @@ def test_06_equals_a_plain_loop():
     images, labels = load_digits(return_X_y=True)
     images = torch.tensor(images / 8 - 1).float().view(-1, 1, 8, 8)
     rows = TensorDataset(images, torch.tensor(labels))
+    torch.manual_seed(0)
     train, _, test = torch.utils.data.random_split(rows, [1217, 280, 300])
     order = torch.Generator().manual_seed(0)
     loader = DataLoader(train, 32, shuffle=True, generator=order, drop_last=True)
