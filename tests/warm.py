@@ -13,7 +13,6 @@ import json
 import os
 import runpy
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -36,9 +35,9 @@ def run_script(
     """
     environments = [dict(os.environ)]
     if processes > 1:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        from dlcourse.lab import launching  # here: the process that forks is without it
+
+        port = launching._free_port()
         meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
         environments = [
             os.environ
