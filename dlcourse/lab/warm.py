@@ -30,11 +30,13 @@ import subprocess
 import sys
 import threading
 import time
+from importlib.machinery import SourceFileLoader
 from types import ModuleType
 from typing import IO, Any
+from weakref import WeakSet
 
 IMPORTS = ("torch.distributed", "torch.utils.data", "accelerate", "sklearn.datasets")
-MOST = 3  # helpers at a time; a process of a further kind starts the ordinary way
+MOST = 3  # helpers at a time
 PATIENCE = 120.0  # seconds for a helper's imports
 LARGEST = 1 << 20  # bytes of a request
 NUMBER = struct.Struct("i")  # a process id, then an exit code
@@ -105,18 +107,19 @@ def start(
     stdin: Any = None,
     stdout: Any = None,
     stderr: Any = None,
-    imports: tuple[str, ...] = IMPORTS,
+    imports: tuple[str, ...] | None = None,
 ) -> subprocess.Popen | Process:
     """Start a Python in a session of its own, by a fork of a helper where that can be.
 
     `command` starts with sys.executable, then perhaps -P, then -m and a module, -c and
     code, or a script. The files are as in subprocess.Popen; of pipes, only stdin's. The
-    helper imports `imports`, of which those that are missing are left out.
+    helper imports `imports`, else IMPORTS, and leaves out those that are missing.
     """
     if sys.platform == "linux" and _understood(command):
         folder = os.path.abspath(cwd or "")
         with contextlib.suppress(OSError, EOFError, ValueError):
-            return _ask(command, env, folder, [stdin, stdout, stderr], imports)
+            wanted = IMPORTS if imports is None else imports
+            return _ask(command, env, folder, [stdin, stdout, stderr], wanted)
     return start_cold(command, env, cwd, stdin, stdout, stderr)
 
 
@@ -140,7 +143,8 @@ class _Helper:
     """The helper of one kind, and the socket to it."""
 
     def __init__(self, env: dict[str, str], folder: str, imports: tuple[str, ...]):
-        self.owner, self.served = os.getpid(), False
+        self.owner, self.good = os.getpid(), False
+        self.served: WeakSet[Process] = WeakSet()
         pair = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.socket, there = pair
         nothing = subprocess.DEVNULL
@@ -156,6 +160,10 @@ class _Helper:
     def usable(self) -> bool:
         """Tell whether it lives; a fork of the process that started it has none."""
         return self.owner == os.getpid() and self.process.poll() is None
+
+    def busy(self) -> bool:
+        """Tell whether a process runs whose end it is to report."""
+        return any(process.poll() is None for process in self.served)
 
     def close(self) -> None:
         """Let it end; its children go on."""
@@ -174,8 +182,8 @@ def _ask(command, env, folder, files, imports) -> Process:
     """Have a helper fork a child; raises OSError or EOFError where that fails."""
     with contextlib.ExitStack() as opened, _lock:
         kind = _kind(env, folder, imports)
-        if kind in _hopeless or len(_helpers) == MOST and kind not in _helpers:
-            raise OSError("no helper for this kind of process")
+        if kind in _hopeless:
+            raise OSError("no helper can serve this kind of process")
         stdin = None
         if files[0] == subprocess.PIPE:
             numbers = os.pipe()
@@ -186,9 +194,7 @@ def _ask(command, env, folder, files, imports) -> Process:
         status, end = os.pipe()
         opened.push(lambda kind_of, *_: kind_of and os.close(status))
         try:
-            helper = _helpers.get(kind)
-            if helper is None or not helper.usable():
-                helper = _helpers[kind] = _Helper(env, folder, imports)
+            helper = _helper_of(kind, env, folder, imports)
             request = json.dumps({"command": command, "env": env, "folder": folder})
             socket.send_fds(helper.socket, [request.encode()], [*numbers, end])
         finally:
@@ -200,11 +206,27 @@ def _ask(command, env, folder, files, imports) -> Process:
         except BaseException as error:
             helper.close()
             del _helpers[kind]
-            if not helper.served and isinstance(error, EOFError):
+            if not helper.good and isinstance(error, EOFError):
                 _hopeless.add(kind)
             raise
-        helper.served = True
-        return Process(NUMBER.unpack(read)[0], status, stdin)
+        process = Process(NUMBER.unpack(read)[0], status, stdin)
+        helper.served.add(process)
+        helper.good = True
+        return process
+
+
+def _helper_of(kind: str, *arguments) -> _Helper:
+    """Return the helper of a kind; a new one may take the place of the longest unused."""
+    helper = _helpers.pop(kind, None)
+    if helper is None or not helper.usable():
+        idle = [key for key, one in _helpers.items() if not one.busy()]
+        if len(_helpers) == MOST:
+            if not idle:
+                raise OSError("all helpers have processes that run")
+            _helpers.pop(idle[0]).close()
+        helper = _Helper(*arguments)
+    _helpers[kind] = helper  # at the end: the last one used
+    return helper
 
 
 @atexit.register
@@ -367,6 +389,8 @@ def _play(command: list[str]) -> None:
     """Carry out a command line as Python does."""
     main: Any = ModuleType("__main__")
     main.__builtins__ = __builtins__
+    if "__annotations__" in globals():  # not in every version of Python
+        main.__annotations__ = {}
     sys.modules["__main__"] = main
     sys.orig_argv = command
     safe = command[1] == "-P"
@@ -384,12 +408,10 @@ def _play(command: list[str]) -> None:
             sys.argv = ["-c", *arguments[1:]]
         else:
             with open(what, "rb") as script:
-                first, text, file = os.path.dirname(what), script.read(), what
-            from importlib.machinery import SourceFileLoader
-
-            main.__file__, main.__cached__ = what, None
-            main.__loader__ = SourceFileLoader("__main__", what)
-            first = os.path.realpath(what).rpartition("/")[0]
+                text = script.read()
+            file, first = os.path.abspath(what), os.path.dirname(os.path.realpath(what))
+            main.__file__, main.__cached__ = file, None
+            main.__loader__ = SourceFileLoader("__main__", file)
             sys.argv = [what, *arguments]
         carry_out = exec
         given = (compile(text, file, "exec", dont_inherit=True), main.__dict__)
