@@ -17,7 +17,13 @@ from pathlib import Path
 
 from dlcourse.lab import launching, warm
 
-IMPORTED = (*warm.IMPORTS, "torchvision.transforms.v2", "optuna", "safetensors.torch")
+IMPORTED = (
+    *warm.IMPORTS,
+    "sklearn.datasets",
+    "torchvision.transforms.v2",
+    "optuna",
+    "safetensors.torch",
+)
 
 
 def run_script(

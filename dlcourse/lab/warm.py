@@ -35,7 +35,8 @@ from types import ModuleType
 from typing import IO, Any
 from weakref import WeakSet
 
-IMPORTS = ("torch.distributed", "torch.utils.data", "accelerate", "sklearn.datasets")
+# the last is what torch imports, in a second and a half, when it makes an optimizer
+IMPORTS = ("torch.distributed", "torch.utils.data", "accelerate", "torch._dynamo")
 MOST = 3  # helpers at a time
 PATIENCE = 120.0  # seconds for a helper's imports
 LARGEST = 1 << 20  # bytes of a request
@@ -305,7 +306,7 @@ def _exists(pid: int) -> bool:
 def _help(number: int, imports: list[str]) -> dict:
     """Fork a child for each request; return the request, in the child."""
     for name in imports:
-        with contextlib.suppress(ImportError):
+        with contextlib.suppress(Exception):
             importlib.import_module(name)
     if len(os.listdir("/proc/self/task")) > 1:
         os._exit(1)  # a fork would lack the other threads, and may keep their locks
