@@ -51,11 +51,15 @@ def run_script(
 
 
 def run(
-    *arguments, cwd: Path | str = ".", env: dict | None = None, timeout: float = 300.0
+    *arguments,
+    cwd: Path | str = ".",
+    env: dict | None = None,
+    timeout: float = 300.0,
+    imports: tuple[str, ...] = IMPORTED,
 ) -> subprocess.CompletedProcess:
     """Run what stands behind `python` on a command line; return its end and its words."""
     environment = dict(os.environ) if env is None else env
-    return _run(list(map(str, arguments)), [environment], cwd, timeout, IMPORTED)
+    return _run(list(map(str, arguments)), [environment], cwd, timeout, imports)
 
 
 def _run(arguments, environments, folder, timeout, imports):

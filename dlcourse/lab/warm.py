@@ -43,10 +43,20 @@ LARGEST = 1 << 20  # bytes of a request
 NUMBER = struct.Struct("i")  # a process id, then an exit code
 # variables that Python or a package reads once, when it starts or is imported
 READ_ONCE = (
-    *("PYTHON", "TORCH", "PYTORCH", "ATEN_", "ACCELERATE_", "HF_", "TRANSFORMERS_"),
+    *("PYTHON", "TORCH", "PYTORCH", "ATEN_", "ACCELERATE_LOG", "HF_", "TRANSFORMERS_"),
     *("OMP_", "KMP_", "GOMP_", "MKL_", "OPENBLAS_", "BLIS_", "NUMEXPR_", "CUDA_"),
     *("NPY_", "NUMPY_", "SCIPY_", "SKLEARN_", "JOBLIB_", "LOKY_", "TQDM_", "MPL"),
-    *("LD_", "MALLOC_", "GLIBC_", "LC_", "LANG", "HOME", "XDG_", "COVERAGE_"),
+    *(
+        "LD_",
+        "MALLOC_",
+        "GLIBC_",
+        "LC_",
+        "LANG",
+        "HOME",
+        "XDG_",
+        "COVERAGE_",
+        "USE_TORCH",
+    ),
 )
 
 # --- the process that asks ------------------------------------------------------------------------
