@@ -261,7 +261,8 @@ def _kind(env: dict[str, str], folder: str, imports: tuple[str, ...]) -> str:
     import resource
 
     variables = {name: env[name] for name in env if name.startswith(READ_ONCE)}
-    entries = env.get("PYTHONPATH", "").split(os.pathsep)
+    paths = env.get("PYTHONPATH", "")
+    absolute = not paths or all(map(os.path.isabs, paths.split(os.pathsep)))
     limits = [name for name in dir(resource) if name.startswith("RLIMIT_")]
     ignored = [
         int(number)
@@ -272,7 +273,7 @@ def _kind(env: dict[str, str], folder: str, imports: tuple[str, ...]) -> str:
         mask = [line for line in file if line.startswith("Umask")]
     facts = [
         *(imports, sys.executable, sorted(variables.items()), sorted(ignored), mask),
-        "" if all(map(os.path.isabs, entries)) else folder,
+        "" if absolute else folder,
         [resource.getrlimit(getattr(resource, name)) for name in limits],
         sorted(os.sched_getaffinity(0)),  # pyright: ignore[reportAttributeAccessIssue]
         os.getpriority(os.PRIO_PROCESS, 0),

@@ -175,6 +175,24 @@ def test_what_python_reads_once_gets_a_helper_of_its_own(tmp_path, monkeypatch):
         warm.close()
 
 
+@pytest.mark.parametrize("path", ["", str(ROOT), os.pathsep.join(["there", str(ROOT)])])
+def test_one_helper_serves_in_many_folders(tmp_path, monkeypatch, path):
+    """But where the path begins in the folder, a new Python would have another path."""
+    monkeypatch.setattr(warm, "_helpers", {})
+    env = os.environ | {"PYTHONPATH": path}
+    try:
+        for folder in (tmp_path / "one", tmp_path / "two"):
+            folder.mkdir()
+            code = "import os, sys; print(os.getcwd(), sys.path)"
+            got = run(bare, ["-c", code], tmp_path, env, cwd=str(folder))
+            assert got == run(
+                warm.start_cold, ["-c", code], tmp_path, env, cwd=str(folder)
+            )
+        assert len(warm._helpers) == (2 if path.startswith("there") else 1)
+    finally:
+        warm.close()
+
+
 def test_an_idle_helper_makes_room_and_a_busy_one_stays(monkeypatch):
     monkeypatch.setattr(warm, "_helpers", {})
     monkeypatch.setattr(warm, "MOST", 1)
