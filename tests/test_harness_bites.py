@@ -432,13 +432,14 @@ def test_planted_fault_is_caught(good, name, plant):
 @pytest.mark.parametrize("path", REAL, ids=lambda path: path.stem)
 def test_planted_fault_is_caught_in_real_chapter(path):
     original = read(path)
+    found = {rule.__name__: rule(path, original) for rule in chapter_rules.RULES}
     missed = []
     for name, plant in PLANTS:
         if name == "imports" and chapter_rules.technique(path) == "batch_normalization":
             continue  # the planted import is this chapter's own
         rule, book = getattr(chapter_rules, name), copy.deepcopy(original)
         plant(book)
-        if rule(path, book) == rule(path, original):
+        if rule(path, book) == found[name]:
             missed.append(plant.__name__)
     assert not missed
 

@@ -1,8 +1,9 @@
 """One function on n fresh processes of this machine, from a notebook, a script or a test.
 
-Nothing is forked: each process is a new Python that imports the function (or runs its
-source), so an earlier Accelerator, CUDA context or thread pool in the parent cannot do
-harm.
+This process is never forked: each of the others imports the function (or runs its source)
+in a new Python, so an earlier Accelerator, CUDA context or thread pool here cannot do harm.
+On a CPU under Linux the new Python is a fork of a helper that has imported torch and
+nothing of the course (`lab.warm`): the first launch starts that, later ones are quick.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from pathlib import Path
 from types import FunctionType
 from typing import IO, Any, cast
 
+from dlcourse.lab import warm
 from dlcourse.lab.progress import bar
 
 ROOT = str(Path(__file__).resolve().parents[2])
@@ -314,23 +316,26 @@ def _environment(processes: int, cpu: bool) -> dict[str, str]:
 class _Rank:
     """One child process; its files hold what it printed, reported, and where it stood."""
 
-    def __init__(self, rank: int, folder: Path, env: dict[str, str], live: bool = False):
+    def __init__(
+        self,
+        rank: int,
+        folder: Path,
+        env: dict[str, str],
+        live: bool = False,
+        begin: Callable = warm.start,
+    ):
         self.rank, self.folder = rank, folder
         self.report: Any = None  # what the process has left, read as JSON
-        own_group: dict[str, Any] = {"start_new_session": True}
-        if os.name == "nt":
-            own_group = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
         with (
             open(folder / f"stdout{rank}", "wb") as out,
             open(folder / f"stderr{rank}", "wb") as err,
         ):
-            self.process = subprocess.Popen(
+            self.process = begin(
                 [sys.executable, "-P", "-m", "dlcourse.lab.launching", str(folder)],
                 env=env | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
                 stdin=subprocess.PIPE,
                 stdout=None if live else out,
                 stderr=None if live else err,
-                **own_group,
             )
 
     @property
@@ -437,8 +442,9 @@ def _run(
         job = job | {"until": time.time() + timeout}
         (folder / "job.json").write_text(json.dumps(job), encoding="utf-8")
         try:
+            begin = warm.start if cpu else warm.start_cold
             for rank in range(processes):
-                ranks.append(_Rank(rank, folder, env, live and rank == 0))
+                ranks.append(_Rank(rank, folder, env, live and rank == 0, begin))
             waiting = f"{processes} processes: {{elapsed}}"
             # a rank that prints by itself has a bar of its own
             with bar(

@@ -26,9 +26,11 @@ from book import notebooks, pages, settings, terms, verdicts  # noqa: E402
 from house_rules import TECHNIQUES  # noqa: E402
 from site_pages import Page, broken  # noqa: E402
 from site_pages import pages as pages_of  # noqa: E402
+from warm import run  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
 CHAPTERS = notebooks.chapters()
+SLOW_TO_IMPORT = ("sphinx.cmd.build", "myst_nb", "sphinx_book_theme", "sphinx_design")
 LESSONS = [chapter for chapter in CHAPTERS if chapter.is_lesson]
 
 
@@ -311,8 +313,7 @@ def test_a_broken_reference_or_formula_fails_the_build(tmp_path, text, told):
         "sys.exit(build.render(Path(sys.argv[2]), Path(sys.argv[3])))"
     )
     places = [ROOT / "docs", tmp_path / "work", tmp_path / "out"]
-    command = [sys.executable, "-c", code, *map(str, places)]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = run("-c", code, *places, imports=SLOW_TO_IMPORT)
     assert done.returncode == 1, done.stdout + done.stderr
     assert told in done.stderr and done.stderr.count("WARNING") <= 1
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from warm import run
 
 from dlcourse.capstone import data
 from dlcourse.capstone.building import Block
@@ -337,11 +338,9 @@ def test_advice_on_a_folder_names_options_of_the_command(capsys):
 def test_what_is_left_out_is_said_without_a_line_of_code():
     pictures(count=16)
     Path("shots/cat/bad.png").write_bytes(b"no image")
-    command = [sys.executable, "-m", "dlcourse.train", "--data", "folder", "shots"]
-    done = subprocess.run(
-        [*command, "--skip-corrupt", "--dry-run", "--batch-size", "4"],
-        env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
+    images = ["--data", "folder", "shots", "--skip-corrupt", "--batch-size", "4"]
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = run("-m", "dlcourse.train", *images, "--dry-run", env=env)
     assert done.returncode == 0 and "UserWarning" not in done.stderr
     assert done.stderr.startswith("dlcourse-train: 1 file(s)")
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from processes import alive
 
-from dlcourse.lab import launching
+from dlcourse.lab import launching, warm
 from dlcourse.lab.launching import Crew, LaunchError, launch
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -286,7 +286,10 @@ def test_results_come_by_rank():
     assert results == [{"rank": r, "value": [2, None], "scaled": 10} for r in range(3)]
 
 
-def test_environment_is_that_of_a_distributed_run(monkeypatch):
+@pytest.mark.parametrize("warmed", [False, True])
+def test_environment_is_that_of_a_distributed_run(monkeypatch, warmed):
+    if not warmed:
+        monkeypatch.setattr(warm, "start", warm.start_cold)
     monkeypatch.setenv("RANK", "7")
     monkeypatch.setenv("OMP_NUM_THREADS", "9")
     first, second = launch(environment)
@@ -297,7 +300,7 @@ def test_environment_is_that_of_a_distributed_run(monkeypatch):
         "LOCAL_WORLD_SIZE": "2",
         "MASTER_ADDR": "127.0.0.1",
         "OMP_NUM_THREADS": "1",
-        "torch": False,
+        "torch": warmed and sys.platform == "linux",  # a new Python has nothing of it
     }
     assert second == first | {"RANK": "1", "LOCAL_RANK": "1"}
 
@@ -409,8 +412,10 @@ def test_stdin_is_empty():
 def test_function_of_a_script_is_sent_as_source(tmp_path):
     done = run_script(
         tmp_path / "script.py",
+        "from dlcourse.lab import warm\n"
         "from dlcourse.lab.launching import launch\n"
         "import json\n"
+        "warm.IMPORTS = ()\n"
         "print('top level')\n"
         "def count(x: json.JSONDecoder, text='''\nat column 0'''):\n"
         "    import os\n"
@@ -627,7 +632,8 @@ def parent_that_launches(fn, tmp_path, stderr):
     places = [str(ROOT / "tests" / "lab"), str(ROOT / "tests")]
     script = (
         f"import sys; sys.path[:0] = {places!r}\n"
-        f"from test_lab_launching import launch, {fn.__name__}\n"
+        f"from test_lab_launching import launch, warm, {fn.__name__}\n"
+        "warm.IMPORTS = ()  # the functions need nothing of them\n"
         f"launch({fn.__name__}, args=[{str(tmp_path)!r}])\n"
     )
     env = os.environ | {"PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path)}
@@ -675,6 +681,7 @@ def test_taken_port_is_tried_again(monkeypatch, capsys):
 
 @posix
 def test_ten_launches_leave_nothing(tmp_path, monkeypatch):
+    launch(own_pid, 1)  # from now on there is a helper to fork from
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     files = Path("/proc/self/fd")
     before = len(list(files.iterdir())) if files.exists() else 0

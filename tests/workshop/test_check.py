@@ -98,9 +98,9 @@ def judged(loop):
     rate) in cells of these sources.
     """
 
-    def judge(*sources: str, number: int = 2, full=False) -> tuple[str, str]:
+    def judge(*sources: str, number: int = 2, full=False, cell=30) -> tuple[str, str]:
         cells = [Cell(n, source) for n, source in enumerate(sources, 2)]
-        limits = Limits(cell=30, full=full)
+        limits = Limits(cell=cell, full=full)
         done = running.judge_task(task_of(cells), limits, Warm.give)
         verdict, hint, _ = loop.run_until_complete(done)[number]
         return verdict, hint
@@ -619,7 +619,8 @@ def test_a_strange_cell_stops_nothing(tmp_path, source, judged):
     path.write_text(json.dumps(book), encoding="utf-8")
     task = reading.prepare(path, "anna", [])
     assert not task.problem and len(task.questions) == 3
-    assert judged(USE, source, RESCALE, CHECK2) == (PASS, "")
+    # one of them gets no answer from the kernel: its time has to pass
+    assert judged(USE, source, RESCALE, CHECK2, cell=12) == (PASS, "")
 
 
 def test_an_error_of_the_check_itself_is_one_row(tmp_path, monkeypatch):

@@ -1,0 +1,309 @@
+"""A fork of the helper is what a new Python would be, and no process is left behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from processes import alive
+
+from dlcourse.lab import warm
+
+ROOT = Path(__file__).resolve().parents[2]
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks under Linux only")
+
+FACTS = """
+import json, os, random, signal, sys, threading
+import __main__
+tail = sys.argv.pop()
+facts = {
+    "argv": sys.argv, "original": sys.orig_argv[:-1], "path": sys.path,
+    "folder": os.getcwd(),
+    "variables": {k: v for k, v in os.environ.items() if k != "_"},
+    "main": sorted(vars(__main__)), "name": __name__, "file": vars().get("__file__"),
+    "spec": __spec__ and __spec__.name, "package": vars().get("__package__"),
+    "leads": [os.getsid(0) == os.getpid(), os.getpgrp() == os.getpid()],
+    "signals": [str(signal.getsignal(n)).split(" at ")[0] for n in signal.valid_signals()],
+    "blocked": sorted(signal.pthread_sigmask(signal.SIG_BLOCK, [])),
+    "threads": threading.active_count(), "read": sys.stdin.read(),
+    "files": sorted(os.listdir("/proc/self/fd"), key=int)[:3],
+    "many": len(os.listdir("/proc/self/fd")),
+    "streams": [sys.stdout.encoding, sys.stdout.errors, sys.stdout.line_buffering],
+    "faults": __import__("faulthandler").is_enabled(), "umask": os.umask(0),
+    "course": sorted(name for name in sys.modules if name.startswith("dlcourse")),
+}
+with open(tail, "w") as file:
+    json.dump(facts, file)
+"""
+
+
+def end_of(process) -> int:
+    return process.wait(60)
+
+
+def run(start, command, tmp_path, env=None, **options) -> tuple[int, str, str]:
+    """Return the exit code and what was printed."""
+    env = dict(os.environ) if env is None else env
+    with open(tmp_path / "out", "wb") as out, open(tmp_path / "err", "wb") as err:
+        process = start(
+            [sys.executable, *command],
+            env,
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=err,
+            **options,
+        )
+        code = end_of(process)
+    assert isinstance(process, warm.Process) == (start is not warm.start_cold)
+    return code, (tmp_path / "out").read_text(), (tmp_path / "err").read_text()
+
+
+def bare(*args, **options):
+    """Start by a helper that has imported nothing: it is there in a moment."""
+    return warm.start(*args, imports=(), **options)
+
+
+def test_a_fork_is_as_a_new_python(tmp_path):
+    (tmp_path / "script.py").write_text(FACTS)
+    (tmp_path / "inside").mkdir()
+    (tmp_path / "inside" / "mine.py").write_text(FACTS)
+    ways = [
+        ["-P", "-m", "mine", "one"],
+        ["-m", "mine"],
+        ["-c", FACTS, "one", "two"],
+        ["script.py", "one"],
+        ["-P", str(tmp_path / "script.py")],
+    ]
+    paths = [str(tmp_path / "inside"), str(ROOT), "/nowhere"]
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "SOMETHING": "new"}
+    os.environ.pop("SOMETHING", None)
+    for way in ways:
+        told = []
+        for start in (warm.start_cold, bare):
+            command = [*way, str(tmp_path / "facts")]
+            done = run(start, command, tmp_path, env, cwd=str(tmp_path))
+            assert done == (0, "", "")
+            told.append(json.loads((tmp_path / "facts").read_text()))
+        assert told[0] == told[1]
+        shell_s = {"_"}  # the last command
+        wanted = {name: env[name] for name in env.keys() - shell_s}
+        assert told[0]["variables"] == wanted and not told[0]["course"]
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import sys; print('out'); print('err', file=sys.stderr)",
+        "def f():\n    raise ValueError('no')\nf()",
+        "import sys; sys.exit(7)",
+        "import sys; sys.exit('words')",
+        "import sys; sys.exit()",
+        "import sys; sys.exit(-1)",
+        "import os; os._exit(3)",
+        "import os, signal; os.kill(os.getpid(), signal.SIGTERM)",
+        "raise KeyboardInterrupt",
+        "import os, signal; os.kill(os.getpid(), signal.SIGINT); input()",
+        "import atexit; atexit.register(print, 'at the end'); print('first')",
+        "import threading, time\n"
+        "threading.Thread(target=lambda: (time.sleep(0.2), print('late'))).start()",
+        "this is no Python",
+        "import missing_module",
+    ],
+)
+def test_ends_and_words_are_those_of_a_new_python(tmp_path, code):
+    assert run(bare, ["-c", code], tmp_path) == run(
+        warm.start_cold, ["-c", code], tmp_path
+    )
+
+
+def test_a_broken_module_or_script_ends_as_in_a_new_python(tmp_path):
+    (tmp_path / "broken.py").write_text("def f():\n    1 / 0\nf()\n")
+    for command in (["broken.py"], ["-m", "broken"], ["-m", "gone"]):
+        ends = [
+            run(start, command, tmp_path, cwd=str(tmp_path))
+            for start in (warm.start_cold, bare)
+        ]
+        assert ends[0] == ends[1] and ends[0][0] == 1
+
+
+def test_random_numbers_differ_from_process_to_process(tmp_path):
+    code = "import random, numpy, torch\nprint(random.random(), numpy.random.rand(), "
+    code += "torch.rand(1).item(), torch.initial_seed())"
+    lines = {run(warm.start, ["-c", code], tmp_path)[1] for _ in range(3)}
+    numbers = list(zip(*(line.split() for line in lines), strict=True))
+    assert [len(set(drawn)) for drawn in numbers] == [3] * 4
+
+
+def test_an_edited_module_is_read_anew(tmp_path):
+    env = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
+    for text in ("first", "other"):  # of one length, perhaps in one second
+        (tmp_path / "edited.py").write_text(f"print('{text}')")
+        later = time.time() + (text == "other")
+        os.utime(tmp_path / "edited.py", (later, later))
+        assert run(bare, ["-c", "import edited"], tmp_path, env) == (0, text + "\n", "")
+
+
+def test_packages_are_there_at_once_and_nothing_of_the_course(tmp_path):
+    code = "import sys; print(*sorted(name for name in sys.modules if '.' not in name))"
+    names = run(warm.start, ["-c", code], tmp_path)[1].split()
+    assert {"torch", "numpy", "accelerate"} <= set(names) and "dlcourse" not in names
+
+
+def test_what_python_reads_once_gets_a_helper_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.setattr(warm, "_helpers", {})
+    try:
+        code = (
+            "import sys, os; print(sys.flags.hash_randomization, hash('a'), os.umask(0))"
+        )
+        for seed in ("0", "1", "0"):
+            env = os.environ | {"PYTHONHASHSEED": seed}
+            got = run(bare, ["-c", code], tmp_path, env)
+            assert got == run(warm.start_cold, ["-c", code], tmp_path, env)
+        before = os.umask(0o77)
+        try:
+            assert run(bare, ["-c", code], tmp_path)[1].split()[-1] == str(0o77)
+        finally:
+            os.umask(before)
+        assert len(warm._helpers) == warm.MOST
+    finally:
+        warm.close()
+
+
+@pytest.mark.parametrize("path", ["", str(ROOT), os.pathsep.join(["there", str(ROOT)])])
+def test_one_helper_serves_in_many_folders(tmp_path, monkeypatch, path):
+    """But where the path begins in the folder, a new Python would have another path."""
+    monkeypatch.setattr(warm, "_helpers", {})
+    env = os.environ | {"PYTHONPATH": path}
+    try:
+        for folder in (tmp_path / "one", tmp_path / "two"):
+            folder.mkdir()
+            code = "import os, sys; print(os.getcwd(), sys.path)"
+            got = run(bare, ["-c", code], tmp_path, env, cwd=str(folder))
+            assert got == run(
+                warm.start_cold, ["-c", code], tmp_path, env, cwd=str(folder)
+            )
+        assert len(warm._helpers) == (2 if path.startswith("there") else 1)
+    finally:
+        warm.close()
+
+
+def test_an_idle_helper_makes_room_and_a_busy_one_stays(monkeypatch):
+    monkeypatch.setattr(warm, "_helpers", {})
+    monkeypatch.setattr(warm, "MOST", 1)
+    sleeping = [sys.executable, "-c", "import time; time.sleep(60)"]
+    seeds = [os.environ | {"PYTHONHASHSEED": seed} for seed in "12"]
+    try:
+        first = bare(sleeping, seeds[0])
+        second = bare(sleeping, seeds[1])
+        kinds = [type(process) for process in (first, second)]
+        assert kinds == [warm.Process, subprocess.Popen]
+        for process, number in ((first, signal.SIGTERM), (second, signal.SIGKILL)):
+            process.send_signal(number)
+            assert process.wait(20) == -number
+        third = bare([sys.executable, "-c", ""], seeds[1])
+        assert isinstance(third, warm.Process) and len(warm._helpers) == 1
+    finally:
+        warm.close()
+
+
+def test_a_command_that_is_not_understood_starts_in_the_usual_way(tmp_path):
+    for command in (["-X", "utf8", "-c", ""], ["-W", "error", "-c", ""], ["-V"]):
+        process = warm.start([sys.executable, *command], dict(os.environ), imports=())
+        assert isinstance(process, subprocess.Popen) and process.wait(60) == 0
+
+
+def test_waiting_killing_and_signals():
+    command = [sys.executable, "-c", "import time; time.sleep(60)"]
+    process = bare(command, dict(os.environ))
+    assert process.poll() is None and alive(process.pid)
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(0.05)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(20) == process.poll() == process.returncode == -signal.SIGTERM
+    process.kill()  # of one that has ended: nothing
+    assert not Path(f"/proc/{process.pid}").exists()  # no zombie
+    killed = bare(command, dict(os.environ))
+    killed.kill()
+    assert killed.wait(20) == -signal.SIGKILL
+
+
+def test_a_pipe_to_stdin():
+    code = "import sys; sys.exit(int(sys.stdin.read()))"
+    process = bare([sys.executable, "-c", code], dict(os.environ), stdin=subprocess.PIPE)
+    process.stdin.write(b"4")
+    process.stdin.flush()
+    assert process.poll() is None
+    process.stdin.close()
+    assert process.wait(20) == 4
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_after_the_death_of_a_helper_the_next_start_works(monkeypatch, number):
+    monkeypatch.setattr(warm, "_helpers", {})
+    monkeypatch.setattr(warm, "_hopeless", set())
+    monkeypatch.setattr(warm, "PATIENCE", 2.0)
+    try:
+        sleeping = [sys.executable, "-c", "import time; time.sleep(60)"]
+        first = bare(sleeping, dict(os.environ))
+        (helper,) = warm._helpers.values()
+        os.kill(helper.process.pid, number)
+        command = [sys.executable, "-c", "raise SystemExit(5)"]
+        second = bare(command, dict(os.environ))
+        assert second.wait(20) == 5
+        assert isinstance(bare(command, dict(os.environ)), warm.Process)
+        assert first.poll() is None and alive(first.pid)
+        first.kill()
+        assert first.wait(20) == -signal.SIGKILL
+    finally:
+        warm.close()
+
+
+def test_a_helper_that_cannot_serve_is_not_asked_twice(monkeypatch, tmp_path):
+    """One that has a second thread ends, and every process is an ordinary one."""
+    monkeypatch.setattr(warm, "_helpers", {})
+    monkeypatch.setattr(warm, "_hopeless", set())
+    threads = "import threading, time\n"
+    threads += "threading.Thread(target=time.sleep, args=[60], daemon=True).start()"
+    (tmp_path / "threads.py").write_text(threads)
+    env = os.environ | {"PYTHONPATH": str(tmp_path)}
+    for _ in range(2):
+        command = [sys.executable, "-c", "raise SystemExit(5)"]
+        process = warm.start(command, env, imports=("threads",))
+        assert isinstance(process, subprocess.Popen) and process.wait(60) == 5
+        assert not warm._helpers and len(warm._hopeless) == 1
+
+
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGINT, None])
+def test_the_helper_ends_with_its_parent(tmp_path, end):
+    script = (
+        "import os, sys, time\nfrom dlcourse.lab import warm\n"
+        "done = warm.start([sys.executable, '-c', ''], dict(os.environ), imports=())\n"
+        "(helper,) = warm._helpers.values()\n"
+        "print(helper.process.pid, done.wait(), flush=True)\n"
+        f"time.sleep({60 if end else 0})"
+    )
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    parent = subprocess.Popen(
+        [sys.executable, "-c", script],
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    )
+    with parent:
+        assert parent.stdout is not None
+        pid, code = parent.stdout.readline().split()
+        assert int(code) == 0
+        if end:
+            assert alive(int(pid))
+            parent.send_signal(end)
+        parent.wait(30)
+    until = time.monotonic() + 20
+    while alive(int(pid)) and time.monotonic() < until:
+        time.sleep(0.02)
+    assert not alive(int(pid))
