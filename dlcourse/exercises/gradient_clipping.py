@@ -97,6 +97,7 @@ def _check_one_clip(answer: Callable, case: tuple) -> None:
     parameters = _parameters(seed, shapes, norm)
     weights = [p.detach().clone() for p in parameters]
     before = _flat(parameters)
+    held = [p.grad for p in parameters]
     returned = answer(parameters, bound)
     pairs = zip(parameters, weights, strict=True)
     expect(
@@ -111,6 +112,11 @@ def _check_one_clip(answer: Callable, case: tuple) -> None:
     wanted = before * min(1.0, bound / norm)
     if not _close(found, wanted):
         _explain_clip(answer, found, before, case)
+    expect(
+        all(p.grad is grad for p, grad in zip(parameters, held, strict=True)),
+        "The values are right, but .grad holds a new tensor: whoever kept the old one (DDP "
+        "keeps views of it) does not see the clipping. Multiply in place, with mul_.",
+    )
     _check_returned(returned, found, norm, bound)
 
 
@@ -390,6 +396,12 @@ def _check_update(answer: Callable) -> None:
         problem.waiting <= 1,
         f"The update is right, but {problem.waiting} losses wait with their graphs at once: "
         "call backward for each before you compute the next.",
+    )
+    left = [p.grad for p in problem.parameters if p.grad is not None]
+    expect(
+        not any(bool(grad.any()) for grad in left),
+        "The update is right, but its gradient is still in .grad afterwards: end with "
+        "optimizer.zero_grad(), so that the next call finds none.",
     )
 
 
