@@ -230,7 +230,6 @@ def _group_models() -> list[nn.Module]:
         nn.Linear(4, 4),
         nn.LayerNorm(4),
         nn.Linear(4, 2, bias=False),
-        nn.LayerNorm((3, 2)),
         nn.Sequential(nn.Linear(2, 2), nn.Sequential(nn.LayerNorm(2), nn.Linear(2, 1))),
     )
     second = nn.ModuleDict({"scale": nn.LayerNorm(3), "norm": nn.Linear(3, 2)})

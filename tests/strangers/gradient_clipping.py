@@ -494,16 +494,6 @@ def wrong_update_keeps_grad(losses, parameters, optimizer, scaler, max_norm):
     scaler.update()
 
 
-def wrong_update_zero_first(losses, parameters, optimizer, scaler, max_norm):
-    optimizer.zero_grad()
-    for loss in losses:
-        scaler.scale(loss() / len(losses)).backward()
-    scaler.unscale_(optimizer)
-    torch.nn.utils.clip_grad_norm_(parameters, max_norm)
-    scaler.step(optimizer)
-    scaler.update()
-
-
 def wrong_update_clip_each_batch(losses, parameters, optimizer, scaler, max_norm):
     for loss in losses:
         scaler.scale(loss() / len(losses)).backward()
@@ -1037,7 +1027,6 @@ WRONG = {
         (wrong_update_no_update, "The scale is never lowered."),
         (wrong_update_one_backward, "It computes all losses before one backward."),
         (wrong_update_keeps_grad, "The gradient stays for the next call."),
-        (wrong_update_zero_first, "The gradient is left behind by each call."),
         (wrong_update_clip_each_batch, "It clips after every micro-batch."),
         (wrong_update_plain_step, "The optimizer steps also if not finite."),
         (wrong_update_every_batch, "It makes an update for each micro-batch."),

@@ -321,15 +321,6 @@ def wrong_groups_all(model, weight_decay):
     return [{"params": list(model.parameters()), "weight_decay": weight_decay}]
 
 
-def wrong_groups_dimensions(model, weight_decay):
-    decay = [p for p in model.parameters() if p.dim() > 1]
-    rest = [p for p in model.parameters() if p.dim() <= 1]
-    return [
-        {"params": decay, "weight_decay": weight_decay},
-        {"params": rest, "weight_decay": 0.0},
-    ]
-
-
 def wrong_groups_default(model, weight_decay):
     layers = (nn.Linear, nn.modules.conv._ConvNd)
     decay = [m.weight for m in model.modules() if isinstance(m, layers)]
@@ -989,7 +980,6 @@ WRONG = {
     ],
     1: [
         (wrong_groups_all, "All decay."),
-        (wrong_groups_dimensions, "A LayerNorm over two dimensions decays."),
         (wrong_groups_default, "Without weight_decay, AdamW's 0.01 applies."),
         (wrong_groups_bias_name, "The scales of norm layers decay."),
         (wrong_groups_batch_norm_only, "It knows two kinds of norm layers only."),
