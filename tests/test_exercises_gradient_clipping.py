@@ -67,7 +67,6 @@ def min_of_tensors(parameters, max_norm):
     [
         with_plain_numbers,
         with_numpy,
-        with_new_tensors,
         by_torch,
         min_of_tensors,
         gc.clip_grad_norm_,
@@ -169,6 +168,7 @@ CLIP_WRONG = {
         scales(lambda flat, bound: min(1.0, 1.0 / float(flat.norm() + 1e-9))),
         "norm",
     ),
+    "new tensors": (with_new_tensors, "Multiply in place"),
     "returns the factor": (scales(usual, "factor"), "norm before clipping is"),
     "returns the gradients": (scales(usual, "grads"), "Return one number"),
 }

@@ -34,8 +34,13 @@ def _check_sigmoid(answer: Callable) -> None:
     points = [-1000.0, -40.0, -1.0, 0.0, 1.0, 40.0, 1000.0, -200.0, 200.0]
     x = torch.tensor(points, dtype=torch.float64, requires_grad=True)
     for point in (x, x.detach().float().requires_grad_()):
+        before = point.detach().clone()
         with _Calls() as calls:
             values = answer(point)
+        expect(
+            torch.equal(point, before),
+            "Your function has changed x itself, which others may need: work on a new tensor.",
+        )
         expect(
             isinstance(values, Tensor)
             and values.shape == point.shape
@@ -363,6 +368,7 @@ def _layer_outputs(seed: int, rows: tuple[int, ...], dead: int) -> list[Tensor]:
     columns.append(torch.full((total,), -0.01))
     columns.append(torch.where(torch.arange(total) % 2 == 0, 0.0, -0.125))
     columns += [torch.full((total,), 1e-6)] * (1 + seed % 2)
+    columns.append(torch.full((total,), 1e-30))  # its square is 0, and it is not
     if total % 2 == 0:
         columns.append(torch.where(torch.arange(total) % 2 == 0, 1.0, -1.0))
     units = torch.stack(columns, 1)
@@ -377,6 +383,7 @@ DEAD_CASES = (  # rows of each batch, dead units
     ((1, 6, 3), 0),
     ((2, 2), 6),
     ((1, 1, 1, 1, 1), 4),
+    ((300, 200), 2),
 )
 
 

@@ -265,7 +265,9 @@ OUTPUT_MISTAKES = {
 # --------------------------------------------------------------------------- folding
 
 
-def _pair(kind: str, seed: int = 0, bias: bool = True, affine: bool = True):
+def _pair(
+    kind: str, seed: int = 0, bias: bool = True, affine: bool = True, mode: str = "zeros"
+):
     """Return a layer and its batch norm in evaluation mode, all numbers different."""
     layer: nn.Module
     if kind == "linear":
@@ -273,7 +275,7 @@ def _pair(kind: str, seed: int = 0, bias: bool = True, affine: bool = True):
     elif kind == "narrow":
         layer, outputs = nn.Linear(4, 3, bias=bias), 3
     else:
-        layer, outputs = nn.Conv2d(4, 6, 3, 2, 1, groups=2, bias=bias), 6
+        layer, outputs = nn.Conv2d(4, 6, 3, 2, 1, 1, 2, bias, mode), 6
     norm_kind = nn.BatchNorm2d if kind == "conv" else nn.BatchNorm1d
     norm: Any = norm_kind(outputs, 0.1, affine=affine)
     layer, norm = layer.double().eval(), norm.double().eval()
@@ -297,6 +299,7 @@ FOLDS: tuple[tuple[str, dict[str, Any], str], ...] = (
     ("linear", {"affine": False}, "a norm built with affine=False"),
     ("conv", {}, "a Conv2d with stride 2, padding 1 and 2 groups"),
     ("conv", {"bias": False}, "a Conv2d built with bias=False"),
+    ("conv", {"mode": "reflect"}, "a Conv2d built with padding_mode='reflect'"),
 )
 
 
@@ -330,6 +333,11 @@ def _check_folded(folded, kind, settings, what, x, right) -> None:
         folded.weight.shape == layer.weight.shape,
         f"For {what}: the new weight has shape {tuple(folded.weight.shape)}; it must be that of "
         "the layer that came in.",
+    )
+    expect(
+        folded.weight.dtype == layer.weight.dtype,
+        f"For {what}: the new weight is {folded.weight.dtype}, the one that came in "
+        f"{layer.weight.dtype}.",
     )
     sizes = [getattr(one, "in_features", 0) for one in (folded, layer)]
     expect(

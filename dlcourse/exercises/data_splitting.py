@@ -39,8 +39,9 @@ def _two_parts(pair, names: str) -> tuple:
 def _writers(case: int) -> np.ndarray:
     """Return the writers of some rows: numbers, even numbers or names, in order or not."""
     rng = np.random.RandomState(case)
-    count = (6, 5, 9, 12, 4)[case % 5]
-    groups = np.repeat(np.arange(count), rng.randint(3, 12, count))
+    count = (6, 5, 9, 12, 4, 11)[case % 6]
+    rows = 5 if count == 11 else rng.randint(3, 12, count)
+    groups = np.repeat(np.arange(count), rows)
     if case % 3 == 1:
         groups = 2 * groups + 10
     if case % 3 == 2:
@@ -51,10 +52,10 @@ def _writers(case: int) -> np.ndarray:
 
 
 def _check_writers(answer) -> None:
-    for case in range(10):
+    for case in range(12):
         groups = _writers(case)
         names, sizes = np.unique(groups, return_counts=True)
-        for n_splits in (2, 3, len(names)):
+        for n_splits in (2, 3, 4, len(names)):
             _check_folds(answer(groups.copy(), n_splits), groups, n_splits, sizes.max())
 
 
@@ -187,6 +188,7 @@ def _check_scaler(answer) -> None:
         kfold_indices(12, 3, shuffle=True, seed=1),
         kfold_indices(20, 5, shuffle=True, seed=2)[::-1],
         time_series_split(30, 4, gap=2),
+        [(rows[::-1], held[::-1]) for rows, held in kfold_indices(9, 3)],  # in any order
     ):
         _check_scaled_folds(answer, folds, 1 + max(held.max() for _, held in folds))
 
@@ -363,6 +365,10 @@ def _check_report(answer) -> None:
         validation, test = rng.uniform(0.5, 1, models), rng.uniform(0.5, 1, models)
         got = answer(validation.tolist(), test.tolist())
         expect(got is not None, "Return a number: your function returns None.")
+        expect(
+            not isinstance(got, (list, tuple)),
+            "Return the number itself, not a list: one may be reported.",
+        )
         got = np.asarray(got, dtype=float).ravel()
         expect(len(got) == 1, "One number may be reported: you return several.")
         found.append(float(got[0]))

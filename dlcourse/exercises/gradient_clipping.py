@@ -97,6 +97,7 @@ def _check_one_clip(answer: Callable, case: tuple) -> None:
     parameters = _parameters(seed, shapes, norm)
     weights = [p.detach().clone() for p in parameters]
     before = _flat(parameters)
+    held = [p.grad for p in parameters]
     returned = answer(parameters, bound)
     pairs = zip(parameters, weights, strict=True)
     expect(
@@ -111,6 +112,11 @@ def _check_one_clip(answer: Callable, case: tuple) -> None:
     wanted = before * min(1.0, bound / norm)
     if not _close(found, wanted):
         _explain_clip(answer, found, before, case)
+    expect(
+        all(p.grad is grad for p, grad in zip(parameters, held, strict=True)),
+        "The values are right, but .grad holds a new tensor: whoever kept the old one (DDP "
+        "keeps views of it) does not see the clipping. Multiply in place, with mul_.",
+    )
     _check_returned(returned, found, norm, bound)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -34,6 +35,7 @@ class _Net(nn.Module):
     def __init__(self, width: int):
         super().__init__()
         self.words = nn.Embedding(40, 30)
+        self.sound = nn.Conv1d(4, 6, 3)
         self.stem = nn.Conv2d(16, width, 3)
         self.body = nn.Sequential(
             nn.BatchNorm2d(width),
@@ -91,7 +93,7 @@ def _check_others(model: nn.Module, before: dict[str, Tensor]) -> None:
         expect(bool(now[name].isfinite().all()), f"{name} is not finite.")
         expect(
             name in own or torch.equal(now[name], value),
-            f"{name} has changed, and is of no linear layer or convolution: leave it.",
+            f"{name} has changed, and is of no nn.Linear or nn.Conv2d: leave it.",
         )
 
 
@@ -419,7 +421,13 @@ def _models() -> list[tuple[nn.Module, Tensor]]:
         nn.Conv2d(2, 8, 3), nn.Tanh(), nn.Dropout(0.5), nn.Flatten(),
         nn.Linear(72, 16), _Residual(16), nn.LayerNorm(16), _Residual(16),
     )  # fmt: skip
-    return [(flat, torch.randn(50, 6)), (images.eval(), torch.randn(20, 2, 5, 5))]
+    dropping = nn.Sequential(nn.Linear(6, 20), nn.Dropout(0.5), nn.Linear(20, 3))
+    return [
+        (flat, torch.randn(50, 6)),
+        (images.eval(), torch.randn(20, 2, 5, 5)),
+        (dropping, torch.randn(50, 6)),  # in training: it must run as it is
+        (nn.Linear(6, 4), torch.randn(50, 6)),  # the model is itself a layer
+    ]
 
 
 def _wanted_stds(model: nn.Module, inputs: Tensor) -> dict[str, float]:
@@ -446,12 +454,12 @@ def _check_stds(answer: Callable) -> None:
     for seed in range(2):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            pairs = _models()
-        for model, inputs in pairs:
-            _check_stds_of(answer, model, inputs)
+            for model, inputs in _models():
+                _check_stds_of(answer, model, inputs)
 
 
 def _check_stds_of(answer: Callable, model: nn.Module, inputs: Tensor) -> None:
+    torch.manual_seed(7)  # for the masks of dropout
     wanted = _wanted_stds(model, inputs)
     layers = _layers(model)
     outside: list[int] = []  # a hook of somebody else's, which must stay
@@ -460,6 +468,7 @@ def _check_stds_of(answer: Callable, model: nn.Module, inputs: Tensor) -> None:
     )
     weights = {name: value.clone() for name, value in model.state_dict().items()}
     training = [module.training for module in model.modules()]
+    torch.manual_seed(7)
     got = answer(model, inputs)
     runs = len(outside)
     with torch.no_grad():
@@ -496,11 +505,14 @@ def _check_stds_of(answer: Callable, model: nn.Module, inputs: Tensor) -> None:
         "the names, also of layers inside other modules.",
     )
     expect(not extra, f"{extra} are no linear layers or convolutions.")
+    evaluated = _wanted_stds(copy.deepcopy(model).eval(), inputs)
     for name, std in wanted.items():
-        _check_std(name, got[name], std, layers[name])
+        _check_std(name, got[name], std, evaluated[name], layers[name])
 
 
-def _check_std(name: str, value: Any, std: float, layer: nn.Module) -> None:
+def _check_std(
+    name: str, value: Any, std: float, evaluated: float, layer: nn.Module
+) -> None:
     size = value.numel() if isinstance(value, Tensor) else getattr(value, "size", 1)
     expect(size == 1, f"{name}: one number a layer, over all entries of its output.")
     number = float(value)
@@ -514,6 +526,10 @@ def _check_std(name: str, value: Any, std: float, layer: nn.Module) -> None:
     expect(
         not _near(number, weight, 0.01),
         f"{name}: {number:.4f} is that of its weights. Its outputs were asked for.",
+    )
+    expect(
+        not _near(number, evaluated, 0.01),
+        f"{name}: {number:.4f} is that of the model in evaluation mode. Run it as it is.",
     )
     raise Hint(
         f"{name}: got {number:.4f}, its output has {std:.4f}. A hook gets (module, "

@@ -128,6 +128,7 @@ def _check_rescale(answer) -> None:
         (0.1, 64, 64),
         (0.3, 48, 72),
         (1e-3, 100, 30),
+        (2e-4, 64, 256),  # at a low rate the rule is the same
     ]
     for _ in range(5):
         cases.append(
@@ -207,6 +208,7 @@ def _check_total(answer) -> None:
         (1000, 3, 8, 4, 2),
         (130, 4, 8, 4, 2),  # two rows more than two whole updates
         (5, 7, 8, 4, 2),  # fewer rows than one update takes
+        (65, 3, 8, 4, 2),  # one row more than a whole update
     ]
     for _ in range(12):
         rows, epochs, micro = (

@@ -173,12 +173,18 @@ def _one_cycle(optimizer):
     return torchs.OneCycleLR(optimizer, 0.3, total_steps=40)
 
 
+def _restarts(optimizer):
+    return torchs.CosineAnnealingWarmRestarts(optimizer, 5, 2)
+
+
 RESUMED = (  # optimizer, scheduler, updates before the stop
     ("sgd", lambda optimizer: torchs.StepLR(optimizer, 4, 0.5), 9),
     ("sgd", lambda optimizer: CosineAnnealingLR(optimizer, 20), 7),
     ("adam", _lambda, 1),
     ("sgd", _one_cycle, 5),
     ("adam", lambda optimizer: torchs.CosineAnnealingLR(optimizer, 20), 13),
+    ("sgd", _restarts, 8),
+    ("two groups", lambda optimizer: torchs.StepLR(optimizer, 4, 0.5), 9),
 )
 
 
@@ -186,6 +192,9 @@ def _fresh(kind: str, build: Callable):
     weight = torch.nn.Parameter(torch.tensor([1.0, -2.0]))
     if kind == "adam":
         optimizer = torch.optim.Adam([weight], lr=0.1)
+    elif kind == "two groups":
+        other = {"params": [torch.nn.Parameter(torch.zeros(1))], "lr": 0.03}
+        optimizer = torch.optim.SGD([other, {"params": [weight]}], lr=0.1, momentum=0.9)
     else:
         optimizer = torch.optim.SGD([weight], lr=0.1, momentum=0.9)
     return weight, optimizer, build(optimizer)
@@ -195,7 +204,7 @@ def _descend(weight, optimizer, scheduler, updates: int) -> list[float]:
     rates = []
     for _ in range(updates):
         weight.grad = weight.detach() * torch.tensor([1.0, 4.0])
-        rates.append(float(optimizer.param_groups[0]["lr"]))
+        rates.append(float(optimizer.param_groups[-1]["lr"]))
         optimizer.step()
         scheduler.step()
     return rates
@@ -216,7 +225,7 @@ def _check_resumed_runs(answer: Callable) -> None:
         answer(*old[1:], *new[1:])
 
         count = new[2].last_epoch
-        rate = float(new[1].param_groups[0]["lr"])
+        rate = float(new[1].param_groups[-1]["lr"])
         rates += _descend(*new, 20 - stop)
         same = all(map(_close, rates, wanted))
         if same and torch.allclose(new[0], whole[0], rtol=1e-4, atol=1e-6):
@@ -356,6 +365,7 @@ PLANS: tuple[tuple[Plan, Plan], ...] = (
     ((100, 90), (50, 5)),  # the shorter run is stable for longer
     ((70,), (30,)),
     ((64, 64, 64), (8, 16, 32)),
+    ((30, 60, 90), (10, 10, 10)),
     ((500, 40), (500, 10)),  # linear to zero from the start
 )
 

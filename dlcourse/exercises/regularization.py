@@ -230,6 +230,7 @@ def _group_models() -> list[nn.Module]:
         nn.Linear(4, 4),
         nn.LayerNorm(4),
         nn.Linear(4, 2, bias=False),
+        nn.Sequential(nn.Linear(2, 2), nn.Sequential(nn.LayerNorm(2), nn.Linear(2, 1))),
     )
     second = nn.ModuleDict({"scale": nn.LayerNorm(3), "norm": nn.Linear(3, 2)})
     tied = nn.ModuleDict({"one": nn.Linear(3, 3), "two": nn.Linear(3, 3)})
@@ -282,6 +283,13 @@ def _check_decays(model: nn.Module, decay: dict[int, float], wanted: float) -> N
         not by_default,
         f"{', '.join(by_default)}: a group without the key weight_decay gets the "
         "optimizer's default, 0.01 in AdamW. Write the number.",
+    )
+    frozen = [
+        name for name, weight in model.named_parameters() if not weight.requires_grad
+    ]
+    expect(
+        not frozen,
+        f"{', '.join(frozen)} no longer trains: what does not decay is still trained.",
     )
     must = _must_decay(model)
     expect(
@@ -613,6 +621,10 @@ def _check_gradients(answer: Callable) -> None:
         got.requires_grad,
         "No gradient passes through: the result is cut off from x by detach, NumPy or "
         "no_grad.",
+    )
+    expect(
+        answer(leaf * 1, 0.4, False).requires_grad,
+        "No gradient passes through in evaluation: x comes back as it is, not detached.",
     )
     got.sum().backward()
     wanted = torch.where(got == 0, 0.0, 1 / 0.6)

@@ -172,7 +172,8 @@ class _Scene:
             rates = [float(group["lr"]) for group in optimizer.param_groups]
             self.rates.append(rates)
 
-        optimizer.register_step_pre_hook(note)
+        # after the step, so that a rate set by a reader's own hook is seen, too
+        optimizer.register_step_post_hook(note)
         self.made.append(optimizer)
         return optimizer
 
