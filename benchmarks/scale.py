@@ -7,7 +7,7 @@ Measured: what the card of each machine sends in an update of a data-parallel ru
 network namespaces joined by a bridge (tools/machines.py), against the formula of a ring,
 2 (n - 1) / n times the parameters times 4 bytes.
 
-Forecast: `step_time` of chapter 12's cost model for a GPT of 1.3 billion parameters on
+Forecast: `step_time`, the package's cost model, for a GPT of 1.3 billion parameters on
 A100s, data parallel only, the batch growing with the GPUs and the batch fixed.
 """
 

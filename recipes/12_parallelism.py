@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Subset, TensorDataset
 WIDTH, HEADS, LAYERS = 32, 4, 2
 RATE, MAX_NORM, EPOCHS, SEED = 0.003, 1.0, 4, 0
 BATCH, TRAIN_ROWS = 64, 1472  # BATCH: rows an update, of all processes together
-POLICY = MixedPrecisionPolicy()  # on GPUs: MixedPrecisionPolicy(torch.bfloat16)
+POLICY = MixedPrecisionPolicy()  # on GPUs: (torch.bfloat16, torch.float32) in brackets
 FOLDER = Path("sharded")  # of the checkpoints; delete it to begin anew
 
 loading = {"split_batches": True, "use_seedable_sampler": True, "data_seed": SEED}
@@ -36,12 +36,11 @@ blocks = [
 first, last = nn.Linear(8, WIDTH), nn.Linear(8 * WIDTH, 10)
 model = nn.Sequential(first, *blocks, nn.Flatten(), last).to(accelerator.device)
 size = sum(p.numel() for p in model.parameters())
-for block in blocks:  # each is gathered for its own forward and backward, and freed after
-    fully_shard(block, mp_policy=POLICY)
-fully_shard(model, mp_policy=POLICY)  # and the rest
+for part in (*blocks, model):  # each block is gathered for its own work, then the rest
+    fully_shard(part, mp_policy=POLICY)
 kept = sum(p.to_local().numel() for p in model.parameters())
 accelerator.print(f"the first process keeps {kept} of {size} weights")
-optimizer = torch.optim.AdamW(model.parameters(), lr=RATE)  # after fully_shard
+optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, foreach=True)  # of the parts
 images, labels = load_digits(return_X_y=True)
 images = torch.tensor(images / 16).float().view(-1, 8, 8)  # a row of pixels is a token
 rows = TensorDataset(images, torch.tensor(labels))
@@ -56,6 +55,10 @@ if done:  # saved by any number of processes: each reads the parts that it keeps
     set_state_dict(model, optimizer, model_state_dict=weights, optim_state_dict=state)
 for epoch in range(done, EPOCHS):
     train.set_epoch(epoch)  # the order of this epoch, also after a resume
+    torch.manual_seed(
+        1000 * epoch + accelerator.process_index
+    )  # dropout: its own on each
+    model.train()
     for inputs, targets in train:
         F.cross_entropy(model(inputs), targets).backward()  # gradients are averaged here
         nn.utils.clip_grad_norm_(model.parameters(), MAX_NORM)  # the norm of all parts
@@ -65,6 +68,7 @@ for epoch in range(done, EPOCHS):
     state = {"model": weights, "optimizer": state}
     dcp.save(state, checkpoint_id=FOLDER / f"{epoch + 1}")  # each process its own parts
 
+model.eval()
 with torch.no_grad():
     pairs = [accelerator.gather_for_metrics((model(x), y)) for x, y in test]
 outputs, targets = (torch.cat(parts) for parts in zip(*pairs, strict=True))

@@ -32,7 +32,7 @@ LONGER = {
     "09_model_compression": 180,  # a layer that stays packed, training with the rounding
     "10_data_augmentation": 86,  # a data set, a collate function, a log, a test switch
     "11_gradient_accumulation": 75,  # one sum of rows or tokens, for training and test
-    "12_parallelism": 74,  # a transformer of blocks, and checkpoints in parts
+    "12_parallelism": 78,  # a transformer of blocks, and checkpoints in parts
     "13_warmup": 71,  # a transformer, and the scheduler's count in a checkpoint
 }
 LIBRARIES = {"torch", "accelerate", "sklearn"}
