@@ -491,13 +491,6 @@ def mlp_up_bias_of_rank_zero(x, up, up_bias, down, bias, rank, all_reduce):
     return all_reduce(torch.relu(hidden) @ down.T) + bias
 
 
-def mlp_bias_of_rank_one(x, up, up_bias, down, bias, rank, all_reduce):
-    part = torch.relu(x @ up.T + up_bias) @ down.T
-    if rank == 1:
-        part = part + bias
-    return all_reduce(part)
-
-
 def mlp_bias_on_rank_zero_after(x, up, up_bias, down, bias, rank, all_reduce):
     # the others return a result without the bias
     total = all_reduce(torch.relu(x @ up.T + up_bias) @ down.T)
@@ -853,7 +846,6 @@ WRONG = {
         (mlp_no_relu, "forgets the relu"),
         (mlp_no_up_bias, "forgets the first bias"),
         (mlp_up_bias_of_rank_zero, "each process must add its part of the first bias"),
-        (mlp_bias_of_rank_one, "one process alone has no rank 1"),
         (mlp_bias_on_rank_zero_after, "the other ranks return it without the bias"),
         (mlp_no_bias, "forgets the second bias"),
         (mlp_two_exchanges, "the second sum multiplies the result by n"),
