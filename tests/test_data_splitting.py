@@ -778,7 +778,7 @@ def test_scaler_refused(answer, words):
         (lambda v, t: t[-1], "validation alone"),
         (lambda v, t: v[int(np.argmax(t))], "validation alone"),
         (lambda v, t: int(np.argmax(v)), "place in the list"),
-        (lambda v, t: (max(v), t[int(np.argmax(v))]), "several"),
+        (lambda v, t: (max(v), t[int(np.argmax(v))]), "not a list"),
         (lambda v, t: torch.tensor(t)[torch.tensor(v).argmax()], None),
         (lambda v, t: sorted(zip(v, t, strict=True))[-1][1], None),
     ],

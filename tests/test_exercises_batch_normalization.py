@@ -429,7 +429,7 @@ WRONG_MERGES = {
     ),
     "the other way round": (
         solved(lambda mean, var, m, v, n: (var, mean)),
-        "the mean of all rows is",
+        "return the mean first",
     ),
     "the shown case": (lambda m, v, n: (4.0, 8.67), "the mean of all rows is"),
     "the first share": (lambda m, v, n: (m[0], v[0]), "the mean of all rows is"),

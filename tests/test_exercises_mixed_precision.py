@@ -105,7 +105,10 @@ def descend(before=None, start=None, step=None, end=None):
 WRONG = {
     "one update too few": (descend(before=lambda n: max(n - 1, 0)), "once each"),
     "one update too many": (descend(before=lambda n: n + 1), "once each"),
-    "the start rounded": (descend(start=lambda w: w.bfloat16().float()), "leads to"),
+    "the start rounded": (
+        descend(start=lambda w: w.bfloat16().float()),
+        "starts from the weight rounded",
+    ),
     "rate squared": (descend(step=lambda r, g, n: r * r * g), "leads to"),
     "the rate falls": (descend(step=lambda r, g, n: r * g / (n + 1)), "leads to"),
     "only the sign": (descend(step=lambda r, g, n: r * g.sign()), "leads to"),
@@ -156,7 +159,7 @@ def test_descend_rejects_more(answer, words):
 
 
 def in_place(weight, scaled_grad, lr, scale, streak, interval):
-    if torch.isfinite(scaled_grad.sum()):
+    if torch.isfinite(scaled_grad).all():
         weight -= lr * scaled_grad / scale
         streak += 1
     else:
@@ -491,12 +494,12 @@ def leftovers_after_a_skip(losses, parameters, optimizer, scaler, max_norm):
         (never_scales, ""),
         (never_updates, "did not move on"),
         (never_clips, "longer than max_norm"),
-        (never_zeroes, "empty the old gradients, too"),
+        (never_zeroes, "Empty the old gradients"),
         (only_the_first, "the mean of all losses"),
         (only_the_last, "the mean of all losses"),
         (clips_values, "longer than max_norm"),
         (always_two, "divide each loss"),
-        (leftovers_after_a_skip, "empty the old gradients, too"),
+        (leftovers_after_a_skip, "Empty the old gradients"),
     ],
     ids=lambda part: getattr(part, "__name__", ""),
 )

@@ -291,7 +291,7 @@ MLP_WRONG = {
     ),
     "one of the others": (
         lambda x, u, ub, d, b, r, a: a(_hidden(x, u, ub) @ d.T) + (b if r == 0 else 0),
-        "not that of the whole network",
+        "return different outputs",
     ),
     "reduces the input": (
         lambda x, u, ub, d, b, r, a: a(_hidden(a(x), u, ub) @ d.T) + b,

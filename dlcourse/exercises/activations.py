@@ -63,8 +63,8 @@ def _check_sigmoid(answer: Callable) -> None:
             expect(
                 abs(tail - wanted) <= 1e-5 * wanted,
                 f"At {points[place]:g} the value should be {wanted:.1e}, yours is {tail:.1e}: the "
-                "left tail is lost by a clamp, or by the difference of two numbers near 1. Its "
-                "logarithm is a loss.",
+                "left tail is lost by a clamp, by the difference of two numbers near 1, or by "
+                "rounding to another type. Its logarithm is a loss.",
             )
         expect(
             values.requires_grad,
@@ -80,8 +80,9 @@ def _check_sigmoid(answer: Callable) -> None:
         )
         expect(
             abs(slopes[3].item() - 0.25) < 1e-6,
-            f"The slope at 0 is {slopes[3].item():g}, wanted 0.25: abs has the slope 0 at 0, "
-            "and clamp may have it at its bound. Choose between x and -x with torch.where.",
+            f"The slope at 0 is {slopes[3].item():g}, wanted 0.25. Where it is too small: abs has "
+            "the slope 0 at 0, clamp may have it at its bound, and minimum halves it; so choose "
+            "between x and -x with torch.where.",
         )
         expect(
             torch.allclose(slopes, right * (1 - right), atol=1e-6, rtol=0),
@@ -177,7 +178,8 @@ def _check_std(answer: Callable) -> None:
         expect(
             abs(wide - 2) < 0.1,
             f"For {name} the SD with 64 inputs is {wide:.2f} times that with 256; wanted is "
-            "2. The mean square of a sum over fan_in inputs grows like fan_in.",
+            "2. The mean square of a sum over fan_in inputs grows like fan_in. (Or did you draw "
+            "too few z?)",
         )
         for n, std in found.items():
             wanted = (n * moments(f)[0]) ** -0.5
@@ -192,14 +194,15 @@ def _explain_std(std: float, wanted: float, name: str, f: Callable, n: int) -> N
     square, slope = moments(f)
     spread = square - mean**2
     mistakes = {
-        "You left the gain out: 1 / sqrt(fan_in) keeps the size only where nothing is cut "
-        "off.": n**-0.5,
+        "That is 1 / sqrt(fan_in), as if you left the gain out: it keeps the size only where "
+        "nothing is cut off. Take the mean of activation(z)**2 over all z.": n**-0.5,
         "That is the gain of ReLU for every activation: each passes on another share of its "
         "input's mean square.": (2 / n) ** 0.5,
         "That comes from the slope: it keeps the size of the gradient on its way back, and "
         "you were asked about the signal on its way forward.": (n * slope) ** -0.5,
-        "You took the variance of activation(z), around its mean. What the next layer sums "
-        "up is the mean square, the mean included.": (n * spread) ** -0.5,
+        "That is about what the variance of activation(z) gives, around its mean. What the "
+        "next layer sums up is the mean square, the mean included, for z from a standard "
+        "normal.": (n * spread) ** -0.5,
     }
     off = f"For {name} and {n} inputs the SD should be {wanted:.4f}, yours is {std:.4f}."
     for hint, made in mistakes.items():
@@ -302,7 +305,8 @@ def _check_loss(answer: Callable) -> None:
         expect(
             torch.allclose(loss, right, rtol=1e-4),
             f"A row that is sure and wrong must cost about 1000; the loss is {loss.item():.4g}, "
-            f"wanted {right.item():.4g}. A small number inside the log hides the largest errors.",
+            f"wanted {right.item():.4g}. A small number inside the log, or "
+            "a bound on it, hides the largest errors.",
         )
         (grad,) = torch.autograd.grad(loss, x)
         wanted = (x.detach().softmax(1) - torch.nn.functional.one_hot(y, 3)) / 3

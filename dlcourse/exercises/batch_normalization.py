@@ -82,6 +82,11 @@ class _Call:
             "torch.no_grad().",
         )
         expect(y.requires_grad, "The output must carry a gradient: keep x in the graph.")
+        given = self.x, self.weight, self.bias
+        expect(
+            all(torch.equal(a.detach(), b) for a, b in zip(leaves, given, strict=True)),
+            "Your function changed x, weight or bias: make new tensors.",
+        )
         grads = torch.autograd.grad(y, leaves, self.upstream, allow_unused=True)
         return {"y": y.detach(), "mean": running[0], "var": running[1], "grads": grads}
 
@@ -428,7 +433,7 @@ def _fold_batch_statistics(layer, bn):
 FOLD_MISTAKES = {
     _fold_with(
         eps=False
-    ): "You left out eps: the variance gets it before the square root.",
+    ): "You left out eps, or took another one: bn.eps joins the variance before the square root.",
     _fold_with(
         bias=False
     ): "You lost the bias of the layer: it passes through the norm, too.",
@@ -499,9 +504,13 @@ def _check_merged(answer: Callable) -> None:
             continue
         case = f"for shares of {counts} rows with means {_shown(means)}"
         expect(
+            not math.isclose(found[0], right[1], rel_tol=1e-4),
+            f"{case} your first number is the variance of all rows: return the mean first.",
+        )
+        why = ": a larger share counts more." if len(set(counts)) > 1 else "."
+        expect(
             math.isclose(found[0], right[0], rel_tol=1e-4),
-            f"{case} the mean of all rows is {right[0]:.3f}, and you said {found[0]:.3f}: a "
-            "larger share counts more.",
+            f"{case} the mean of all rows is {right[0]:.3f}, and you said {found[0]:.3f}{why}",
         )
         for mistake, hint in MERGE_MISTAKES.items():
             made = mistake(means, variances, counts)[1]
@@ -627,7 +636,8 @@ GRADIENT_MISTAKES = {
     ): "You treated the mean and the variance as constants: both depend on every row.",
     _gradient_with(
         var=False
-    ): "The mean's part is there, the variance's is missing: the scale depends on x too.",
+    ): "The mean's part is there, the variance's is missing or comes to 0: the scale "
+    "depends on x too.",
     _gradient_with(mean=False): "The variance's part is there, the mean's is missing.",
     _gradient_with(
         sums=True

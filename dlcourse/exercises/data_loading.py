@@ -36,6 +36,18 @@ def _within_time(work, hint: str):
     return result
 
 
+class _EqualToAll:
+    """A batch that a comparison with == takes for any mark."""
+
+    def __eq__(self, other: object) -> bool:
+        return True
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return "<equal to everything>"
+
+
 class _Source:
     """Yields numbers, and knows how many were read and by which threads."""
 
@@ -79,6 +91,28 @@ def _check_read_ahead(answer) -> None:
     for depth in (1, 4, 2):
         _within_time(lambda: _count_ahead(answer, depth), never_ends)  # noqa: B023
     _check_error(answer)
+    _check_odd_batches(answer, never_ends)
+
+
+def _check_odd_batches(answer, never_ends: str) -> None:
+    odd = [KeyError("a batch"), _EqualToAll(), 7]
+
+    def collect() -> list:
+        got = []
+        try:
+            for item in answer(list(odd), 2):
+                got.append(item)
+        except KeyError:
+            got.append("an error")
+        return got
+
+    got = _within_time(collect, never_ends)
+    expect(
+        len(got) == len(odd) and all(a is b for a, b in zip(got, odd, strict=True)),
+        f"From the batches {odd} came {got}. A batch may be anything, also an exception that "
+        "nobody raised, or an object equal to everything. Hand over pairs, such as (batch, "
+        "error), or compare with `is`.",
+    )
 
 
 def _count_ahead(answer, depth: int) -> None:
@@ -115,8 +149,13 @@ def _check_error(answer) -> None:
             try:
                 for item in answer(source, 2):
                     got.append(item)
+                    time.sleep(0.05)  # meanwhile the thread comes to the error
             except OSError:
                 return "raised"
+            except Exception as error:
+                if "the disk is gone" not in str(error):
+                    raise  # a mistake of the answer's own
+                return type(error).__name__
             return "ended"
 
         hook = threading.excepthook
@@ -130,6 +169,10 @@ def _check_error(answer) -> None:
             )
         finally:
             threading.excepthook = hook
+        expect(
+            how in ("raised", "ended"),
+            f"The source raised an OSError, and the caller got a {how}. Raise the error itself.",
+        )
         expect(
             how == "raised",
             "The source raised an OSError, and the loop ended as if all batches had come. Hand "
@@ -249,8 +292,8 @@ def _check_rng(answer) -> None:
     def draws(*place):
         return tuple(int(value) for value in answer(*place).integers(2**62, size=4))
 
-    table = {place: draws(*place) for place in itertools.product(PLACES, repeat=3)}
-    for place in ((0, 0, 0), (7, 2, 1), (1000, 10, 3)):
+    table = {place: draws(*place) for place in itertools.product(SMALL, repeat=3)}
+    for place in ((0, 0, 0), (7, 2, 1), (10, 3, 10)):
         expect(
             table[place] == draws(*place) == draws(*place),
             "The same seed, epoch and worker drew other numbers the second time: a run cannot "
@@ -269,15 +312,34 @@ def _check_rng(answer) -> None:
         table[7, 2, 1] != table[10, 2, 1],
         "Another seed must give other numbers: the seed must go in too.",
     )
+    _expect_apart(table)  # a mistake shows first in small numbers
+    places = list(itertools.product(PLACES, repeat=3))
+    _expect_apart({place: draws(*place) for place in places})
+    seeds = [getattr(answer(*place).bit_generator, "seed_seq", None) for place in places]
+    expect(
+        not all(_has_32_bits(seed) for seed in seeds),
+        "Your seeds have 32 bits at most. Of about 100,000 triples, two are likely to get the "
+        "same one, and with it the same stream. A SeedSequence takes a list of numbers and "
+        "keeps them apart.",
+    )
+
+
+def _has_32_bits(seed) -> bool:
+    """Tell whether a SeedSequence was made of one number below 2**32 and nothing else."""
+    entropy, key = getattr(seed, "entropy", None), getattr(seed, "spawn_key", None)
+    return isinstance(entropy, (int, np.integer)) and entropy < 2**32 and key == ()
+
+
+def _expect_apart(table: dict[tuple, tuple]) -> None:
     owner: dict[int, tuple] = {}
     for place, values in table.items():
         for value in values:
             other = owner.setdefault(value, place)
             expect(
                 other == place,
-                f"(seed, epoch, worker) = {other} and {place} share a stream. In a sum, or in digits "
-                "side by side, one number can pass for another. A SeedSequence takes a list of "
-                "numbers and keeps them apart.",
+                f"(seed, epoch, worker) = {other} and {place} share a stream. In a sum, a product or "
+                "digits side by side, one number can pass for another, and in too few bits there "
+                "is no room for all. A SeedSequence takes a list of numbers and keeps them apart.",
             )
 
 
@@ -410,7 +472,13 @@ def _from_a_list(items, rank, num_replicas, worker, num_workers):
 
 
 def _check_pack(answer) -> None:
-    cases = [([5, 5, 4, 3, 2, 1], 10), ([7], 8), ([1] * 9, 4), ([3, 3, 3], 3)]
+    cases = [
+        ([5, 5, 4, 3, 2, 1], 10),
+        ([7], 8),
+        ([4, 4], 8),
+        ([1] * 9, 4),
+        ([3, 3, 3], 3),
+    ]
     rng = np.random.default_rng(0)
     for capacity in (16, 100, 33):
         for count in (25, 120):
@@ -419,10 +487,11 @@ def _check_pack(answer) -> None:
     for lengths, capacity in cases:
         rows = [[int(index) for index in row] for row in answer(list(lengths), capacity)]
         short = f"{len(lengths)} sequences, rows of {capacity}"
+        found = sorted(itertools.chain(*rows))
         expect(
-            sorted(itertools.chain(*rows)) == list(range(len(lengths))),
-            f"{short}: each index from 0 to {len(lengths) - 1} must come exactly once. (Rows hold "
-            "indices, not lengths.)",
+            found == list(range(len(lengths))),
+            f"{short}: each index from 0 to {len(lengths) - 1} must come exactly once, and your "
+            f"rows hold {found}. (Rows hold indices, not lengths.)",
         )
         sums = [sum(lengths[index] for index in row) for row in rows]
         expect(
@@ -433,7 +502,7 @@ def _check_pack(answer) -> None:
         expect(
             len(sums) < 2 or sum(lowest) > capacity,
             f"{short}: two of your {len(sums)} rows hold {lowest} tokens, so they would fit into "
-            "one. Look at all open rows, not only at the last one.",
+            "one. Look at all open rows, not only at the last one, and fill them to the brim.",
         )
 
 

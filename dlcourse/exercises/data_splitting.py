@@ -72,7 +72,16 @@ def _check_folds(folds, groups: np.ndarray, n_splits: int, largest: int) -> None
     rows = set(range(len(groups)))
     for part in (*train, *held):
         expect(set(part) <= rows, "A row number lies outside 0 to len(groups) - 1.")
+    every = sorted(sum(held, []))
+    expect(
+        every == sorted(rows),
+        "Every row must be held out in exactly one fold. (Return row numbers, not writers.)",
+    )
     for trained, kept in zip(train, held, strict=True):
+        expect(
+            not set(trained) & set(kept),
+            "Rows that a fold holds out are in its training rows, too.",
+        )
         both = np.intersect1d(groups[trained], groups[kept])
         name = both[0] if len(both) else ""
         expect(
@@ -81,8 +90,6 @@ def _check_folds(folds, groups: np.ndarray, n_splits: int, largest: int) -> None
             "not make their rows independent; and rows need not be stored in order of "
             "writer. Choose the writers of each fold, then take all their rows.",
         )
-    every = sorted(sum(held, []))
-    expect(every == sorted(rows), "Every row must be held out in exactly one fold.")
     for trained, kept in zip(train, held, strict=True):
         expect(
             trained == sorted(rows - set(kept)),

@@ -341,8 +341,8 @@ UPDATE_MISTAKES = {
     _steps_each: "You make an update for each micro-batch: step once, after the last one.",
     _never_zeroes: "The gradient of one window is still there in the next: clear it after the "
     "step.",
-    _update_of_mean_of_means: "You took the mean of the means: weight each micro-batch by its "
-    "rows.",
+    _update_of_mean_of_means: "You took the mean of the means, or their sum: weight each "
+    "micro-batch by its share of the rows.",
 }
 
 
@@ -464,7 +464,10 @@ FACTOR_MISTAKES = {
 
 def _check_counts(answer) -> None:
     for rows, size, steps in ((64, 8, 4), (100, 8, 4), (24, 8, 8), (70, 10, 1), (9, 2, 3), (5, 8, 2)):  # fmt: skip
-        found = [int(value) for value in answer(rows, size, steps)]
+        found = [
+            int(value) if int(value) == value else float(value)
+            for value in answer(rows, size, steps)
+        ]
         wanted = _solve_counts(rows, size, steps)
         expect(
             len(found) == 3,

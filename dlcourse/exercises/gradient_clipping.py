@@ -598,11 +598,11 @@ def _check_bounds(answer: Callable) -> None:
         if wrong:
             t, (seed, count, window, quantile) = wrong[0], case
             norms = _norms(seed, count)
-            past = [round(norm, 2) for norm in norms[max(0, t - window) : t]]
+            past = [round(norm, 3) for norm in norms[max(0, t - window) : t]]
             raise Hint(
                 f"With window={window} and quantile={quantile:g}, update {t} (from 0) has norm "
-                f"{norms[t]:.2f} and before it {past}: it should become {right[t]:.2f}, and is "
-                f"{values[t]:.2f}."
+                f"{norms[t]:.3f} and before it {past}: it should become {right[t]:.4f}, and is "
+                f"{values[t]:.4f}."
             )
 
 

@@ -158,7 +158,8 @@ def _check_choice(answer: Callable) -> None:
         given = [np.allclose(found, pair, rtol=1e-9, atol=0) for pair in pairs]
         expect(
             any(given),
-            "The pair that you return was never tried: return one that train was called with.",
+            "The pair that you return was never tried: return one that train was called with, "
+            "as (rate, decay).",
         )
         chosen = given.index(True)
         expect(

@@ -276,7 +276,8 @@ def _check_variance(answer: Callable) -> None:
             ),
             (
                 wanted / 2,
-                "is half of it: the first layer sees inputs, which no ReLU has halved.",
+                "is half of it: one halving too many. The first layer sees inputs, which no "
+                "ReLU has halved, and the last one's outputs are taken before any ReLU.",
             ),
             (wanted * 2, "is twice it: one ReLU is missing."),
             (wanted**0.5, "is its root: the mean square was asked for."),
@@ -370,7 +371,8 @@ def _check_gain(answer: Callable) -> None:
             expect(not _near(got, other, 0.005), f"{name}: {got:.3f} {hint}")
         raise Hint(
             f"{name}: got {got:.3f}, wanted {wanted:.3f} within 1 percent, so that "
-            "gain^2 E[f(z)^2] is one. An average needs a million random z."
+            "gain^2 E[f(z)^2] is one. If you draw z, draw a million from a standard "
+            "normal; without draws, weight each z by the density of that normal."
         )
 
 

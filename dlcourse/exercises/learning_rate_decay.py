@@ -150,8 +150,9 @@ def _explain_rescale(got: float, lr: float, old: int, new: int, optimizer: str) 
     more = "more" if new > old else "fewer"
     expect(
         not math.isclose(got, lr, rel_tol=1e-5),
-        f"{case}: you kept the rate. It is not independent of the batch: with {more} rows "
-        "an update an epoch has another number of updates, and each another noise.",
+        f"{case}: you kept the rate, or it came out the same. It is not independent of the "
+        f"batch: with {more} rows an update an epoch has another number of updates, and each "
+        "another noise.",
     )
     expect(
         (got - lr) * (new - old) > 0,

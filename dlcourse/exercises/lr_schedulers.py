@@ -54,7 +54,8 @@ def _check_factor(answer: Callable, right: Callable, cases, mistakes) -> None:
         expect(not all(_close(found[one], mistake(*one)) for one in asked), hint)
     gaps = {one: abs(found[one] - right(*one)) for one in asked}
     place = max(gaps, key=lambda one: math.inf if math.isnan(gaps[one]) else gaps[one])
-    names = f"t = {place[0]} of {place[1]}, with {place[2:]} after it"
+    rest = ", ".join(f"{value:g}" for value in place[2:])
+    names = f"t = {place[0]} with a total of {place[1]} (and then {rest})"
     raise Hint(
         f"At {names}, the factor is {found[place]:.4g}, wanted {right(*place):.4g}."
     )

@@ -45,7 +45,7 @@ def _check_descend(answer: Callable) -> None:
     # (shape, rate, updates, how far the target is): small updates, large ones, none
     cases = (
         ((3,), 1e-3, 40, 1.0),
-        ((), 2e-3, 60, 1.0),
+        ((1,), 2e-3, 60, 1.0),
         ((2, 4), 5e-4, 50, 2.0),
         ((5,), 0.25, 6, 3.0),
         ((4,), 1e-3, 0, 1.0),
@@ -110,6 +110,16 @@ def _judge_descend(found, start, target, rate, updates, calls) -> None:
         f"You return the weight rounded to bfloat16 {ways}: return the float32 copy.",
     )
     expect(
+        not near(by(_from_rounded)),
+        f"Your copy starts from the weight rounded to bfloat16 {ways}: start from the float32 "
+        "weight itself.",
+    )
+    expect(
+        not updates or not torch.equal(found.float(), found.bfloat16().float()),
+        f"Small updates are lost {ways}: each number that you return is one of bfloat16, so the "
+        "sum is rounded. Add up in a float32 copy, round only what gradient_of is given.",
+    )
+    expect(
         not near(by(_uphill)), "The weight moves uphill: subtract rate times gradient."
     )
     expect(not near(by(_without_rate)), "The updates are not multiplied by the rate.")
@@ -158,6 +168,10 @@ def _stale(weight, gradient_of, rate, updates):
     return master
 
 
+def _from_rounded(weight, gradient_of, rate, updates):
+    return _solve_descend(weight.bfloat16().float(), gradient_of, rate, updates)
+
+
 def _returns_rounded(weight, gradient_of, rate, updates):
     return _solve_descend(weight, gradient_of, rate, updates).bfloat16().float()
 
@@ -191,6 +205,7 @@ def _check_scaler(answer: Callable) -> None:
         (64.0, 0.25, 2, 3, 3),
         (8.0, 1.0, 0, 1, 1),
         (2.0**20, 0.01, 1999, 2000, 3),
+        (1.0, 0.5, 0, 2, 2),  # below 1 the scale goes on being halved
     )
     for number, (scale, lr, streak, interval, length) in enumerate(cases):
         generator = torch.Generator().manual_seed(number)
@@ -209,6 +224,10 @@ def _check_scaler(answer: Callable) -> None:
             broken = gradient * scale
             broken[number % length] = bad
             _judge_bad(call(broken), weight, bad, scale)
+    # each entry is finite, and their sum is not
+    weight, gradient, scale = torch.ones(3), torch.full((3,), 200.0), 2.0**120
+    got = answer(weight.clone(), gradient * scale, 0.5, scale, 0, 4)
+    _judge_good(_three(got, weight), weight, gradient, scale, 0.5, 0, 4)
 
 
 def _three(got, weight: Tensor) -> tuple[Tensor, float, float]:
@@ -236,7 +255,11 @@ def _judge_good(got, weight, gradient, scale, lr, streak, interval) -> None:
             f"The step is {scale:g} times too long: the gradient still carries the scale. Divide "
             "it out first.",
         )
-        expect(not near(weight), "A finite gradient did not move the weight.")
+        expect(
+            not near(weight),
+            "A gradient whose entries are all finite did not move the weight. Look at the "
+            "entries themselves: a sum of large ones can overflow.",
+        )
         expect(
             not near(weight - lr * gradient / 2),
             "The gradient was made at the old scale: divide by that one, then let the scale grow.",
@@ -431,8 +454,9 @@ def _check_order(answer: Callable) -> None:
     first = update([6.0, 0.0], [0.0, 8.0])
     expect(
         first.norm() > 0.01,
-        "The update is about a thousandth of what it should be: you clipped gradients that carry "
-        "the scale. Unscale first.",
+        "The update is about a thousandth of what it should be. Either you clipped gradients that "
+        "carry the scale: Unscale first. Or you divided by a scale that they do not carry: each "
+        "loss goes through scaler.scale, and unscale_ divides once.",
     )
     expect(
         scaler.get_scale() <= 2.0**11,
@@ -441,7 +465,8 @@ def _check_order(answer: Callable) -> None:
     )
     expect(
         first.norm() < 2.01,
-        "The update is longer than max_norm: clip between unscale and step.",
+        "The update is longer than max_norm: clip between unscale and step, and clip the norm, "
+        "not each entry.",
     )
     wanted = torch.tensor([1.2, 1.6])
     expect(
@@ -458,7 +483,7 @@ def _check_order(answer: Callable) -> None:
         torch.allclose(second, torch.tensor([2.0, 4.0]), atol=1e-3),
         f"Three micro-batches with the mean gradient (2, 4) and max_norm=10 gave "
         f"{_shown(second)}: divide each loss by their number, empty the old gradients first, and "
-        "clip to max_norm only.",
+        "clip to max_norm only what is longer.",
     )
     scale = scaler.get_scale()
     moved = update([math.inf, 1.0], [1.0, 1.0])
@@ -478,7 +503,7 @@ def _check_order(answer: Callable) -> None:
             torch.allclose(found, wanted, atol=1e-3),
             f"After an infinite gradient, {count} micro-batches with the mean gradient "
             f"{_shown(mean)} and max_norm=0.3 gave {_shown(found)}, wanted {_shown(wanted)}. "
-            "After a step that was left out, empty the old gradients, too.",
+            "Empty the old gradients before each update, also those of a step that was left out.",
         )
 
 

@@ -196,7 +196,7 @@ def _check_masked_update(answer: Callable) -> None:
         refilled = got[:, ~mask].abs().max()
         expect(
             bool(refilled == 0),
-            f"After your update with {kind.__name__} a pruned weight is {refilled:.2f}. Zeros "
+            f"After your update with {kind.__name__} a pruned weight is {refilled:.3g}. Zeros "
             "that were set once are refilled by the gradient, and with masked gradients by the "
             "momentum of earlier updates: put the mask on the weight after the step.",
         )
@@ -207,7 +207,8 @@ def _check_masked_update(answer: Callable) -> None:
         expect(
             torch.allclose(got[:, mask], wanted[:, mask], atol=1e-5),
             "The weights that stay move otherwise than without pruning: empty the old "
-            "gradients, call loss_fn().backward(), let the optimizer step, and keep its memory.",
+            "gradients, call loss_fn().backward(), let the optimizer step, and keep its memory. "
+            "Momentum moves also an entry whose gradient is 0 just now.",
         )
 
 
@@ -229,6 +230,7 @@ def _weights_after_updates(update: Callable, kind: type, settings: dict) -> Tens
     mask = _mask()
     with torch.no_grad():
         weight.mul_(mask)
+    loss_fn = _distance(weight, torch.tensor([1.0, 1.0, 1.0, 1.0, 0.0]))
     steps = []
     for _ in range(3):
         update(loss_fn, weight, mask, optimizer)
@@ -236,8 +238,8 @@ def _weights_after_updates(update: Callable, kind: type, settings: dict) -> Tens
     return torch.stack(steps)
 
 
-def _distance(weight: Tensor) -> Callable[[], Tensor]:
-    return lambda: ((weight - 1.0) ** 2).sum()
+def _distance(weight: Tensor, counts: Tensor | float = 1.0) -> Callable[[], Tensor]:
+    return lambda: (counts * (weight - 1.0) ** 2).sum()
 
 
 def _solve_masked_update(loss_fn, weight, mask, optimizer):
@@ -348,8 +350,9 @@ def _check_soft_part(answer: Callable, student: Tensor, teacher: Tensor) -> None
             expect(not torch.allclose(value, factor * like, rtol=1e-4), hint)
     expect(
         bool(value != 0),
-        "At alpha 1 your loss is 0 although student and teacher differ: alpha is the teacher's "
-        "share of the loss, and 1 - alpha that of the labels.",
+        "With alpha 1 and no label at all your loss is 0 although student and teacher differ. The "
+        "soft part counts every row, with a label or without, and alpha is the teacher's share of "
+        "the loss, 1 - alpha that of the labels.",
     )
     expect(
         bool(value > 0),

@@ -170,15 +170,18 @@ def _judge_gradients(
     )
     expect(
         all(near(one, found[0]) for one in found),
-        f"With {rows} rows the processes end with different gradients. After the all_reduce all "
-        "must do the same to the same numbers.",
+        f"With {rows} rows the processes end with different gradients. Each .grad, those of the "
+        "biases too, must be made of what all_reduce returns, and after the all_reduce all must "
+        "do the same to the same numbers.",
     )
     length = float(found[0] @ want / (want @ want))
+    why = "all_reduce gives a sum, and a mean is wanted."
+    if length < 1:
+        why = "You divide too often, or by too much: what does the sum hold, and what is the mean?"
     expect(
         near(found[0], want) or not near(found[0], length * want),
         f"With {rows} rows on the {n} processes the gradient has the right direction and is "
-        f"{length:.3g} times as long as it should be. all_reduce gives a sum, and a mean is "
-        "wanted.",
+        f"{length:.3g} times as long as it should be. {why}",
     )
     mean = torch.stack(list(alone)).mean(0)
     expect(
@@ -277,6 +280,11 @@ def _check_mlp(answer: Callable) -> None:
             not all(torch.allclose(y, one) for y, one in zip(found, alone, strict=True)),
             "You drop what all_reduce returns. It leaves its argument as it was: use the sum that "
             "it gives back.",
+        )
+        expect(
+            all(torch.allclose(y, found[0]) for y in found),
+            "The processes return different outputs. Each must end with that of the whole network: "
+            "after the all_reduce, all do the same.",
         )
         expect(
             not all(torch.allclose(y, want + (n - 1) * bias) for y in found),
@@ -440,7 +448,7 @@ def _check_order(answer: Callable) -> None:
             idle < bubble_fraction(p, m) + 1e-9,
             f"{p} stages, {m} micro-batches: {idle:.2f} of the time is idle, and "
             f"{bubble_fraction(p, m):.2f} would do. The early stages need some forwards ahead, so "
-            "that the later ones have work.",
+            "that the later ones have work, and the backwards the order of the forwards.",
         )
 
 

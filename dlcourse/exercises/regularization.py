@@ -274,8 +274,8 @@ def _check_decays(model: nn.Module, decay: dict[int, float], wanted: float) -> N
     lost = [name for name, number in numbers.items() if number not in decay]
     expect(
         not lost,
-        f"{', '.join(lost)} would never be trained: what does not decay must be in a group "
-        "of its own, not left out.",
+        f"{', '.join(lost)} would never be trained: each parameter itself, and no copy, must "
+        "be in a group, also those that do not decay, and those of layers inside layers.",
     )
     got = {name: decay[number] for name, number in numbers.items()}
     by_default = [name for name, value in got.items() if value == 0.0123]
