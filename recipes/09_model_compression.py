@@ -57,7 +57,9 @@ images, labels = load_digits(return_X_y=True)
 images = torch.tensor(images / 16).float().view(-1, 8, 8).to(accelerator.device)
 labels = torch.tensor(labels).to(accelerator.device)
 rows = TensorDataset(images[:TRAIN_ROWS], labels[:TRAIN_ROWS])
-rows = DataLoader(rows, BATCH // accelerator.num_processes, shuffle=True)
+order = torch.Generator().manual_seed(SEED)
+own = BATCH // accelerator.num_processes  # rows an update in each process
+rows = DataLoader(rows, own, shuffle=True, generator=order)
 torch.manual_seed(SEED)
 model = new_model()
 optimizer = torch.optim.Adam(model.parameters(), lr=RATE)
@@ -75,10 +77,8 @@ if accelerator.is_local_main_process:  # once on each machine
 accelerator.wait_for_everyone()
 with torch.device("meta"):  # shapes without numbers: the floats are never in memory
     packed = pack(new_model())
-packed.load_state_dict(load_file(FILE, str(accelerator.device)), assign=True)
-after, held = look(packed)
-line = (
-    f"float {before:.4f}, float bytes {floats}, packed {after:.4f}, packed bytes {held}"
-)
-accelerator.print(line)
+packed.load_state_dict(load_file(FILE), assign=True)
+after, held = look(packed.to(accelerator.device))
+result = f"float {before:.4f}, float bytes {floats}, packed {after:.4f}"
+accelerator.print(f"{result}, packed bytes {held}")
 accelerator.end_training()
