@@ -13,7 +13,7 @@ from torch.nn.utils.parametrize import register_parametrization
 from torch.utils.data import DataLoader, TensorDataset
 
 WIDTH, SEED, FILE = 32, 0, "packed.safetensors"
-BATCH, RATE, EPOCHS, TRAIN_ROWS = 64, 0.01, 5, 1472  # BATCH: of all processes together
+BATCH, RATE, EPOCHS, TRAIN_ROWS = 64, 0.01, 4, 1472  # BATCH: of all processes together
 
 
 class Packed(nn.Module):  # torch keeps what right_inverse returns, and uses forward of it
