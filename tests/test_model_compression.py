@@ -6,7 +6,6 @@ import copy
 import io
 import itertools
 import math
-import runpy
 import warnings
 from pathlib import Path
 
@@ -14,7 +13,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
 from torch import nn
 from torch.nn.utils import prune
 
@@ -1754,20 +1752,19 @@ def convolutions_and_odd_columns():
     ).eval()
 
 
-@pytest.mark.parametrize("bits", [8, 4, 2])
-def test_the_recipes_packed_layers_equal_the_packages(bits, tmp_path):
+def test_the_recipes_packed_layers_equal_the_packages():
     path = Path(__file__).resolve().parent.parent / "recipes/09_model_compression.py"
-    recipe = runpy.run_path(str(path))
+    recipe = {"__name__": "recipe"}  # its functions; nothing is trained
+    exec(path.read_text(encoding="utf-8").partition("accelerator = Accel")[0], recipe)
     model = convolutions_and_odd_columns()
     x = torch.randn(5, 1, 8, 8, generator=generator(1))
-    packed = recipe["pack"](model, bits)
-    torch.testing.assert_close(packed(x), mc.quantize_model(model, bits)(x))
+    packed = recipe["pack"](copy.deepcopy(model))
+    torch.testing.assert_close(packed(x), mc.quantize_model(model, 4)(x))
 
-    save_file(packed.state_dict(), tmp_path / "packed.safetensors")
-    loaded = recipe["load_packed"](
-        convolutions_and_odd_columns, bits, tmp_path / "packed.safetensors", "cpu"
-    )
+    with torch.device("meta"):
+        loaded = recipe["pack"](convolutions_and_odd_columns())
+    loaded.load_state_dict(packed.state_dict(), assign=True)
     assert torch.equal(loaded(x), packed(x))
     held = sum(values.nbytes for values in loaded.state_dict().values())
     weights = sum(layer.weight.numel() for layer in model if hasattr(layer, "weight"))
-    assert held <= weights * bits / 8 + 33 * 4 + 22 * 4 + 40  # scales, biases, padding
+    assert held <= weights * 4 / 8 + 33 * 4 + 22 * 4 + 40  # scales, biases, padding

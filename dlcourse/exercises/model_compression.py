@@ -582,9 +582,10 @@ EXERCISES = (
         "Write your_loss(student, teacher, targets, temperature, alpha): the distillation loss "
         "where only some rows have a label. Student and teacher are logits (rows, classes); "
         "targets (rows,) are class numbers, and -100 where a row has none. Return the scalar "
-        "alpha * soft + (1 - alpha) * hard: soft is temperature ** 2 times the mean divergence "
-        "of all rows, hard the cross entropy of the rows with a label. Divide both by the "
-        "number of all rows, so that parts of a batch add up. No label at all is no error.",
+        "alpha * soft + (1 - alpha) * hard: soft is temperature ** 2 times the divergence, "
+        "summed over all rows, hard the cross entropy, summed over the rows with a label, and "
+        "each sum is divided by the number of all rows, so that parts of a batch add up. No "
+        "label at all is no error.",
         _check_few_labels,
         _solve_few_labels,
         {
