@@ -15,7 +15,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, TensorDataset, random_split
 
 RATE, DECAY, DROPOUT, KEPT = 0.008, 1.0, 0.3, 0.97  # KEPT: by the average, an update
-BATCH, EPOCHS, PATIENCE = 32, 10, 4  # BATCH: rows an update, on all processes together
+BATCH, EPOCHS, PATIENCE = 32, 9, 4  # BATCH: rows an update, on all processes together
 
 accelerator = Accelerator()
 images, digits = load_digits(return_X_y=True)
