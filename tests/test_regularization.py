@@ -5,7 +5,9 @@ exercises.
 import copy
 import itertools
 import math
+from pathlib import Path
 
+import nbformat
 import numpy as np
 import pytest
 import torch
@@ -25,6 +27,7 @@ from dlcourse.lab.training import fit, train_step, use_one_thread
 
 use_one_thread()
 DTYPES = [torch.float32, torch.float64]
+CHAPTERS = Path(__file__).resolve().parent.parent / "chapters"
 
 
 def generator(seed):
@@ -991,6 +994,61 @@ def test_sam_does_not_depend_on_the_micro_batches(pieces):
             accumulation_steps=number)  # fmt: skip
         found.append(torch.cat([w.detach().ravel() for w in model.parameters()]))
     assert torch.allclose(*found, rtol=0, atol=1e-12)
+
+
+def chapters_sam_step():
+    """Return the `sam_step` that chapter 3 shows, for a reader to paste."""
+    book = nbformat.read(CHAPTERS / "03_regularization.ipynb", as_version=4)
+    sources = [c.source for c in book.cells if c.source.startswith("def sam_step(")]
+    names = {"copy": copy, "nn": nn, "torch": torch}
+    exec(sources[0], names)
+    return names["sam_step"]
+
+
+def test_the_chapters_sam_is_the_packages():
+    ours, shown = noisy(), noisy()
+    ours[4].p = shown[4].p = 0.0  # the two would draw other masks
+    optimizer = torch.optim.SGD(ours.parameters(), lr=0.1, momentum=0.9)
+    fit(ours, (X, Y), optimizer, steps=8, batch_size=len(X), step=rg.sam_step(0.3))
+    optimizer = torch.optim.SGD(shown.parameters(), lr=0.1, momentum=0.9)
+    sam_step = chapters_sam_step()
+    for _ in range(8):
+        sam_step(shown, lambda: F.cross_entropy(shown(X), Y), optimizer, 0.3)
+    assert shown[2].num_batches_tracked == 8
+    pairs = zip(ours.state_dict().values(), shown.state_dict().values(), strict=True)
+    assert all(torch.allclose(a, b, rtol=0, atol=1e-4) for a, b in pairs)
+
+
+@pytest.mark.parametrize("size", [0.0, math.inf, math.nan])
+def test_the_chapters_sam_does_not_walk_without_a_direction(size):
+    model, calls = nn.Linear(3, 2), []
+    before = copy.deepcopy(model)
+
+    def loss_of():
+        calls.append(size)
+        return (size * model.weight).sum() + size * model.bias.sum()
+
+    class Scaler(torch.optim.SGD):
+        def step(self, closure=None):  # a loss scaler skips an infinite gradient
+            grads = [w.grad for w in model.parameters()]
+            if all(grad.isfinite().all() for grad in grads):
+                super().step()
+
+    chapters_sam_step()(model, loss_of, Scaler(model.parameters(), lr=0.1), 0.3)
+    assert calls == [size] and same_state(model, before)
+
+
+def test_decay_in_pure_bfloat16_rounds_away():
+    left = {}
+    for dtype in (torch.bfloat16, torch.float32):
+        weight = nn.Parameter(torch.ones(3, dtype=dtype))
+        weight.grad = torch.zeros(3, dtype=dtype)
+        optimizer = torch.optim.AdamW([weight], lr=0.01, weight_decay=0.1)
+        for _ in range(100):
+            optimizer.step()
+        left[dtype] = weight[0].item()
+    assert left[torch.bfloat16] == 1
+    assert left[torch.float32] == pytest.approx(0.999**100, abs=1e-4)
 
 
 def test_sam_refuses():
