@@ -5,7 +5,6 @@ ACCELERATE_USE_CPU=yes OMP_NUM_THREADS=1 torchrun --standalone --nproc_per_node 
 """
 
 import copy
-from itertools import cycle
 
 import torch
 import torch.nn.functional as F
@@ -25,19 +24,23 @@ def update(inputs, targets):  # one update; returns the mean loss of all process
     accelerator.backward(loss)
     optimizer.step()
     optimizer.zero_grad()
-    return accelerator.reduce(loss.detach(), reduction="mean").item()
+    return accelerator.reduce(loss.detach(), "mean")  # a tensor: nothing waits for it
 
 
 def range_test():  # train while the rate grows, then put everything back
     kept = copy.deepcopy((model.state_dict(), optimizer.state_dict()))
+    shares = [group["lr"] for group in optimizer.param_groups]  # a group's share of the rate
     smoothed, mean = {}, 0.0
-    for rate, batch in zip(RATES, cycle(train), strict=False):
-        optimizer.param_groups[0]["lr"] = rate
-        mean = 0.9 * mean + 0.1 * update(*batch)  # from 0: hence the division
-        smoothed[rate] = mean / (1 - 0.9 ** (len(smoothed) + 1))
+    for rate, batch in zip(RATES, (b for _ in RATES for b in train), strict=False):
+        for group, share in zip(optimizer.param_groups, shares, strict=True):
+            group["lr"] = share * rate
+        mean = 0.9 * mean + 0.1 * update(*batch).item()
+        smoothed[rate] = mean / (1 - 0.9 ** (len(smoothed) + 1))  # it began at 0
+        if not smoothed[rate] < 3 * min(smoothed.values()):  # lost, or NaN
+            break
     model.load_state_dict(kept[0])
     optimizer.load_state_dict(kept[1])
-    return SHARE * min(smoothed, key=smoothed.get)  # NaN, once it comes, is never less
+    return SHARE * min(smoothed, key=smoothed.get)  # NaN is never less
 
 
 accelerator = Accelerator()
@@ -48,23 +51,25 @@ images, labels = load_digits(return_X_y=True)
 data = TensorDataset(torch.tensor(images / 16).float(), torch.tensor(labels))
 train, test = data[:TRAIN_ROWS], DataLoader(TensorDataset(*data[TRAIN_ROWS:]), 64)
 rows, order = BATCH // accelerator.num_processes, torch.Generator().manual_seed(0)
+assert rows * accelerator.num_processes == BATCH, "the processes must divide BATCH"
 train = DataLoader(TensorDataset(*train), rows, True, generator=order, drop_last=True)
 model, optimizer, train, test = accelerator.prepare(model, optimizer, train, test)
 total = EPOCHS * len(train)  # updates: the length of the loader *after* prepare
 highest = RATE or range_test()
-scheduler = torch.optim.lr_scheduler.LambdaLR(  # lr is 1, so this is the rate itself:
-    optimizer.optimizer,  # up in WARMUP updates, then in a line to zero
+scheduler = torch.optim.lr_scheduler.LambdaLR(  # up in WARMUP updates, then a line to 0
+    optimizer.optimizer,
     lambda t: highest * min((t + 1) / WARMUP, (total - t) / (total - WARMUP)),
 )  # not prepared: then it would step once for each process
+accelerator.register_for_checkpointing(scheduler)  # so that save_state keeps its count
 for epoch in range(1, EPOCHS + 1):
     for inputs, targets in train:
         loss, rate = update(inputs, targets), scheduler.get_last_lr()[0]
         if not accelerator.optimizer_step_was_skipped:  # float16 leaves some out
             scheduler.step()
-    accelerator.print(f"epoch {epoch}: loss {loss:.4f} at the rate {rate:.4f}")
+    accelerator.print(f"epoch {epoch}: last loss {loss:.4f} at the rate {rate:.4f}")
 model.eval()
 with torch.no_grad():
     right = [accelerator.gather_for_metrics(model(x).argmax(1) == y) for x, y in test]
-right = torch.cat(right).float().mean()
-accelerator.print(f"highest rate {highest:.4f}, test accuracy {right:.4f}")
+accuracy = torch.cat(right).float().mean()
+accelerator.print(f"highest rate {highest:.4f}, test accuracy {accuracy:.4f}")
 accelerator.end_training()

@@ -21,7 +21,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 from warm import run_script
 
-from dlcourse import lr_schedulers
+from dlcourse import learning_rate_decay, lr_schedulers
 
 RECIPES = Path(__file__).resolve().parent.parent / "recipes"
 LINES = 70
@@ -29,6 +29,7 @@ LONGER = {
     "01_data_splitting": 118,  # folds, a file that is checked, an interval
     "02_hyperparameter_tuning": 120,  # a search around the training
     "05_initialization": 97,  # a start for any layer, and a look that stops a bad one
+    "08_learning_rate_decay": 75,  # a range test of all groups, undone, before the run
     "09_model_compression": 84,  # a weight that stays packed, whatever the layer
     "10_data_augmentation": 86,  # a data set, a collate function, a log, a test switch
     "11_gradient_accumulation": 75,  # one sum of rows or tokens, for training and test
@@ -705,6 +706,59 @@ def test_14_equals_a_plain_loop(tmp_path):
     assert abs(float(printed.split()[-1]) - size) < 0.05
     right = correct(model, (images[1472:] / 16).float(), labels[1472:])
     assert f"test accuracy {right:.4f}" in printed
+
+
+def test_08_equals_a_plain_loop(tmp_path):
+    """The same training without Accelerate, with the range test of the package."""
+    printed = output_of(source("08_learning_rate_decay"), tmp_path / "recipe.py")
+    images, labels = (torch.tensor(part) for part in load_digits(return_X_y=True))
+    images = (images / 16).float()
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0, momentum=0.9)
+    order = torch.Generator().manual_seed(0)
+    rows = TensorDataset(images[:1472], labels[:1472])
+    train = DataLoader(rows, 32, shuffle=True, generator=order, drop_last=True)
+    found = learning_rate_decay.lr_range_test(model, optimizer, train, F.cross_entropy)
+    total, t = 5 * len(train), 0
+    for _ in range(5):
+        for inputs, targets in train:
+            factor = min((t + 1) / 20, (total - t) / (total - 20))
+            optimizer.param_groups[0]["lr"] = found.suggestion * factor
+            F.cross_entropy(model(inputs), targets).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            t += 1
+    right = correct(model, images[1472:], labels[1472:])
+    last = printed.strip().splitlines()[-1]
+    assert last == f"highest rate {found.suggestion:.4f}, test accuracy {right:.4f}"
+
+
+def test_08_sets_the_rate_of_each_group(tmp_path):
+    """The range test sweeps every group in its share, and puts each back."""
+    text = source("08_learning_rate_decay")
+    optimizer = "torch.optim.SGD(model.parameters(), lr=1.0, momentum=MOMENTUM)"
+    groups = (
+        "torch.optim.SGD([{'params': model[0].parameters(), 'lr': 0.1}, "
+        "{'params': model[2].parameters()}], lr=1.0, momentum=MOMENTUM)"
+    )
+    assert optimizer in text
+    rates = "print([g['lr'] / highest for g in optimizer.param_groups], highest)\n"
+    text = text.replace(optimizer, groups).replace("for epoch in", rates + "for epoch in")
+    printed = output_of(text, tmp_path / "groups.py")
+    first, second, highest = map(float, re.findall(r"\d\.\d+", printed)[:3])
+    assert (first, second) == pytest.approx((0.1 / 20, 1 / 20))
+    assert 0.01 < highest < 3
+
+
+@pytest.mark.parametrize("rows", [33, 1])
+def test_08_a_batch_that_does_not_divide_is_refused(tmp_path, rows):
+    changed = tmp_path / "rows.py"
+    text = source("08_learning_rate_decay").replace("BATCH = 32", f"BATCH = {rows}")
+    changed.write_text(text)
+    done = start(changed, tmp_path, processes=2)
+    assert done.returncode != 0
+    assert "the processes must divide BATCH" in done.stderr
 
 
 @pytest.mark.parametrize("name", NAMES)
