@@ -646,7 +646,7 @@ def shorter():
     lines = {
         "TRIALS, RANDOM = 20, 10": "TRIALS, RANDOM = 5, 3",
         "EPOCHS, FIRST_LOOK = 9, 1": "EPOCHS, FIRST_LOOK = 3, 3",
-        "FINALISTS, FINAL_SEEDS = 3, range(100, 105)": (
+        "FINALISTS, FINAL_SEEDS = 2, range(100, 105)": (
             "FINALISTS, FINAL_SEEDS = 2, range(100, 102)"
         ),
     }
