@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from sklearn.datasets import load_digits
 from torch import nn
 
-WIDTH, BLOCKS, RATE, BATCH, EPOCHS, TRAIN_ROWS = 32, 4, 0.001, 64, 6, 1472
+WIDTH, BLOCKS, RATE, BATCH, EPOCHS, TRAIN_ROWS = 32, 4, 0.001, 64, 4, 1472
 ENDS = ("out_proj", "linear2")  # the last layers of the two branches of a block
 
 
