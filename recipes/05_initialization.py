@@ -1,71 +1,55 @@
-"""Starting weights of a transformer with Accelerate: filled on meta, looked at, trained.
+"""Starting weights of a transformer with Accelerate: drawn by rule, looked at, trained.
 
 One process: python FILE. Four GPUs: accelerate launch --num_processes 4 FILE. Two on a CPU:
 ACCELERATE_USE_CPU=yes OMP_NUM_THREADS=1 torchrun --standalone --nproc_per_node 2 FILE.
 """
 
-import math
-
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
-from accelerate.utils import set_seed
 from sklearn.datasets import load_digits
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
 
-WIDTH, BLOCKS, RATE, BATCH, EPOCHS, TRAIN_ROWS = 32, 4, 0.001, 64, 6, 1472
-ENDS = ("out_proj.weight", "linear2.weight")  # of the branches, two to a block
-
-
-def scale(name, weight):  # a row makes one output, its size is the fan-in
-    branches = 2 * BLOCKS if name.endswith(ENDS) else 1
-    return 1 / math.sqrt(weight[0].numel() * branches)
+WIDTH, BLOCKS, RATE, BATCH, EPOCHS, TRAIN_ROWS = 32, 4, 0.001, 64, 4, 1472
+ENDS = ("out_proj", "linear2")  # the last layers of the two branches of a block
 
 
 @torch.no_grad()
-def start(model):  # in place, so that an optimizer keeps its weights
-    for name, _ in model.named_buffers():
-        raise SystemExit(f"start has no rule for {name}: fill masks and statistics here")
-    for name, weight in model.named_parameters():
-        if weight.ndim > 1:
-            weight.normal_(0, scale(name, weight))
-        elif name.endswith("bias"):
-            weight.zero_()
-        elif "norm" in name:
-            weight.fill_(1)
-        else:
-            raise SystemExit(f"start has no rule for {name}")
+def start(model):  # fills in place, so that an optimizer keeps its weights
+    for name, module in model.named_modules():
+        own = {**dict(module.named_parameters(recurse=False)), **module._buffers}
+        for kind, weight in own.items():
+            if isinstance(module, (nn.Linear, nn.Conv2d, nn.MultiheadAttention)):
+                branches = 2 * BLOCKS if name.endswith(ENDS) else 1
+                fan_in = weight[0].numel()  # a row makes one output
+                weight.normal_(0, 0 if "bias" in kind else (fan_in * branches) ** -0.5)
+            elif isinstance(module, nn.LayerNorm):
+                weight.fill_(kind == "weight")  # scales 1, shifts 0
+            elif isinstance(module, nn.Embedding):
+                weight.normal_(0, 1)  # looked up, not summed: no fan-in
+            else:
+                raise SystemExit(f"start has no rule for {name} {kind}")
 
 
-def look(model, blocks, inputs, targets):  # one pass, before training
-    added, grads = [], []
-
-    def note(block, given, stream):  # std(0): from row to row
-        before, after = given[0].detach(), stream.detach()
-        added.append(((after - before).std(0).mean() / before.std(0).mean()).item())
-        stream.register_hook(lambda grad: grads.append(grad.std().item()))
-
-    hooks = [block.register_forward_hook(note) for block in blocks]
+@torch.no_grad()
+def look(model, blocks, inputs, targets):  # one batch, before training
+    seen = []  # a hook notes of each block: itself, what goes in, what comes out
+    hooks = [b.register_forward_hook(lambda *run: seen.append(run)) for b in blocks]
     loss = F.cross_entropy(model(inputs), targets)
-    loss.backward()
-    model.zero_grad()
     for hook in hooks:
         hook.remove()
-    weights = [(n, w) for n, w in model.named_parameters() if w.ndim > 1]
-    gains = [w.std().item() / scale(n, w) for n, w in weights]  # 1: as the rule has it
-    least = 0.2 / math.sqrt(BLOCKS)  # of what a block adds
-    flows = least < min(added) <= max(added) < 2 and max(grads) < 10 * min(grads)
-    if not (flows and 0.25 < min(gains) <= max(gains) < 4 and loss < math.log(10) + 2):
-        raise SystemExit(f"a bad start: {loss=:.2f}, {added=}, {grads=}, {gains=}")
+    into = seen[0][1][0].std()
+    added = torch.stack([(y - x).std(0).mean() / x.std(0).mean() for _, (x,), y in seen])
+    least, most = added.min() * BLOCKS**0.5, added.max()
     sums = torch.stack([weight.sum() for weight in model.parameters()])
-    if (accelerator.gather(sums[None]) != sums).any():
-        raise SystemExit("the processes start with different weights")
+    equal = (accelerator.gather(sums[None]) == sums).all()  # in all processes
+    if not (loss < 4 and 0.2 < into < 5 and 0.2 < least and most < 2 and equal):
+        raise SystemExit(f"a bad start: {loss=} {into=} {least=} {most=} {equal=}")
     return loss.item()
 
 
 accelerator = Accelerator()
-set_seed(0)  # the same in every process
+torch.manual_seed(0)  # the same in every process
 how = {"dropout": 0.0, "batch_first": True, "norm_first": True}
 with torch.device("meta"):  # shapes only: no memory, and no numbers drawn
     block = nn.TransformerEncoderLayer(WIDTH, 2, 4 * WIDTH, **how)
@@ -74,24 +58,20 @@ with torch.device("meta"):  # shapes only: no memory, and no numbers drawn
 model = nn.Sequential(*layers).to_empty(device=accelerator.device)
 start(model)  # before prepare, and not after it
 images, labels = load_digits(return_X_y=True)  # the 8 rows of an image are its tokens
-rows = torch.tensor(images / 16).float().view(-1, 8, 8).to(accelerator.device)
+rows = torch.tensor(images / 8 - 1).float().view(-1, 8, 8).to(accelerator.device)
 labels = torch.tensor(labels).to(accelerator.device)
-train = TensorDataset(rows[:TRAIN_ROWS], labels[:TRAIN_ROWS])
-test = DataLoader(TensorDataset(rows[TRAIN_ROWS:], labels[TRAIN_ROWS:]), 64)
-order, share = torch.Generator().manual_seed(0), BATCH // accelerator.num_processes
-train = DataLoader(train, share, shuffle=True, generator=order, drop_last=True)
 first = look(model, body.layers, rows[:256], labels[:256])
 optimizer = torch.optim.AdamW(model.parameters(), lr=RATE)
-model, optimizer, train, test = accelerator.prepare(model, optimizer, train, test)
-set_seed(0, device_specific=True)  # from here on dropout is to differ by process
+model, optimizer = accelerator.prepare(model, optimizer)
+torch.manual_seed(accelerator.process_index)  # from here on dropout is to differ,
+order = torch.Generator().manual_seed(0)  # but not the order of the rows
 for _ in range(EPOCHS):
-    for inputs, targets in train:
-        accelerator.backward(F.cross_entropy(model(inputs), targets))
+    for batch in torch.randperm(TRAIN_ROWS, generator=order).split(BATCH):
+        share = batch[accelerator.process_index :: accelerator.num_processes]
+        accelerator.backward(F.cross_entropy(model(rows[share]), labels[share]))
         optimizer.step()
         optimizer.zero_grad()
-model.eval()
 with torch.no_grad():
-    pairs = [accelerator.gather_for_metrics((model(x), y)) for x, y in test]
-accuracy = torch.cat([x.argmax(1) == y for x, y in pairs]).float().mean()
-accelerator.print(f"first loss {first:.4f}, test accuracy {accuracy:.4f}")
+    right = model.eval()(rows[TRAIN_ROWS:]).argmax(1) == labels[TRAIN_ROWS:]
+accelerator.print(f"first loss {first:.4f}, test accuracy {right.float().mean():.4f}")
 accelerator.end_training()

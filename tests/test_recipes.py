@@ -33,6 +33,8 @@ LONGER = {
     "05_initialization": 97,  # a start for any layer, and a look that stops a bad one
     "08_learning_rate_decay": 75,  # a range test of all groups, undone, before the run
     "09_model_compression": 84,  # a weight that stays packed, whatever the layer
+    "05_initialization": 77,  # a start by kind of layer, and a look that stops a bad one
+    "09_model_compression": 180,  # a layer that stays packed, training with the rounding
     "10_data_augmentation": 86,  # a data set, a collate function, a log, a test switch
     "11_gradient_accumulation": 75,  # one sum of rows or tokens, for training and test
     "12_parallelism": 78,  # a transformer of blocks, and checkpoints in parts
@@ -235,10 +237,12 @@ def test_01_a_split_of_other_data_is_refused(tmp_path, rows, last, said):
     assert "accuracy" not in done.stdout
 
 
-def recipe_05() -> dict:
+def recipe_05(width: int = 32, blocks: int = 4) -> dict:
     """Return the names of recipe 5, its model built and filled, nothing trained."""
     its: dict = {"__name__": "recipe"}
     text = source("05_initialization").partition("optimizer = torch.optim")[0]
+    assert "TRAIN_ROWS = 32, 4, " in text
+    text = text.replace("TRAIN_ROWS = 32, 4, ", f"TRAIN_ROWS = {width}, {blocks}, ")
     exec(compile(text, "recipe", "exec"), its)
     return its
 
@@ -252,10 +256,43 @@ def test_05_a_convolution_counts_its_kernel():
         assert not layer.bias.any()
 
 
-@pytest.mark.parametrize("layer", [nn.BatchNorm1d(3), nn.Sequential(nn.PReLU())])
+def with_a_mask() -> nn.Module:
+    layer = nn.Flatten()
+    layer.register_buffer("mask", torch.ones(3), persistent=False)
+    return layer
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.BatchNorm1d(3),
+        nn.Sequential(nn.PReLU()),
+        nn.ConvTranspose2d(2, 3, 3),
+        nn.ParameterList([torch.ones(2, 4)]),  # a class token, or positions
+        with_a_mask(),
+    ],
+)
 def test_05_what_it_has_no_rule_for_is_refused(layer):
     with pytest.raises(SystemExit, match="start has no rule for"):
         recipe_05()["start"](layer)
+
+
+def test_05_what_is_looked_up_has_no_fan_in():
+    torch.manual_seed(0)
+    words = nn.Embedding(1000, 32)
+    recipe_05()["start"](words)
+    assert words.weight.std().item() == pytest.approx(1, rel=0.05)
+
+
+@pytest.mark.parametrize(("width", "blocks"), [(32, 2), (32, 12), (256, 12)])
+def test_05_a_model_of_another_size_passes(width, blocks):
+    its = recipe_05(width, blocks)
+    for seed in range(3):
+        torch.manual_seed(seed)
+        its["start"](its["model"])
+        its["look"](
+            its["model"], its["body"].layers, its["rows"][:256], its["labels"][:256]
+        )
 
 
 def test_05_a_bad_start_is_stopped():
@@ -271,6 +308,10 @@ def test_05_a_bad_start_is_stopped():
         for layer in model[1].layers:
             layer.linear2.weight *= factor
 
+    def out_times(factor: float) -> None:
+        for layer in model[1].layers:
+            layer.self_attn.out_proj.weight *= factor
+
     for seed in range(5):
         torch.manual_seed(seed)
         its["start"](model)
@@ -280,7 +321,7 @@ def test_05_a_bad_start_is_stopped():
         lambda: all_of(0.02),
         lambda: all_of(1.0),
         lambda: model[0].weight.fill_(1),
-        lambda: model[3].weight.zero_(),
+        lambda: ends_times(0) or out_times(0),
         lambda: model[3].weight.fill_(math.nan),
         lambda: ends_times(30),
     ):
