@@ -6,9 +6,9 @@ import contextlib
 import math
 import os
 import runpy
+import subprocess
 import sys
 import warnings
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,7 +19,6 @@ from scipy import stats
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import ConstantKernel, Matern
 from sklearn.model_selection import ParameterGrid
-from warm import run
 
 from dlcourse import hyperparameter_tuning as ht
 from dlcourse.exercises.hyperparameter_tuning import EXERCISES
@@ -682,12 +681,6 @@ def stored_study(folder):
     return optuna.create_study(study_name="tuning", storage=storage, load_if_exists=True)
 
 
-<<<<<<< HEAD
-def run_worker(number, script):
-    """Run the script as a worker of its own; return its end and its words."""
-    settings = {"WORKER": str(number), "PYTHONPATH": "", "OMP_NUM_THREADS": "1"}
-    return run(script, cwd=script.parent, env=os.environ | settings)
-=======
 def start_worker(number, script):
     """Start the script as a worker of its own; return the process."""
     settings = {"RANK": str(number), "PYTHONPATH": "", "OMP_NUM_THREADS": "1"}
@@ -699,7 +692,6 @@ def start_worker(number, script):
         stderr=subprocess.PIPE,
         text=True,
     )
->>>>>>> c02
 
 
 def quiet_optuna():
@@ -717,18 +709,12 @@ def test_the_recipe_goes_on_where_it_was_killed_and_tests_once(tmp_path):
     assert dies != text
     script = tmp_path / "dies.py"
     script.write_text(dies, encoding="utf-8")
-<<<<<<< HEAD
-    assert run_worker(0, script).returncode == 1
-    left = [trial.state.name for trial in stored_study(tmp_path / "cut").trials]
-    assert left == ["COMPLETE", "COMPLETE", "RUNNING", "WAITING", "WAITING"]
-=======
     killed = start_worker(0, script)
     killed.communicate(timeout=300)
     assert killed.returncode == 1
     before = stored_study(tmp_path).trials
     states = [trial.state.name for trial in before]
     assert states == ["COMPLETE", "COMPLETE", "RUNNING"]
->>>>>>> c02
 
     again = run_recipe(text, tmp_path)
     assert len(facts(again)) == 5
@@ -747,17 +733,12 @@ def test_the_recipe_goes_on_where_it_was_killed_and_tests_once(tmp_path):
 def test_a_search_killed_in_its_final_runs_ends_when_started_again(tmp_path):
     quiet_optuna()
     script = tmp_path / "dies.py"
-<<<<<<< HEAD
-    script.write_text(text.replace("    scores = [", "    os._exit(1)\n    scores = ["))
-    assert run_worker(0, script).returncode == 1
-=======
     dies = shorter().replace("    return [train(", "    os._exit(1)\n    return [train(")
     script.write_text(dies, encoding="utf-8")
     killed = start_worker(0, script)
     killed.communicate(timeout=300)
     assert killed.returncode == 1
     assert len(facts(stored_study(tmp_path))) == 5
->>>>>>> c02
     assert "result" not in stored_study(tmp_path).user_attrs
     assert len(run_recipe(shorter(), tmp_path).user_attrs["result"]) == 3
 
@@ -799,13 +780,6 @@ def test_a_trial_without_memory_has_failed_and_the_search_goes_on(tmp_path):
 def test_two_workers_share_the_search_and_one_scores_the_winner(tmp_path):
     pytest.importorskip("optuna")
     script = tmp_path / "recipe.py"
-<<<<<<< HEAD
-    script.write_text(shorter(RECIPE.read_text(encoding="utf-8")), encoding="utf-8")
-    with ThreadPoolExecutor(2) as pool:
-        ended = list(pool.map(run_worker, range(2), 2 * [script]))
-    assert [worker.returncode for worker in ended] == [0, 0], ended
-    printed = [worker.stdout for worker in ended]
-=======
     script.write_text(shorter(), encoding="utf-8")
     workers = [start_worker(number, script) for number in range(2)]
     printed = []
@@ -813,7 +787,6 @@ def test_two_workers_share_the_search_and_one_scores_the_winner(tmp_path):
         output, errors = worker.communicate(timeout=300)
         assert worker.returncode == 0, errors
         printed.append(output)
->>>>>>> c02
     assert printed[0].count("tuned test accuracy") == 1 and printed[1] == ""
     ended = facts(stored_study(tmp_path))
     assert 5 <= len(ended) <= 6  # a worker ends the trial that it is in

@@ -27,14 +27,10 @@ RECIPES = Path(__file__).resolve().parent.parent / "recipes"
 LINES = 70
 LONGER = {
     "01_data_splitting": 118,  # folds, a file that is checked, an interval
-    "02_hyperparameter_tuning": 120,  # a search around the training
     "02_hyperparameter_tuning": 112,  # a search around the training
-    "03_regularization": 80,  # the plain baseline stands beside the methods
-    "05_initialization": 97,  # a start for any layer, and a look that stops a bad one
+    "05_initialization": 77,  # a start by kind of layer, and a look that stops a bad one
     "08_learning_rate_decay": 75,  # a range test of all groups, undone, before the run
     "09_model_compression": 84,  # a weight that stays packed, whatever the layer
-    "05_initialization": 77,  # a start by kind of layer, and a look that stops a bad one
-    "09_model_compression": 180,  # a layer that stays packed, training with the rounding
     "10_data_augmentation": 86,  # a data set, a collate function, a log, a test switch
     "11_gradient_accumulation": 75,  # one sum of rows or tokens, for training and test
     "12_parallelism": 78,  # a transformer of blocks, and checkpoints in parts
