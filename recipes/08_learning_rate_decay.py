@@ -29,9 +29,7 @@ def update(inputs, targets):  # one update; returns the mean loss of all process
 
 def range_test():  # train while the rate grows, then put everything back
     kept = copy.deepcopy((model.state_dict(), optimizer.state_dict()))
-    shares = [
-        group["lr"] for group in optimizer.param_groups
-    ]  # a group's share of the rate
+    shares = [group["lr"] for group in optimizer.param_groups]  # of the rate
     smoothed, mean = {}, 0.0
     for rate, batch in zip(RATES, (b for _ in RATES for b in train), strict=False):
         for group, share in zip(optimizer.param_groups, shares, strict=True):
