@@ -53,7 +53,7 @@ def quantize_half_up(weight, bits, group):
     top = 2.0 ** (bits - 1) - 1
     blocks = weight.unfold(1, group, group)
     step = blocks.abs().max(dim=-1, keepdim=True).values / top
-    whole = torch.floor(blocks / step.clamp(min=1e-38) + 0.5).clamp(-top, top)
+    whole = torch.floor(blocks / step.clamp(min=1e-30) + 0.5).clamp(-top, top)
     return (whole * step).reshape_as(weight)
 
 
