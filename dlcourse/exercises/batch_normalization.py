@@ -271,7 +271,7 @@ OUTPUT_MISTAKES = {
 
 
 def _pair(
-    kind: str, seed: int = 0, bias: bool = True, affine: bool = True, mode: str = "zeros"
+    kind: str, seed: int = 0, bias: bool = True, affine: bool = True, mode: Any = "zeros"
 ):
     """Return a layer and its batch norm in evaluation mode, all numbers different."""
     layer: nn.Module

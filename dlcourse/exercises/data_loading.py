@@ -327,7 +327,7 @@ def _check_rng(answer) -> None:
 def _has_32_bits(seed) -> bool:
     """Tell whether a SeedSequence was made of one number below 2**32 and nothing else."""
     entropy, key = getattr(seed, "entropy", None), getattr(seed, "spawn_key", None)
-    return isinstance(entropy, (int, np.integer)) and entropy < 2**32 and key == ()
+    return bool(isinstance(entropy, (int, np.integer)) and entropy < 2**32 and key == ())
 
 
 def _expect_apart(table: dict[tuple, tuple]) -> None:
