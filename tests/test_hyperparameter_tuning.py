@@ -6,9 +6,8 @@ import contextlib
 import math
 import os
 import runpy
-import subprocess
-import sys
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,6 +18,7 @@ from scipy import stats
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import ConstantKernel, Matern
 from sklearn.model_selection import ParameterGrid
+from warm import run
 
 from dlcourse import hyperparameter_tuning as ht
 from dlcourse.exercises.hyperparameter_tuning import EXERCISES
@@ -681,17 +681,10 @@ def stored_study(folder):
     return optuna.create_study(study_name="tuning", storage=storage, load_if_exists=True)
 
 
-def start_worker(number, script):
-    """Start the script as a worker of its own; return the process."""
+def run_worker(number, script):
+    """Run the script as a worker of its own; return its end and its words."""
     settings = {"RANK": str(number), "PYTHONPATH": "", "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        [sys.executable, str(script)],
-        cwd=script.parent,
-        env=os.environ | settings,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    return run(script, cwd=script.parent, env=os.environ | settings)
 
 
 def quiet_optuna():
@@ -709,9 +702,7 @@ def test_the_recipe_goes_on_where_it_was_killed_and_tests_once(tmp_path):
     assert dies != text
     script = tmp_path / "dies.py"
     script.write_text(dies, encoding="utf-8")
-    killed = start_worker(0, script)
-    killed.communicate(timeout=300)
-    assert killed.returncode == 1
+    assert run_worker(0, script).returncode == 1
     before = stored_study(tmp_path).trials
     states = [trial.state.name for trial in before]
     assert states == ["COMPLETE", "COMPLETE", "RUNNING"]
@@ -735,9 +726,7 @@ def test_a_search_killed_in_its_final_runs_ends_when_started_again(tmp_path):
     script = tmp_path / "dies.py"
     dies = shorter().replace("    return [train(", "    os._exit(1)\n    return [train(")
     script.write_text(dies, encoding="utf-8")
-    killed = start_worker(0, script)
-    killed.communicate(timeout=300)
-    assert killed.returncode == 1
+    assert run_worker(0, script).returncode == 1
     assert len(facts(stored_study(tmp_path))) == 5
     assert "result" not in stored_study(tmp_path).user_attrs
     assert len(run_recipe(shorter(), tmp_path).user_attrs["result"]) == 3
@@ -781,12 +770,11 @@ def test_two_workers_share_the_search_and_one_scores_the_winner(tmp_path):
     pytest.importorskip("optuna")
     script = tmp_path / "recipe.py"
     script.write_text(shorter(), encoding="utf-8")
-    workers = [start_worker(number, script) for number in range(2)]
-    printed = []
+    with ThreadPoolExecutor(2) as pool:
+        workers = list(pool.map(run_worker, range(2), [script, script]))
     for worker in workers:
-        output, errors = worker.communicate(timeout=300)
-        assert worker.returncode == 0, errors
-        printed.append(output)
+        assert worker.returncode == 0, worker.stderr
+    printed = [worker.stdout for worker in workers]
     assert printed[0].count("tuned test accuracy") == 1 and printed[1] == ""
     ended = facts(stored_study(tmp_path))
     assert 5 <= len(ended) <= 6  # a worker ends the trial that it is in

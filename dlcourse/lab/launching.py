@@ -317,12 +317,7 @@ class _Rank:
     """One child process; its files hold what it printed, reported, and where it stood."""
 
     def __init__(
-        self,
-        rank: int,
-        folder: Path,
-        env: dict[str, str],
-        live: bool = False,
-        begin: Callable = warm.start,
+        self, rank: int, folder: Path, env: dict[str, str], live: bool, begin: Callable
     ):
         self.rank, self.folder = rank, folder
         self.report: Any = None  # what the process has left, read as JSON

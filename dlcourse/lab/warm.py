@@ -42,21 +42,12 @@ PATIENCE = 120.0  # seconds for a helper's imports
 LARGEST = 1 << 20  # bytes of a request
 NUMBER = struct.Struct("i")  # a process id, then an exit code
 # variables that Python or a package reads once, when it starts or is imported
-READ_ONCE = (
-    *("PYTHON", "TORCH", "PYTORCH", "ATEN_", "ACCELERATE_LOG", "HF_", "TRANSFORMERS_"),
-    *("OMP_", "KMP_", "GOMP_", "MKL_", "OPENBLAS_", "BLIS_", "NUMEXPR_", "CUDA_"),
-    *("NPY_", "NUMPY_", "SCIPY_", "SKLEARN_", "JOBLIB_", "LOKY_", "TQDM_", "MPL"),
-    *(
-        "LD_",
-        "MALLOC_",
-        "GLIBC_",
-        "LC_",
-        "LANG",
-        "HOME",
-        "XDG_",
-        "COVERAGE_",
-        "USE_TORCH",
-    ),
+READ_ONCE = tuple(
+    """
+    PYTHON TORCH PYTORCH ATEN_ ACCELERATE_LOG HF_ TRANSFORMERS_ USE_TORCH CUDA_ OMP_ KMP_
+    GOMP_ MKL_ OPENBLAS_ BLIS_ NUMEXPR_ NPY_ NUMPY_ SCIPY_ SKLEARN_ JOBLIB_ LOKY_ TQDM_ MPL
+    LD_ MALLOC_ GLIBC_ LC_ LANG HOME XDG_ COVERAGE_
+    """.split()
 )
 
 # --- the process that asks ------------------------------------------------------------------------
@@ -146,8 +137,9 @@ def start_cold(
     own: dict[str, Any] = {"start_new_session": True}
     if os.name == "nt":
         own = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
-    files = {"stdin": stdin, "stdout": stdout, "stderr": stderr}
-    return subprocess.Popen(command, env=env, cwd=cwd, **files, **own)
+    return subprocess.Popen(
+        command, env=env, cwd=cwd, stdin=stdin, stdout=stdout, stderr=stderr, **own
+    )
 
 
 class _Helper:
@@ -163,8 +155,12 @@ class _Helper:
             number = there.fileno()
             self.process = subprocess.Popen(
                 [sys.executable, "-P", __file__, str(number), *imports],
-                **{"stdin": nothing, "stdout": nothing, "stderr": nothing},
-                **{"env": env, "cwd": folder, "pass_fds": [number]},
+                stdin=nothing,
+                stdout=nothing,
+                stderr=nothing,
+                env=env,
+                cwd=folder,
+                pass_fds=[number],
                 start_new_session=True,
             )
 
@@ -230,8 +226,8 @@ def _helper_of(kind: str, *arguments) -> _Helper:
     """Return the helper of a kind; a new one may take the place of the longest unused."""
     helper = _helpers.pop(kind, None)
     if helper is None or not helper.usable():
-        idle = [key for key, one in _helpers.items() if not one.busy()]
         if len(_helpers) == MOST:
+            idle = [key for key, one in _helpers.items() if not one.busy()]
             if not idle:
                 raise OSError("all helpers have processes that run")
             _helpers.pop(idle[0]).close()
