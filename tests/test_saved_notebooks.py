@@ -2,7 +2,7 @@
 values and pictures aside no line has changed, and it passes its test.
 
 This needs Debian's `chromium` or another Chromium, and Playwright (the extra `dev`).
-Two chapters stand for all of them, unless DLCOURSE_ALL_CHAPTERS=1.
+One chapter stands for all of them, unless DLCOURSE_ALL_CHAPTERS=1.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import real_jupyterlab
 from real_jupyterlab import ROOT, Reader
 
 CHAPTERS = sorted((ROOT / "chapters").glob("[0-9][0-9]_*.ipynb"))
-QUICK = ("11", "16")
+QUICK = ("11",)
 CHOSEN = [
     path
     for path in CHAPTERS
