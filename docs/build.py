@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import gc
 import shutil
 import sys
 import time
@@ -111,6 +112,7 @@ def render(work: Path, out: Path) -> int:
     """Run Sphinx for the pages and for the EPUB; return 0 if both came out."""
     for folder in (out, work / "epub"):
         shutil.rmtree(folder, ignore_errors=True)
+    gc.set_threshold(100_000, 20, 50)  # by default Python looks for garbage all the time
     common = ["-q", "-W", "--keep-going", "-c", str(HERE), "-d", str(work / "doctrees")]
     source, epub = str(work / "source"), work / "epub"
     colour_once()

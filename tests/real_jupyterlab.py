@@ -138,11 +138,12 @@ class Reader:
         self.page = browser.new_context(
             viewport={"width": 1200, "height": 900}
         ).new_page()
+        self.page.set_default_timeout(120_000)  # ms; a busy machine is slow
         self.complaints: list[str] = []
         self.page.on("console", self._listen)
         self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
         self.page.goto(f"{url}lab/tree/{name}?token={token}")
-        self.page.wait_for_function(OPENED, timeout=90_000)
+        self.page.wait_for_function(OPENED)
         self.page.evaluate(KERNEL_INFO)
         self.page.wait_for_timeout(500)  # for what JupyterLab does with it
 

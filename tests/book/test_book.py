@@ -294,11 +294,11 @@ def test_a_figure_needs_its_caption(tmp_path):
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("# Home\n\n[there](gone.md)", "gone"),
-        ("# Home\n\n[there](#gone)", "gone"),
-        ("# Home\n\n![there](gone.png)", "gone"),
-        ("# Home\n\nA formula: $\\frac{1$", "the formula"),
-        ("# Home\n\nA formula: $\\fraction{1}$", "the formula"),
+        (
+            "# Home\n\n[there](gone.md) [there](#gone) ![there](gone.png)",
+            ["gone.md", "'gone'", "gone.png"],
+        ),
+        ("# Home\n\nA formula: $\\frac{1$", ["the formula"]),
     ],
 )
 def test_a_broken_reference_or_formula_fails_the_build(tmp_path, text, told):
@@ -315,7 +315,8 @@ def test_a_broken_reference_or_formula_fails_the_build(tmp_path, text, told):
     places = [ROOT / "docs", tmp_path / "work", tmp_path / "out"]
     done = run("-c", code, *places, imports=SLOW_TO_IMPORT)
     assert done.returncode == 1, done.stdout + done.stderr
-    assert told in done.stderr and done.stderr.count("WARNING") <= 1
+    warnings = [line for line in done.stderr.splitlines() if "WARNING" in line]
+    assert all(word in done.stderr for word in told) and len(warnings) <= len(told)
 
 
 # --- the file to take along -------------------------------------------------------------
