@@ -4,7 +4,6 @@ invariants.
 
 import contextlib
 import math
-import os
 import runpy
 import warnings
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +17,7 @@ from scipy import stats
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import ConstantKernel, Matern
 from sklearn.model_selection import ParameterGrid
-from warm import run
+from warm import environment, run
 
 from dlcourse import hyperparameter_tuning as ht
 from dlcourse.exercises.hyperparameter_tuning import EXERCISES
@@ -683,8 +682,7 @@ def stored_study(folder):
 
 def run_worker(number, script):
     """Run the script as a worker of its own; return its end and its words."""
-    settings = {"RANK": str(number), "PYTHONPATH": "", "OMP_NUM_THREADS": "1"}
-    return run(script, cwd=script.parent, env=os.environ | settings)
+    return run(script, cwd=script.parent, env=environment(RANK=str(number)))
 
 
 def quiet_optuna():

@@ -17,13 +17,27 @@ from pathlib import Path
 
 from dlcourse.lab import launching, warm
 
+RANKS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
+RANKS += ("MASTER_ADDR", "MASTER_PORT")
 IMPORTED = (
     *warm.IMPORTS,
     "sklearn.datasets",
     "torchvision.transforms.v2",
     "optuna",
     "safetensors.torch",
+    "matplotlib.pyplot",
 )
+warm.IMPORTS = IMPORTED  # a helper takes seconds to start: one serves `launch` as well
+
+
+def environment(**more: str) -> dict[str, str]:
+    """Return this process's environment with what `launch` adds for every rank, and more:
+    a helper for other variables of Python would be another helper.
+    """
+    env = launching._environment(1, cpu=True) | {"DLCOURSE_PROGRESS": "0"}
+    for name in (*RANKS, "DLCOURSE_LAUNCHED"):
+        env.pop(name, None)
+    return env | more
 
 
 def run_script(
@@ -34,20 +48,26 @@ def run_script(
     When one rank fails the others are ended. Returns the exit code of the first that
     failed, or 0, and what all ranks printed.
     """
-    environments = [dict(os.environ)]
-    if processes > 1:
-        meeting = {
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(launching._free_port()),
-        }
-        environments = [
-            os.environ
-            | meeting
-            | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-            | {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes)}
-            for rank in range(processes)
-        ]
-    return _run([str(script)], environments, folder, timeout, IMPORTED)
+    if processes == 1:
+        return run(script, cwd=folder, timeout=timeout)
+    return run_ranks(script, cwd=folder, processes=processes, timeout=timeout)
+
+
+def run_ranks(
+    *arguments,
+    cwd: Path | str = ".",
+    processes: int = 2,
+    timeout: float = 300.0,
+    **more: str,
+) -> subprocess.CompletedProcess:
+    """Run what stands behind `python`, or `torchrun`, as ranks that find each other."""
+    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(launching._free_port())}
+    world = {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes)}
+    environments = [
+        environment(**meeting, **world, **more, RANK=str(rank), LOCAL_RANK=str(rank))
+        for rank in range(processes)
+    ]
+    return _run(list(map(str, arguments)), environments, cwd, timeout, IMPORTED)
 
 
 def run(
@@ -58,8 +78,8 @@ def run(
     imports: tuple[str, ...] = IMPORTED,
 ) -> subprocess.CompletedProcess:
     """Run what stands behind `python` on a command line; return its end and its words."""
-    environment = dict(os.environ) if env is None else env
-    return _run(list(map(str, arguments)), [environment], cwd, timeout, imports)
+    env = environment() if env is None else env
+    return _run(list(map(str, arguments)), [env], cwd, timeout, imports)
 
 
 def _run(arguments, environments, folder, timeout, imports):

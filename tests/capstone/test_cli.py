@@ -5,13 +5,12 @@ from __future__ import annotations
 import io
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-from warm import run
+from warm import run, run_ranks
 
 from dlcourse.capstone import data
 from dlcourse.capstone.building import Block
@@ -186,13 +185,10 @@ def test_another_seed_is_another_run():
     )
 
 
-def test_torchrun_trains_on_two_processes_and_the_run_goes_on_without_it():
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    done = subprocess.run(
-        [*launcher, "--nproc_per_node", "2", "-m", "dlcourse.train", *FAST, "--out", "run"],
-        env=os.environ | {"PYTHONPATH": str(ROOT), "ACCELERATE_USE_CPU": "yes"},
-        capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
+def test_two_processes_of_torchrun_train_and_the_run_goes_on_without_it():
+    done = run_ranks(
+        *("-m", "dlcourse.train", *FAST, "--out", "run"), TORCHELASTIC_RUN_ID="one"
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("test accuracy") == 1
     assert torch.load("run/resume.pt", weights_only=True)["facts"]["processes"] == 2
@@ -339,8 +335,7 @@ def test_what_is_left_out_is_said_without_a_line_of_code():
     pictures(count=16)
     Path("shots/cat/bad.png").write_bytes(b"no image")
     images = ["--data", "folder", "shots", "--skip-corrupt", "--batch-size", "4"]
-    env = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = run("-m", "dlcourse.train", *images, "--dry-run", env=env)
+    done = run("-m", "dlcourse.train", *images, "--dry-run")
     assert done.returncode == 0 and "UserWarning" not in done.stderr
     assert done.stderr.startswith("dlcourse-train: 1 file(s)")
 
