@@ -2,26 +2,38 @@
 
 from __future__ import annotations
 
+import gc
+
 import pytest
 
 # What takes longest, begun first: at the end only short files are left, and no process of
 # pytest-xdist waits long for the other.
 LONGEST = (
-    *("test_saved_notebooks.py", "test_reliability.py", "test_recipes.py"),
-    *("test_check.py", "test_book.py", "test_own_images.py", "test_parallelism.py"),
-    *("test_lab_launching.py", "test_data_loading.py", "test_lab_training_processes.py"),
-    *("test_cli.py", "test_hyperparameter_tuning.py", "test_harness_bites.py"),
-    *("test_model_compression.py", "test_regularization.py", "test_doctor.py"),
+    *("test_recipes.py", "test_check.py", "test_reliability.py", "test_book.py"),
+    *("test_machines.py", "test_saved_notebooks.py", "test_lab_launching.py"),
+    *("test_lab_training_processes.py", "test_strangers.py", "test_cli.py"),
+    *("test_running.py", "test_parallelism.py", "test_regularization.py"),
+    *("test_data_loading.py", "test_harness_bites.py", "test_hyperparameter_tuning.py"),
+    *("test_model_compression.py", "test_own_images.py", "test_doctor.py"),
 )
 
 
 def pytest_configure(config):
     config.option.loadscopereorder = False  # or pytest-xdist goes by the number of tests
+    gc.disable()  # what is imported and collected is no garbage
 
 
 def pytest_collection_modifyitems(items):
     place = {name: number for number, name in enumerate(LONGEST)}
     items.sort(key=lambda item: place.get(item.path.name, len(LONGEST)))
+
+
+def pytest_collection_finish():
+    """Leave all that is imported by now out of the search for garbage, which takes half a
+    second where torch is imported: some tests ask for it, and Python does at times.
+    """
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(scope="module")

@@ -1254,8 +1254,14 @@ def test_shared_epoch_reaches_a_spawned_worker():
 
 
 class FirstIsSlow(Dataset):
+    def __init__(self):
+        self.another = multiprocessing.Event()  # has been read, by the other worker
+
     def __getitem__(self, index):
-        time.sleep(1.0 if index == 0 else 0.0)
+        if index == 0:
+            self.another.wait(60)
+            time.sleep(0.5)
+        self.another.set()
         return index
 
     def __len__(self):

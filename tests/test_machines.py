@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import importlib
+import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import warm_python
+from warm import run_script
 
 ROOT = Path(__file__).resolve().parent.parent
 RECIPES = ROOT / "recipes"
@@ -26,11 +29,28 @@ WHY_NOT = tools.missing()
 with_namespaces = pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT or "they work here")
 
 
-@pytest.fixture
-def machines():
-    """Two machines on one network."""
+@pytest.fixture(scope="module")
+def machines(tmp_path_factory):
+    """Two machines on one network, each with a server of `warm_python`."""
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
     with tools.Machines(2) as made:
+        for machine in made:
+            machine.place = tmp_path_factory.mktemp("place") / "socket"
+            server = machine.start(
+                [sys.executable, warm_python.__file__, str(machine.place)],
+                {"PYTHONPATH": paths}, stdout=subprocess.PIPE, text=True,
+            )  # fmt: skip
+            assert server.stdout.readline() == "up\n"
         yield made
+
+
+def forking(launcher):
+    """Return a launcher whose Pythons, its own among them, are forks."""
+
+    def command(machine, *more):
+        return warm_python.command(machine.place, launcher(machine, *more))
+
+    return command
 
 
 def result(text: str) -> dict[str, float]:
@@ -44,10 +64,7 @@ def result(text: str) -> dict[str, float]:
 def alone(script: Path, folder: Path) -> dict[str, float]:
     """Return the numbers of a script in one process."""
     folder.mkdir()
-    env = {"ACCELERATE_USE_CPU": "yes", "OMP_NUM_THREADS": "1", "PATH": "/usr/bin:/bin"}
-    done = subprocess.run(
-        [sys.executable, str(script)], cwd=folder, env=env, capture_output=True, text=True
-    )
+    done = run_script(script, folder)
     assert done.returncode == 0, done.stderr
     return result(done.stdout)
 
@@ -68,26 +85,32 @@ def test_machines_reach_each_other_through_their_cards(machines):
     assert 100 < second.bytes_sent() - before < 10_000
 
 
-@with_namespaces
-@pytest.mark.parametrize("launcher", ["torchrun", "accelerate"])
-def test_two_machines_of_two_processes_equal_one_process(machines, launcher, tmp_path):
-    script = RECIPES / "11_gradient_accumulation.py"
-    one = alone(script, tmp_path / "alone")
+def equal_one_process(machines, launcher, script: Path, updates: int, folder: Path):
+    """Run a script on two machines of two processes; return what the first printed, once
+    it is what one process prints, and as much has passed each card as it must.
+    """
     before = [machine.bytes_sent() for machine in machines]
-    done = tools.run(
-        machines, getattr(tools, launcher), 2, script, folder=tmp_path
-    )  # fmt: skip
+    done = tools.run(machines, forking(launcher), 2, script, folder=folder)
     after = [machine.bytes_sent() for machine in machines]
     assert [process.returncode for process in done] == [0, 0], (
         done[1].stderr + done[0].stderr
     )
-    four = result(done[0].stdout)
+    four, one = result(done[0].stdout), alone(script, folder / "alone")
     assert result(done[1].stdout) == four  # Accelerate prints once on each machine
-    assert four["test accuracy"] == pytest.approx(one["test accuracy"], abs=0.004)
-    assert four["test loss"] == pytest.approx(one["test loss"], abs=0.001)
-    # 60 updates, ring of four: 1.5 times 4,810 weights of 4 bytes pass each card
+    assert set(four) == set(one) and "test accuracy" in one
+    for name, number in four.items():
+        near = 0.001 if name == "test loss" else 0.004
+        assert number == pytest.approx(one[name], abs=near), name
+    # ring of four: in an update 1.5 times 4,810 weights of 4 bytes pass each card
     for start, end in zip(before, after, strict=True):
-        assert end - start > 60 * 1.5 * 4 * 4810
+        assert end - start > updates * 1.5 * 4 * 4810
+    return four
+
+
+@with_namespaces
+def test_two_machines_of_two_processes_equal_one_process(machines, tmp_path):
+    script = RECIPES / "11_gradient_accumulation.py"
+    equal_one_process(machines, tools.accelerate, script, 60, tmp_path)
 
 
 DIE = """
@@ -113,26 +136,20 @@ def dying(folder: Path) -> Path:
 
 
 @with_namespaces
-def test_a_killed_process_starts_all_again_from_the_checkpoint(machines, tmp_path):
-    script = RECIPES / "14_lr_schedulers.py"
-    (tmp_path / "whole").mkdir()
-    undisturbed = tools.run(
-        machines, tools.torchrun, 2, script, folder=tmp_path / "whole"
-    )
-    assert [process.returncode for process in undisturbed] == [0, 0], undisturbed[
-        0
-    ].stderr
+def test_two_machines_train_as_one_and_from_the_checkpoint_after_a_death(
+    machines, tmp_path
+):
+    script, whole = RECIPES / "14_lr_schedulers.py", tmp_path / "whole"
+    whole.mkdir()
+    undisturbed = equal_one_process(machines, tools.torchrun, script, 230, whole)
     done = tools.run(
-        machines, tools.torchrun, 2, dying(tmp_path), "--max_restarts", "3",
+        machines, forking(tools.torchrun), 2, dying(tmp_path), "--max_restarts", "3",
         folder=tmp_path,
     )  # fmt: skip
     said = done[0].stderr + done[1].stderr
     assert [process.returncode for process in done] == [0, 0], said[-3000:]
     assert re.search(r"exitcode:? +?\(?-9|Signal 9|SIGKILL", said), said
-    assert result(done[0].stdout) == result(undisturbed[0].stdout)
-    one = alone(script, tmp_path / "alone")
-    for name, number in result(done[0].stdout).items():
-        assert number == pytest.approx(one[name], abs=0.004)
+    assert result(done[0].stdout) == undisturbed
 
 
 # --- the page -------------------------------------------------------------------------------------

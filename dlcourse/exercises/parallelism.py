@@ -21,6 +21,8 @@ from dlcourse.parallelism import (
     state_bytes,
 )
 
+PATIENCE = 5.0  # seconds until a process that waits for the others waits for ever
+
 
 def _number(value: object) -> float | None:
     """Return a number of Python, NumPy or torch (one element); None for anything else."""
@@ -40,7 +42,7 @@ class _Threads:
         self.calls = [0] * n
         self.slots: dict[int, Tensor] = {}  # what each process has put in, by rank
         self.errors: list[Exception] = []
-        self.barrier = threading.Barrier(n, timeout=5.0)
+        self.barrier = threading.Barrier(n, timeout=PATIENCE)
 
     def all_reduce(self, rank: int) -> Callable[[Tensor], Tensor]:
         def reduce(tensor: Tensor) -> Tensor:

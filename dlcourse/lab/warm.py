@@ -41,6 +41,7 @@ MOST = 3  # helpers at a time
 PATIENCE = 120.0  # seconds for a helper's imports
 LARGEST = 1 << 20  # bytes of a request
 NUMBER = struct.Struct("i")  # a process id, then an exit code
+TOLD = "TORCHELASTIC_"  # variables of torchrun, which tells each process other values
 # variables that Python or a package reads once, when it starts or is imported
 READ_ONCE = tuple(
     """
@@ -256,7 +257,11 @@ def _kind(env: dict[str, str], folder: str, imports: tuple[str, ...]) -> str:
     """Return all that a new Python takes over, or reads but once, as one text."""
     import resource
 
-    variables = {name: env[name] for name in env if name.startswith(READ_ONCE)}
+    variables = {
+        name: env[name]
+        for name in env
+        if name.startswith(READ_ONCE) and not name.startswith(TOLD)
+    }
     paths = env.get("PYTHONPATH", "")
     absolute = not paths or all(map(os.path.isabs, paths.split(os.pathsep)))
     limits = [name for name in dir(resource) if name.startswith("RLIMIT_")]

@@ -658,7 +658,7 @@ def test_ctrl_c_lets_the_processes_save(tmp_path):
     parent = parent_that_launches(save_at_ctrl_c, tmp_path, subprocess.PIPE)
     pids = pids_in(tmp_path, 2)
     parent.send_signal(signal.SIGINT)
-    _, words = parent.communicate(timeout=30)
+    _, words = parent.communicate(timeout=120)
     assert b"KeyboardInterrupt" in words and parent.returncode
     assert sorted(path.name for path in tmp_path.glob("saved*")) == ["saved0", "saved1"]
     assert_all_end(pids)

@@ -16,11 +16,11 @@ def hold(sizes):
         for size in sizes:
             with PeakMemory() as memory:
                 block = bytearray(b"x") * size
-                time.sleep(0.05)
+                time.sleep(0.2)
                 del block
             alone.append(memory.added)
     with PeakMemory() as nothing:
-        time.sleep(0.05)
+        time.sleep(0.2)
     return [*alone, whole.added, nothing.added]
 
 

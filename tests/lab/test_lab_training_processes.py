@@ -440,7 +440,7 @@ def test_ctrl_c_in_the_notebook_saves_a_launched_run(tmp_path):
             )
             time.sleep(0.05)
         parent.send_signal(signal.SIGINT)
-        _, words = parent.communicate(timeout=30)
+        _, words = parent.communicate(timeout=120)
     finally:
         parent.kill()
     assert b"KeyboardInterrupt" in words
