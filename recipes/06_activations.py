@@ -1,4 +1,4 @@
-"""An activation, the start that fits it, and a count of dead units over all processes.
+"""An activation, a start that fits it, a look inside, and dead units over all processes.
 
 One process: python FILE. Four GPUs: accelerate launch --num_processes 4 FILE. Two on a CPU:
 ACCELERATE_USE_CPU=yes OMP_NUM_THREADS=1 torchrun --standalone --nproc_per_node 2 FILE.
@@ -11,40 +11,35 @@ from sklearn.datasets import load_digits
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset, random_split
 
-ACTIVATION = nn.ReLU
-GAIN = nn.init.calculate_gain("relu")  # not in its table: 1.53 for GELU, 1.68 for SiLU
+ACTIVATION, GAIN = nn.ReLU, 2**0.5  # GELU 1.534, SiLU 1.677; else mean(f(z)**2)**-0.5
 RATE, BATCH, EPOCHS = 0.1, 32, 5  # BATCH: rows an update, on all processes together
-PARTS = [1217, 280, 300]  # rows for training, validation and test
-accelerator = Accelerator()
-torch.manual_seed(0)
-images, labels = load_digits(return_X_y=True)
-images = torch.tensor(images / 8 - 1).float().view(-1, 1, 8, 8)
-parts = random_split(TensorDataset(images, torch.tensor(labels)), PARTS)
-order = torch.Generator().manual_seed(0)
-rows = BATCH // accelerator.num_processes
-train = DataLoader(parts[0], rows, shuffle=True, generator=order, drop_last=True)
-loaders = [train, DataLoader(parts[1], 100), DataLoader(parts[2], 100)]
-hidden = [nn.Conv2d(1, 16, 3), ACTIVATION(), nn.Flatten(), nn.Linear(576, 64)]
-model = nn.Sequential(*hidden, ACTIVATION(), nn.Linear(64, 10))  # no softmax: logits
 awake = {}  # of each activation: which of its units were not 0 on some row
+
+
+def start(model, gain=1.0):  # of the first layer, whose inputs have a mean square near 1
+    for layer in model.modules():
+        if isinstance(layer, (nn.Linear, nn.Conv2d)):
+            fan_in = layer.weight[0].numel()  # Conv2d: channels in x height x width
+            nn.init.normal_(layer.weight, std=gain / fan_in**0.5)
+            nn.init.zeros_(layer.bias)
+            gain = GAIN  # of all others
+
+
+def look_inside(model, inputs, targets):  # before training, and before prepare
+    seen = []
+    layers = [layer for layer in model.modules() if isinstance(layer, ACTIVATION)]
+    hooks = [m.register_forward_hook(lambda *run: seen.append(run[2])) for m in layers]
+    grads = torch.autograd.grad(F.cross_entropy(model(inputs), targets), seen)
+    for hook in hooks:
+        hook.remove()
+    spread = [(h.std(0).mean() / h.square().mean().sqrt()).item() for h in seen]
+    return min(spread), (grads[0].norm() / grads[-1].norm()).item()
 
 
 def note_awake(layer, inputs, outputs):
     if not layer.training:
         units = (outputs != 0).transpose(0, 1).flatten(1).any(dim=1)  # dim 1: the units
         awake[layer] = awake[layer] | units if layer in awake else units
-
-
-gain = 1.0  # of the first layer, whose inputs have a mean square near 1
-for layer in model.modules():
-    if isinstance(layer, (nn.Conv2d, nn.Linear)):
-        nn.init.normal_(layer.weight, std=gain / layer.weight[0].numel() ** 0.5)
-        nn.init.zeros_(layer.bias)
-        gain = GAIN  # of all others
-    if isinstance(layer, ACTIVATION):
-        layer.register_forward_hook(note_awake)
-optimizer = torch.optim.SGD(model.parameters(), lr=RATE)
-model, optimizer, *loaders = accelerator.prepare(model, optimizer, *loaders)
 
 
 @torch.no_grad()
@@ -58,6 +53,24 @@ def report(name, loader):  # the accuracy, and the dead units of each layer
     accelerator.print(f"{name} accuracy {right:.4f}, dead units {sum(dead)} {dead}")
 
 
+accelerator = Accelerator()
+torch.manual_seed(0)
+images, labels = load_digits(return_X_y=True)
+images = torch.tensor(images / 8 - 1).float().view(-1, 1, 8, 8)
+parts = random_split(TensorDataset(images, torch.tensor(labels)), [1217, 280, 300])
+rows, order = BATCH // accelerator.num_processes, torch.Generator().manual_seed(0)
+train = DataLoader(parts[0], rows, shuffle=True, generator=order, drop_last=True)
+hidden = [nn.Conv2d(1, 16, 3), ACTIVATION(), nn.Flatten(), nn.Linear(576, 64)]
+model = nn.Sequential(*hidden, ACTIVATION(), nn.Linear(64, 10))  # no softmax: logits
+start(model)
+spread, ratio = look_inside(model, *parts[0][:256])
+accelerator.print(f"start: least spread {spread:.2f}, gradient first / last {ratio:.2f}")
+for layer in model.modules():
+    if isinstance(layer, ACTIVATION):
+        layer.register_forward_hook(note_awake)
+optimizer = torch.optim.SGD(model.parameters(), lr=RATE)
+loaders = [train, DataLoader(parts[1], 100), DataLoader(parts[2], 100)]
+model, optimizer, *loaders = accelerator.prepare(model, optimizer, *loaders)
 for epoch in range(1, EPOCHS + 1):
     model.train()
     for inputs, targets in loaders[0]:
@@ -65,6 +78,5 @@ for epoch in range(1, EPOCHS + 1):
         optimizer.step()
         optimizer.zero_grad()
     report(f"epoch {epoch}: validation", loaders[1])
-
 report("test", loaders[2])
 accelerator.end_training()

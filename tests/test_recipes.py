@@ -31,6 +31,7 @@ LONGER = {
     "02_hyperparameter_tuning": 112,  # a search around the training
     "05_initialization": 77,  # a start by kind of layer, and a look that stops a bad one
     "08_learning_rate_decay": 75,  # a range test of all groups, undone, before the run
+    "06_activations": 82,  # a start, a look inside, a monitor
     "09_model_compression": 84,  # a weight that stays packed, whatever the layer
     "10_data_augmentation": 86,  # a data set, a collate function, a log, a test switch
     "11_gradient_accumulation": 75,  # one sum of rows or tokens, for training and test
