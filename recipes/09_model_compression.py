@@ -17,17 +17,17 @@ BATCH, RATE, EPOCHS, TRAIN_ROWS = 64, 0.01, 4, 1472  # BATCH: of all processes t
 
 
 class Packed(nn.Module):  # torch keeps what right_inverse returns, and uses forward of it
-    def right_inverse(self, weight):  # -7 to 7 as 0 to 14, two in a byte; a scale a row
+    def right_inverse(self, weight):  # -7 to 7 as 1 to 15, two in a byte; a scale a row
         self.shape, self.dtype = weight.shape, weight.dtype
         rows = weight.float().flatten(1)
         scale = rows.abs().amax(dim=1, keepdim=True).clamp(min=1e-12) / 7
-        whole = ((rows / scale).round() + 7).to(torch.uint8)
+        whole = ((rows / scale).round() + 8).to(torch.uint8)
         whole = nn.functional.pad(whole, (0, whole.shape[1] % 2))  # to an even number
         return whole[:, 0::2] + 16 * whole[:, 1::2], scale
 
     def forward(self, packed, scale):  # the floats of one weight, while it is used
         whole = torch.stack([packed % 16, packed // 16], dim=2).flatten(1)
-        whole = whole[:, : self.shape[1:].numel()].float() - 7
+        whole = whole[:, : self.shape[1:].numel()].float() - 8
         return (whole * scale).view(self.shape).to(self.dtype)
 
 
