@@ -57,9 +57,10 @@ def photographs(count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
 
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, 2, count)
+    whole = [photograph.mean(2) for photograph in load_sample_images().images]
     images = []
     for label in labels:
-        photograph = load_sample_images().images[label].mean(2)
+        photograph = whole[label]
         top, left = (int(rng.integers(0, side - 64)) for side in photograph.shape)
         images.append(photograph[top : top + 64, left : left + 64] / 255)
     return torch.from_numpy(np.stack(images)).float()[:, None], torch.from_numpy(labels)
