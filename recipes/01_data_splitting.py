@@ -34,17 +34,13 @@ def rows_of(names):
     return np.flatnonzero(np.isin(writers, names))
 
 
-def loader_of(
-    rows, scale, size, **settings
-):  # of files: Subset(dataset, rows), num_workers
+def loader_of(rows, scale, size, **settings):  # of files: Subset(dataset, rows)
     inputs = (images[rows] - scale["mean"]) / scale["std"]
     loader = DataLoader(TensorDataset(inputs, labels[rows]), size, **settings)
     return accelerator.prepare(loader)
 
 
-def which_are_right(
-    model, rows, scale
-):  # 1 or 0 for each row, in order, of all processes
+def which_are_right(model, rows, scale):  # 1 or 0 for each row, from all processes
     model.eval()  # dropout off, batch normalization by its running statistics
     with torch.no_grad():
         loader = loader_of(rows, scale, 256)
@@ -73,10 +69,9 @@ def train(rows, epochs):
 
 def report(part, right, rows, overlap):
     values = [right[writers[rows] == name].mean() for name in np.unique(writers[rows])]
-    error = (
-        np.std(values, ddof=1) * (1 / len(values) + overlap) ** 0.5
-    )  # groups, not rows
-    reach, mean = student.ppf(0.975, len(values) - 1) * error, np.mean(values)
+    k, mean = len(values), np.mean(values)  # groups are counted, not rows
+    error = np.std(values, ddof=1) * (1 / k + overlap) ** 0.5
+    reach = student.ppf(0.975, k - 1) * error
     ends = f"from {mean - reach:.4f}, up to {min(1, mean + reach):.4f}"
     accelerator.print(f"{part} accuracy {mean:.4f}, {ends}")
 
@@ -112,10 +107,9 @@ else:
             right[epoch, held] = which_are_right(now[0], held, now[1])
     right = right[:, known]
     best = right.mean(axis=1).argmax()  # one choice, by all folds together
-    for model, scale in train(known, best + 1):  # the final model: all but the test rows
-        pass
-    weights = accelerator.unwrap_model(model).state_dict()
-    accelerator.save({"model": weights, **scale}, MODEL_FILE)
+    for model, scale in train(known, best + 1):  # the final one: all rows but the test's
+        weights = accelerator.unwrap_model(model).state_dict()
+        accelerator.save({"model": weights, **scale}, MODEL_FILE)
     accelerator.print(f"{MODEL_FILE}: {best + 1} epochs, {len(names) - TEST} writers")
     report("validation", right[best], known, FOLDS / (FOLDS - 1) / (len(names) - TEST))
 accelerator.end_training()
