@@ -40,6 +40,7 @@ order = torch.Generator().manual_seed(0)
 # drop_last: else Accelerate repeats rows until all processes have full micro-batches
 train = DataLoader(train, MICRO_BATCH, shuffle=True, generator=order, drop_last=True)
 model, optimizer, train, test = accelerator.prepare(model, optimizer, train, test)
+torch.manual_seed(accelerator.process_index)  # each process its own dropout masks
 processes = accelerator.num_processes
 steps, rest = divmod(BATCH, MICRO_BATCH * processes)  # micro-batches a window
 if rest:

@@ -34,7 +34,7 @@ LONGER = {
     "06_activations": 82,  # a start, a look inside, a monitor
     "09_model_compression": 84,  # a weight that stays packed, whatever the layer
     "10_data_augmentation": 86,  # a data set, a collate function, a log, a test switch
-    "11_gradient_accumulation": 75,  # one sum of rows or tokens, for training and test
+    "11_gradient_accumulation": 76,  # one sum of rows or tokens, for training and test
     "12_parallelism": 78,  # a transformer of blocks, and checkpoints in parts
     "13_warmup": 71,  # a transformer, and the scheduler's count in a checkpoint
 }

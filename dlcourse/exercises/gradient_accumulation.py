@@ -555,8 +555,9 @@ EXERCISES = (
     ),
     Exercise(
         "Write update(model, loss_fn, optimizer, micro_batches, max_norm): one update, the same as "
-        "with the whole batch at once, the norm of its gradient clipped to max_norm. The function "
-        "is called again and again; .grad is empty at the first call.",
+        "with the whole batch at once, the norm of its gradient clipped to max_norm. As in Your "
+        "turn, loss_fn(outputs, targets) is the mean over its rows. The function is called again "
+        "and again; .grad is empty at the first call.",
         _check_update,
         _solve_update,
         {
@@ -569,10 +570,10 @@ EXERCISES = (
         },
     ),
     Exercise(
-        "Write factors(items, steps). items[p][k] counts the items in micro-batch k of process p, "
-        "in one window, which may be short. For each micro-batch its process calls "
-        "accelerator.backward(mean loss * factor); backward divides by steps, and DDP takes the "
-        "mean over the processes. Return the factors, in the shape of items, that give the "
+        "Write factors(items, steps). items[p][j] counts the items in micro-batch j of process p, "
+        "in one window, which may be short; steps is Accelerate's gradient_accumulation_steps. For "
+        "each micro-batch its process calls accelerator.backward(mean loss * factor); backward "
+        "divides by steps, and DDP takes the mean over the processes. Return the factors, in the shape of items, that give the "
         "gradient of the mean over all items.",
         _check_factors,
         _solve_factors,
