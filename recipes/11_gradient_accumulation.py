@@ -16,7 +16,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 BATCH = 128  # rows an update: a multiple of MICRO_BATCH times processes
-MICRO_BATCH = 8  # rows at once in each process: as many as its memory holds
+MICRO_BATCH = 8  # rows at once in each process: few, but enough to keep it busy
 RATE, MOMENTUM, MAX_NORM = 0.4, 0.9, 1.0  # search RATE anew when you change BATCH
 EPOCHS, TRAIN_ROWS = 5, 1472
 
