@@ -16,7 +16,7 @@ RATE, MAX_NORM = 0.01, 1.0
 EPOCHS, BATCH, TRAIN_ROWS = 10, 64, 1472  # BATCH: rows of all processes together
 
 torch.set_float32_matmul_precision("high")  # on NVIDIA GPUs: TF32 in what stays float32
-loading = DataLoaderConfiguration(split_batches=True)
+loading = DataLoaderConfiguration(split_batches=True)  # the processes share a batch
 accelerator = Accelerator(mixed_precision=PRECISION, dataloader_config=loading)
 if PRECISION == "fp16" and accelerator.device.type == "cpu":
     raise SystemExit("Accelerate trains in float32 here: float16 needs a GPU")
@@ -31,7 +31,9 @@ order = torch.Generator().manual_seed(0)
 train = DataLoader(train, BATCH, shuffle=True, generator=order, drop_last=True)
 updates = EPOCHS * len(train)
 scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, updates)
-model, optimizer, train, test = accelerator.prepare(model, optimizer, train, test)
+model, optimizer, train, test, scheduler = accelerator.prepare(
+    model, optimizer, train, test, scheduler
+)
 
 for epoch in range(1, EPOCHS + 1):
     model.train()
@@ -44,10 +46,8 @@ for epoch in range(1, EPOCHS + 1):
         accelerator.clip_grad_norm_(model.parameters(), MAX_NORM)  # unscales first
         optimizer.step()  # float16: left out where a gradient is not finite
         optimizer.zero_grad()
-        if accelerator.optimizer_step_was_skipped:
-            skipped += 1
-        else:
-            scheduler.step()  # it counts updates
+        scheduler.step()  # once an update; not where one was left out
+        skipped += accelerator.optimizer_step_was_skipped
         total += loss.detach()
     mean = accelerator.reduce(total, reduction="mean") / len(train)
     accelerator.print(

@@ -98,7 +98,7 @@ def _judge_descend(found, start, target, rate, updates, calls) -> None:
         expect(
             not near(by(rule)),
             f"The small updates are lost {ways}: the sum is rounded to bfloat16 after each of "
-            "them. Add them up in a float32 copy, and round only what gradient_of is given.",
+            "them.",
         )
     expect(
         not near(by(_stale)),
