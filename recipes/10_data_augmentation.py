@@ -1,6 +1,6 @@
-"""Data augmentation with torchvision v2: crops in the data set, MixUp in the collate function.
+"""Data augmentation with torchvision v2: crops in the data set, MixUp in the collation.
 
-One process: python FILE. Four GPUs: accelerate launch --num_processes 4 FILE. Two on a CPU:
+One GPU: python FILE. Four GPUs: accelerate launch --num_processes 4 FILE. Two on a CPU:
 ACCELERATE_USE_CPU=yes OMP_NUM_THREADS=1 torchrun --standalone --nproc_per_node 2 FILE.
 """
 
@@ -61,15 +61,13 @@ def main():
             accelerator.print(f"epoch {epoch}: training loss {loss.item():.4f}")
 
     model.eval()
-    held_out = list(zip(("validation", "test"), loaders[1:], strict=True))
-    for name, loader in held_out[: 1 + TEST]:
+    for name, loader in [("validation", loaders[1]), ("test", loaders[2])][: 1 + TEST]:
         with torch.no_grad():
             pairs = [accelerator.gather_for_metrics((model(x), y)) for x, y in loader]
         outputs, targets = (torch.cat(part) for part in zip(*pairs, strict=True))
-        loss, hits = F.cross_entropy(outputs, targets), outputs.argmax(1) == targets
-        accelerator.print(
-            f"{name} accuracy {hits.float().mean():.4f}, {name} loss {loss:.4f}"
-        )
+        right = (outputs.argmax(1) == targets).float().mean()
+        loss = F.cross_entropy(outputs, targets)
+        accelerator.print(f"{name} accuracy {right:.4f}, {name} loss {loss:.4f}")
     accelerator.end_training()
 
 
