@@ -591,6 +591,26 @@ def test_predict_views():
     assert torch.allclose(both, mirrored) and torch.allclose(both.sum(1), torch.ones(5))
 
 
+def test_least_squares_on_noisy_copies_is_ridge_regression():
+    """Noise of variance s^2 on n rows is an L2 penalty of n s^2, for the squared error."""
+    draw, sigma = seeded(), 0.3
+    x, y = pictures((40, 12)), pictures((40, 3), seed=1)
+    penalty = len(x) * sigma**2 * torch.eye(12, dtype=torch.float64)
+    ridge = torch.linalg.solve(x.T @ x + penalty, x.T @ y)
+    distances = []
+    for copies in (10, 1000):
+        gram = torch.zeros(12, 12, dtype=torch.float64)
+        cross = torch.zeros(12, 3, dtype=torch.float64)
+        for _ in range(copies):
+            noise = torch.randn(x.shape, generator=draw, dtype=torch.float64)
+            noisy = x + sigma * noise
+            gram += noisy.T @ noisy
+            cross += noisy.T @ y
+        found = torch.linalg.solve(gram, cross)
+        distances.append(float((found - ridge).norm() / ridge.norm()))
+    assert distances[1] < 0.03 and distances[0] > 3 * distances[1]
+
+
 def test_rank_generators():
     streams = [
         torch.rand(8, generator=da.rank_generator(seed, rank))
