@@ -1300,31 +1300,6 @@ def test_short_seed_worker_of_the_chapter():
     assert len({int(i) for _ in range(2) for batch in loader for i in batch}) == 32
 
 
-def test_short_pad_of_the_chapter():
-    names = {"torch": torch, "nn": torch.nn}
-    exec(fenced("def pad("), names)
-    samples = [torch.randn(length, 2) for length in (3, 1, 4)]
-    assert same(names["pad"](samples), pad_collate(samples))
-
-
-@pytest.mark.parametrize("num_workers", [0, 2])
-def test_steps_that_every_process_surely_has(num_workers):
-    for n, num_processes, batch_size in ((10, 2, 1), (35, 3, 2)):
-        for rank in range(num_processes):
-            stream = NumberStream(n, "all", rank, num_processes)
-            loader = peer.DataLoader(
-                stream, batch_size, num_workers=num_workers, drop_last=True
-            )
-            taken: list = []
-            names = {
-                "n": n, "num_processes": num_processes, "num_workers": num_workers,
-                "batch_size": batch_size, "loader": loader, "itertools": itertools,
-                "taken": taken,
-            }  # fmt: skip
-            exec(fenced("steps = parts").replace("...", "taken.append(batch)"), names)
-            assert len(taken) == names["steps"] > 0
-
-
 def buckets_in_each_process(source):
     """Runs in each process: the chapter's batch sampler under Accelerate, in 12 epochs."""
     import numpy as np

@@ -852,7 +852,9 @@ def test_16_equals_a_plain_loop():
         for rows in torch.randperm(cut, generator=order).split(its["BATCH"]):
             if len(rows) == its["BATCH"]:  # drop_last
                 samples = [dataset[int(row)] for row in rows]
-                inputs, targets = (torch.stack(part) for part in zip(*samples, strict=True))
+                inputs, targets = (
+                    torch.stack(part) for part in zip(*samples, strict=True)
+                )
                 F.cross_entropy(model(inputs), targets).backward()
                 optimizer.step()
                 optimizer.zero_grad()

@@ -220,7 +220,13 @@ def backwards(seed, epoch):
 
 def test_an_order_of_ones_own_is_followed():
     trials = run_trials(
-        build, (X, Y), seeds=[0, 3], lr=[0.1, 0.5], steps=7, batch_size=16, order=backwards
+        build,
+        (X, Y),
+        seeds=[0, 3],
+        lr=[0.1, 0.5],
+        steps=7,
+        batch_size=16,
+        order=backwards,
     )
     for number, seed in enumerate(trials.seeds):
         model = build(seed)
