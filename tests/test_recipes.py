@@ -844,7 +844,7 @@ def test_16_equals_a_plain_loop():
     images, labels = (images[mixed] / 16).float().view(-1, 8, 8), labels[mixed]
     dataset = its["ShiftedDigits"](images[:cut], labels[:cut])
     torch.manual_seed(seed)
-    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 10))
     optimizer = torch.optim.SGD(model.parameters(), its["RATE"], its["MOMENTUM"])
     for epoch in range(its["EPOCHS"]):
         dataset.epoch.fill_(epoch)
@@ -861,5 +861,5 @@ def test_16_equals_a_plain_loop():
     with torch.no_grad():
         loss = F.cross_entropy(model(images[cut:]), labels[cut:]).item()
     result = run("16_data_loading")
-    assert result["test accuracy"] > 0.93
+    assert result["test accuracy"] > 0.92
     assert abs(result["test loss"] - loss) < 5e-4
