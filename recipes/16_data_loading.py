@@ -13,9 +13,9 @@ from sklearn.datasets import load_digits
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-BATCH = 128  # rows an update of all processes together: a multiple of their number
+BATCH = 64  # rows an update of all processes together: a multiple of their number
 WORKERS = 2  # for each process. These digits need none: they stand for files to decode
-SEED, RATE, MOMENTUM, EPOCHS, TRAIN_ROWS = 0, 0.1, 0.9, 5, 1472
+SEED, RATE, MOMENTUM, EPOCHS, TRAIN_ROWS = 0, 0.1, 0.9, 30, 1472
 
 
 class ShiftedDigits(Dataset):
@@ -40,10 +40,11 @@ def main():
     loading = DataLoaderConfiguration(split_batches=True, non_blocking=True, **order)
     accelerator = Accelerator(dataloader_config=loading)
     torch.manual_seed(SEED)
-    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 10))
     optimizer = torch.optim.SGD(model.parameters(), lr=RATE, momentum=MOMENTUM)
     images, labels = (torch.tensor(part) for part in load_digits(return_X_y=True))
-    images = (images / 16).float().view(-1, 8, 8)
+    rows = torch.randperm(len(labels), generator=torch.Generator().manual_seed(SEED))
+    images, labels = (images[rows] / 16).float().view(-1, 8, 8), labels[rows]
     data = ShiftedDigits(images[:TRAIN_ROWS], labels[:TRAIN_ROWS])
     test = DataLoader(TensorDataset(images[TRAIN_ROWS:], labels[TRAIN_ROWS:]), 64)
     ahead = {"num_workers": WORKERS, "persistent_workers": WORKERS > 0}

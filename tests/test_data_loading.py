@@ -166,6 +166,18 @@ def test_bucket_sampler_invariants(seed):
         )
 
 
+def test_bucketing_drops_no_longest_samples():
+    """What is left out was drawn at random, and is another in each pass."""
+    lengths = torch.arange(50)
+    for pool in (2, 5, 20):
+        sampler = BucketSampler(lengths, 8, pool, True, generator=seeded(0))
+        left = []
+        for _ in range(40):
+            left += set(range(50)) - {i for batch in sampler for i in batch}
+        assert len(left) == 80 and len(set(left)) > 30
+        assert 15 < sum(left) / len(left) < 34
+
+
 def test_bucketing_cuts_the_padding():
     for seed in range(5):
         lengths = torch.distributions.Exponential(1 / 20)
@@ -1294,39 +1306,15 @@ def test_short_seed_worker_of_the_chapter():
     assert len({int(i) for _ in range(2) for batch in loader for i in batch}) == 32
 
 
-def test_short_pad_of_the_chapter():
-    names = {"torch": torch, "nn": torch.nn}
-    exec(fenced("def pad("), names)
-    samples = [torch.randn(length, 2) for length in (3, 1, 4)]
-    assert same(names["pad"](samples), pad_collate(samples))
-
-
-@pytest.mark.parametrize("num_workers", [0, 2])
-def test_steps_that_every_process_surely_has(num_workers):
-    for n, num_processes, batch_size in ((10, 2, 1), (35, 3, 2)):
-        for rank in range(num_processes):
-            stream = NumberStream(n, "all", rank, num_processes)
-            loader = peer.DataLoader(
-                stream, batch_size, num_workers=num_workers, drop_last=True
-            )
-            taken: list = []
-            names = {
-                "n": n, "num_processes": num_processes, "num_workers": num_workers,
-                "batch_size": batch_size, "loader": loader, "itertools": itertools,
-                "taken": taken,
-            }  # fmt: skip
-            exec(fenced("steps = parts").replace("...", "taken.append(batch)"), names)
-            assert len(taken) == names["steps"] > 0
-
-
 def buckets_in_each_process(source):
     """Runs in each process: the chapter's batch sampler under Accelerate, in 12 epochs."""
+    import numpy as np
     import torch
     from accelerate import Accelerator
     from torch.utils.data import DataLoader
 
-    names = {"torch": torch}
-    exec(source, names)
+    names = {"torch": torch, "np": np}
+    exec(source.partition("\n\nby_hand")[0], names)
     lengths = torch.randint(1, 50, (75,), generator=torch.Generator().manual_seed(0))
     accelerator = Accelerator(cpu=True)
     found = []
@@ -1335,7 +1323,10 @@ def buckets_in_each_process(source):
         loader = DataLoader(range(75), batch_sampler=buckets)
         assert len(loader) == len(list(loader))
         prepared = accelerator.prepare(loader)
-        found.append([[batch.tolist() for batch in prepared] for _ in range(12)])
+        found.append([])
+        for epoch in range(12):
+            buckets.epoch = epoch
+            found[-1].append([batch.tolist() for batch in prepared])
     return found
 
 
@@ -1351,6 +1342,66 @@ def test_buckets_of_the_chapter_under_accelerate():
         for mine, other in zip(first[1], second[1], strict=True)
     ]
     assert max(lost) > 0  # the trap: why the chapter asks for drop_last
+
+
+def test_buckets_of_the_chapter_drop_no_longest_texts_and_resume():
+    (source,) = [cell for cell in cells_of_the_chapter("code") if "class Buckets" in cell]
+    names = {"torch": torch, "np": np}
+    exec(source.partition("\n\nby_hand")[0], names)
+    lengths = torch.arange(50)
+    left, passes = [], []
+    for epoch in range(40):
+        buckets = names["Buckets"](lengths, 8, pool=20, seed=0, drop_last=True)
+        buckets.epoch = epoch
+        passes.append(list(buckets))
+        assert list(buckets) == passes[-1] and len(buckets) == len(passes[-1]) == 6
+        left += set(range(50)) - set(sum(passes[-1], []))
+    assert len(left) == 80 and len(set(left)) > 30
+    assert passes[0] != passes[1]
+
+
+def training_on_a_stream(source, files):
+    """Runs in each process: the chapter's loop over a stream that divides itself."""
+    import itertools
+
+    import torch
+    from accelerate import Accelerator
+    from torch.utils.data import DataLoader
+
+    from dlcourse.data_loading import ShardedLines
+
+    class OnTheCPU(Accelerator):
+        def __init__(self):
+            super().__init__(cpu=True)
+
+    seen = []
+
+    def to_tensors(lines, device):
+        seen.append(list(lines))
+        values = torch.tensor([[float(line)] for line in lines], device=device)
+        return values, 2 * values
+
+    torch.manual_seed(0)
+    model = torch.nn.Linear(1, 1)
+    names = {
+        "Accelerator": OnTheCPU, "DataLoader": DataLoader, "ShardedLines": ShardedLines,
+        "itertools": itertools, "torch": torch, "to_tensors": to_tensors,
+        "loss_fn": torch.nn.functional.mse_loss, "files": files, "model": model,
+        "optimizer": torch.optim.SGD(model.parameters(), lr=0.01),
+        "SEED": 0, "BATCH": 2, "STEPS": 9,
+    }  # fmt: skip
+    exec(source, names)
+    return seen, names["model"].module.weight.item()
+
+
+def test_the_chapters_loop_over_a_stream_takes_equally_many_steps(tmp_path):
+    files = write_shards(tmp_path, [3, 9, 4, 7, 2])
+    (first, weight), (second, other) = launch(
+        training_on_a_stream, args=(fenced("def endless"), files), timeout=120
+    )
+    assert len(first) == len(second) == 9
+    assert weight == other
+    assert not set(sum(first[:2], [])) & set(sum(second[:2], []))
 
 
 def prepared_in_each_process():

@@ -42,6 +42,7 @@ LONGER = {
 >>>>>>> m10
     "12_parallelism": 78,  # a transformer of blocks, and checkpoints in parts
     "13_warmup": 71,  # a transformer, and the scheduler's count in a checkpoint
+    "16_data_loading": 71,  # rows mixed before they are split
 }
 LIBRARIES = {"torch", "accelerate", "sklearn"}
 ALSO = {
@@ -863,3 +864,34 @@ def test_the_chapter_launches_as_many_processes_as_the_recipe_takes(name):
     each = re.search(r"needs a `MICRO_BATCH` of (\d+)", chapter)
     least = int(each[1] if each else its.get("NORM_ROWS", its.get("MICRO_BATCH", 1)))
     assert rows % (least * int(its.get("STEPS", 1)) * processes) == 0
+
+
+def test_16_equals_a_plain_loop():
+    """Workers and Accelerate change nothing: a plain loop over the same dataset agrees."""
+    its = {"__name__": "recipe"}
+    exec(compile(source("16_data_loading"), "recipe", "exec"), its)
+    images, labels = (torch.tensor(part) for part in load_digits(return_X_y=True))
+    seed, cut = its["SEED"], its["TRAIN_ROWS"]
+    mixed = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+    images, labels = (images[mixed] / 16).float().view(-1, 8, 8), labels[mixed]
+    dataset = its["ShiftedDigits"](images[:cut], labels[:cut])
+    torch.manual_seed(seed)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 10))
+    optimizer = torch.optim.SGD(model.parameters(), its["RATE"], its["MOMENTUM"])
+    for epoch in range(its["EPOCHS"]):
+        dataset.epoch.fill_(epoch)
+        order = torch.Generator().manual_seed(seed + epoch)  # Accelerate's way
+        for rows in torch.randperm(cut, generator=order).split(its["BATCH"]):
+            if len(rows) == its["BATCH"]:  # drop_last
+                samples = [dataset[int(row)] for row in rows]
+                inputs, targets = (
+                    torch.stack(part) for part in zip(*samples, strict=True)
+                )
+                F.cross_entropy(model(inputs), targets).backward()
+                optimizer.step()
+                optimizer.zero_grad()
+    with torch.no_grad():
+        loss = F.cross_entropy(model(images[cut:]), labels[cut:]).item()
+    result = run("16_data_loading")
+    assert result["test accuracy"] > 0.92
+    assert abs(result["test loss"] - loss) < 5e-4

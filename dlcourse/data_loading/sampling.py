@@ -117,6 +117,7 @@ class BucketSampler:
 
     lengths: one a sample. batch_size, pool: at least 1. pool=1 is plain shuffling; a pool
     of all batches pads least and leaves the batches nearly the same in each pass.
+    drop_last: leave out the last few of the shuffled indices, whatever their length.
     generator: None draws a seed from the global one for each pass.
 
     Raises ValueError for no lengths, or sizes below 1.
@@ -146,12 +147,12 @@ class BucketSampler:
     def __iter__(self) -> Iterator[list[int]]:
         generator = self.generator or torch.Generator().manual_seed(draw_seed())
         order = torch.randperm(len(self.lengths), generator=generator)
-        batches = []
+        if self.drop_last:  # before sorting: after it, the longest would go
+            order = order[: len(order) - len(order) % self.batch_size]
+        batches: list[Tensor] = []
         for members in order.split(self.batch_size * self.pool):
             by_length = members[self.lengths[members].argsort(stable=True)]
             batches += by_length.split(self.batch_size)
-        if self.drop_last and len(batches[-1]) < self.batch_size:
-            batches.pop()
         for number in torch.randperm(len(batches), generator=generator).tolist():
             yield batches[number].tolist()
 

@@ -214,6 +214,42 @@ def test_a_regression_equals_the_loop(model):
     assert_same(stacked, loop)
 
 
+def backwards(seed, epoch):
+    return (torch.arange(70).flip(0) + seed + 10 * epoch) % 70
+
+
+def test_an_order_of_ones_own_is_followed():
+    trials = run_trials(
+        build,
+        (X, Y),
+        seeds=[0, 3],
+        lr=[0.1, 0.5],
+        steps=7,
+        batch_size=16,
+        order=backwards,
+    )
+    for number, seed in enumerate(trials.seeds):
+        model = build(seed)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+        rows = [r for epoch in (0, 1) for r in backwards(seed, epoch).split(16)]
+        losses = []
+        for batch in rows[:7]:  # the fifth is short, and begins no new pass
+            loss = F.cross_entropy(model(X[batch]), Y[batch])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+        assert trials.train_loss[1, number] == pytest.approx(losses, abs=1e-5)
+
+
+def test_an_order_needs_the_stack():
+    settings = {"seeds": [0], "lr": 0.1, "steps": 3, "order": backwards}
+    with pytest.raises(ValueError, match="leave stack= out"):
+        run_trials(build, (X, Y), stack=False, **settings)
+    with pytest.raises(ValueError, match="model that stacks"):
+        run_trials(Unstackable, (X, Y), **settings)
+
+
 def test_double_precision_equals_the_loop_closely():
     stacked, loop = both_ways(lambda seed: build(seed).double(), (X.double(), Y))
     assert_same(stacked, loop, atol=1e-6)

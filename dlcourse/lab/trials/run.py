@@ -51,6 +51,7 @@ def run_trials(
     validation=None,
     test=None,
     validate_every: int | None = None,
+    order: Callable[[int, int], Tensor] | None = None,
     stack: bool | None = None,
 ) -> Trials:
     """Train `build(seed)` for every learning rate and seed, all at once, and return the
@@ -81,6 +82,8 @@ def run_trials(
     leading dimension) and returns (grads, {"name": number}); it must be free of side
     effects.
     `validate_every`: also evaluate each so many updates; see `Trials.curves`.
+    `order(seed, epoch)`: the rows of one pass as a tensor of numbers, equally many for
+    each seed, in place of a new random order. Such runs are always stacked.
     `stack`: by default the faster way of the two is chosen: all replicas as one, or one
     by one. Both draw the same numbers and agree within the rounding of float32. Only a
     model or transform with random numbers of its own differs, and it is always stacked.
@@ -112,7 +115,10 @@ def run_trials(
         validation=validation,
         test=test,
         validate_every=validate_every,
+        order=order,
     )
+    if order is not None:
+        return _in_order(job, stack)
     if stack is not None and not stack:
         return run_looped(job)
     try:
@@ -124,6 +130,16 @@ def run_trials(
             stacklevel=2,
         )
     return run_looped(job)
+
+
+def _in_order(job: Job, stack: bool | None) -> Trials:
+    """Run the job in its own order of the rows, which only the stack knows."""
+    if stack is not None and not stack:
+        raise ValueError("order= needs the stack: leave stack= out")
+    try:
+        return _faster(job, always_stack=True)
+    except StackError as error:
+        raise ValueError(f"order= needs a model that stacks: {error}") from error
 
 
 def _rates(lr: float | Sequence[float]) -> list[float]:

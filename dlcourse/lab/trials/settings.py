@@ -51,6 +51,7 @@ class Job:
     validation: object
     test: object
     validate_every: int | None
+    order: Callable[[int, int], Tensor] | None = None
 
     def __post_init__(self) -> None:
         self._check()

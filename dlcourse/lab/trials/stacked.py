@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -212,16 +213,21 @@ def _batches(job: Job) -> Iterator[tuple[Tensor, Tensor]]:
     if job.own_rows:  # the rows of all seeds below each other
         inputs, targets = inputs.flatten(0, 1), targets.flatten(0, 1)
         first_rows = torch.arange(len(job.seeds)).unsqueeze(1) * job.rows
-    for rows in rows_drawn(job.rows, job.seeds, job.batch_size):
+    for rows in rows_drawn(job.rows, job.seeds, job.batch_size, job.order):
         rows = (rows + first_rows).repeat(len(job.lrs), 1)
         yield _gather(inputs, rows), _gather(targets, rows)
 
 
-def rows_drawn(count: int, seeds: Sequence[int], batch_size: int) -> Iterator[Tensor]:
-    """Yield the rows of each update, (seeds, batch), those of `count` that `fit` draws."""
+def rows_drawn(
+    count: int, seeds: Sequence[int], batch_size: int, order: Callable | None = None
+) -> Iterator[Tensor]:
+    """Yield the rows of each update, (seeds, batch): those of `count` that `fit` draws,
+    or those of `order(seed, epoch)`.
+    """
+    order = order or functools.partial(epoch_order, count)
     epoch = 0
     while True:
-        orders = [epoch_order(count, seed, epoch) for seed in seeds]
+        orders = [order(seed, epoch) for seed in seeds]
         yield from torch.stack(orders).split(batch_size, dim=1)
         epoch += 1
 
