@@ -4,6 +4,8 @@ One process: python FILE. Four GPUs: accelerate launch --num_processes 4 FILE. T
 ACCELERATE_USE_CPU=yes OMP_NUM_THREADS=1 torchrun --standalone --nproc_per_node 2 FILE.
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
@@ -11,18 +13,23 @@ from sklearn.datasets import load_digits
 from torch import nn
 
 WIDTH, BLOCKS, RATE, BATCH, EPOCHS, TRAIN_ROWS = 32, 4, 0.001, 64, 4, 1472
-ENDS = ("out_proj", "linear2")  # the last layers of the two branches of a block
+ENDS = ("out_proj", "linear2")  # names end so: last layers of the two branches of a block
+READS_RELU = ("linear2",)  # ... layers that read a ReLU
 
 
 @torch.no_grad()
-def start(model):  # fills in place, so that an optimizer keeps its weights
+def start(model, ends=2 * BLOCKS):  # fills in place: an optimizer keeps its weights
+    found = sum(name.endswith(ENDS) for name, _ in model.named_modules())
+    if found != ends:
+        raise SystemExit(f"{found} ends of branches by the names {ENDS}, not {ends}")
     for name, module in model.named_modules():
         own = {**dict(module.named_parameters(recurse=False)), **module._buffers}
         for kind, weight in own.items():
             if isinstance(module, (nn.Linear, nn.Conv2d, nn.MultiheadAttention)):
-                branches = 2 * BLOCKS if name.endswith(ENDS) else 1
+                square = 2 if name.endswith(READS_RELU) else 1
+                square /= ends if name.endswith(ENDS) else 1
                 fan_in = weight[0].numel()  # a row makes one output
-                weight.normal_(0, 0 if "bias" in kind else (fan_in * branches) ** -0.5)
+                weight.normal_(0, 0 if "bias" in kind else (square / fan_in) ** 0.5)
             elif isinstance(module, nn.LayerNorm):
                 weight.fill_(kind == "weight")  # scales 1, shifts 0
             elif isinstance(module, nn.Embedding):
@@ -33,18 +40,25 @@ def start(model):  # fills in place, so that an optimizer keeps its weights
 
 @torch.no_grad()
 def look(model, blocks, inputs, targets):  # one batch, before training
-    seen = []  # a hook notes of each block: itself, what goes in, what comes out
-    hooks = [b.register_forward_hook(lambda *run: seen.append(run)) for b in blocks]
-    loss = F.cross_entropy(model(inputs), targets)
+    seen, add = [], lambda *run: seen.append(run)
+    hooks = [block.register_forward_hook(add, with_kwargs=True) for block in blocks]
+    outputs = model(inputs)
     for hook in hooks:
         hook.remove()
-    into = seen[0][1][0].std()
-    added = torch.stack([(y - x).std(0).mean() / x.std(0).mean() for _, (x,), y in seen])
-    least, most = added.min() * BLOCKS**0.5, added.max()
+    into, added = [], []
+    for _, args, named, out in seen:  # the stream comes first, going in and coming out
+        x, y = (*args, *named.values())[0], out[0] if isinstance(out, tuple) else out
+        into.append(x.std())
+        added.append((y - x).std(0).mean() / x.std(0).mean())
+    loss, at_most = F.cross_entropy(outputs, targets), math.log(outputs.shape[-1]) + 1.5
+    least, most, at_least = min(added), max(added), 0.2 / len(added) ** 0.5
     sums = torch.stack([weight.sum() for weight in model.parameters()])
-    equal = (accelerator.gather(sums[None]) == sums).all()  # in all processes
-    if not (loss < 4 and 0.2 < into < 5 and 0.2 < least and most < 2 and equal):
-        raise SystemExit(f"a bad start: {loss=} {into=} {least=} {most=} {equal=}")
+    equal = bool((accelerator.gather(sums[None]) == sums).all())  # in all processes
+    good = loss < at_most and 0.2 < into[0] < 5 and at_least < least and most < 2
+    if not (good and equal):
+        said = f"first loss {loss:.2f} (below {at_most:.2f}), {equal=}, into the blocks "
+        said += f"{into[0]:.3f} (0.2 to 5), added {least:.2f} to {most:.2f} "
+        raise SystemExit(f"a bad start: {said}({at_least:.2f} to 2)")
     return loss.item()
 
 

@@ -29,7 +29,7 @@ LINES = 70
 LONGER = {
     "01_data_splitting": 115,  # names in a checked file, folds, a final model
     "02_hyperparameter_tuning": 112,  # a search around the training
-    "05_initialization": 77,  # a start by kind of layer, and a look that stops a bad one
+    "05_initialization": 91,  # a start by kind of layer, a look at blocks of any form
     "08_learning_rate_decay": 75,  # a range test of all groups, undone, before the run
     "06_activations": 82,  # a start, a look inside, a monitor
     "09_model_compression": 84,  # a weight that stays packed, whatever the layer
@@ -279,7 +279,7 @@ def recipe_05(width: int = 32, blocks: int = 4) -> dict:
 def test_05_a_convolution_counts_its_kernel():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(16, 128, 3), nn.Flatten(), nn.Linear(200, 50))
-    recipe_05()["start"](model)
+    recipe_05()["start"](model, ends=0)
     for layer, fan_in in ((model[0], 144), (model[2], 200)):
         assert layer.weight.std().item() == pytest.approx(fan_in**-0.5, rel=0.05)
         assert not layer.bias.any()
@@ -303,14 +303,58 @@ def with_a_mask() -> nn.Module:
 )
 def test_05_what_it_has_no_rule_for_is_refused(layer):
     with pytest.raises(SystemExit, match="start has no rule for"):
-        recipe_05()["start"](layer)
+        recipe_05()["start"](layer, ends=0)
 
 
 def test_05_what_is_looked_up_has_no_fan_in():
     torch.manual_seed(0)
     words = nn.Embedding(1000, 32)
-    recipe_05()["start"](words)
+    recipe_05()["start"](words, ends=0)
     assert words.weight.std().item() == pytest.approx(1, rel=0.05)
+
+
+def test_05_ends_of_branches_under_another_name_are_missed():
+    its = recipe_05()
+    its["ENDS"] = ("out_proj", "c_proj")
+    with pytest.raises(SystemExit, match="4 ends of branches"):
+        its["start"](its["model"])
+
+
+def test_05_blocks_with_named_arguments_and_tuples_are_looked_at():
+    class Named(nn.Module):
+        def __init__(self, block):
+            super().__init__()
+            self.block = block
+
+        def forward(self, stream, mask=None):
+            return self.block(stream), mask
+
+    class Model(nn.Module):
+        def __init__(self, model):
+            super().__init__()
+            self.first, body, *self.rest = model
+            self.blocks = nn.ModuleList([Named(block) for block in body.layers])
+            self.last = nn.Sequential(body.norm, *self.rest)
+
+        def forward(self, x):
+            x = self.first(x)
+            for block in self.blocks:
+                x, _ = block(stream=x, mask=None)
+            return self.last(x)
+
+    its = recipe_05()
+    rows = its["rows"][:256], its["labels"][:256]
+    wrapped = Model(its["model"])
+    loss = its["look"](its["model"], its["body"].layers, *rows)
+    assert its["look"](wrapped, wrapped.blocks, *rows) == pytest.approx(loss, abs=1e-5)
+
+
+def test_05_the_bound_on_the_loss_goes_by_the_number_of_classes():
+    its = recipe_05()
+    its["model"][3] = nn.Linear(8 * 32, 1000)
+    its["start"](its["model"])
+    rows = its["rows"][:256], its["labels"][:256]
+    assert its["look"](its["model"], its["body"].layers, *rows) > 6
 
 
 @pytest.mark.parametrize(("width", "blocks"), [(32, 2), (32, 12), (256, 12)])
