@@ -1,7 +1,6 @@
 """Warm-up, then cosine, counted in optimizer updates: a post-LN transformer reads digits.
 
-One process: python FILE. Four GPUs: accelerate launch --num_processes 4 FILE. Two on a CPU:
-ACCELERATE_USE_CPU=yes OMP_NUM_THREADS=1 torchrun --standalone --nproc_per_node 2 FILE.
+One process: python FILE. Four GPUs: accelerate launch --num_processes 4 FILE.
 """
 
 import math
@@ -14,7 +13,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset, random_split
 
 BATCH, MICRO_BATCH = 64, 16  # rows an update on all processes; rows at once on each
-RATE, WARMUP_EPOCHS, EPOCHS = 0.008, 2, 6
+RATE, WARMUP_EPOCHS, EPOCHS = 0.008, 1, 3
 
 
 class Reader(nn.Module):
@@ -52,7 +51,8 @@ parts = model, optimizer, train, DataLoader(test, 128)
 model, optimizer, train, test = accelerator.prepare(*parts)
 updates = math.ceil(len(train) / steps)  # an epoch; train counts micro-batches
 warmup, total = WARMUP_EPOCHS * updates, EPOCHS * updates
-scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer.optimizer, factor)  # not prepared
+# not prepared, so on torch's own optimizer, which the prepared one wraps
+scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer.optimizer, factor)
 accelerator.register_for_checkpointing(scheduler)  # else save_state leaves it out
 
 for epoch in range(EPOCHS):
