@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 NORM_ROWS = 16  # rows that share a mean in training: a setting of the model, so keep it
 BATCH = 128  # rows an update: a multiple of NORM_ROWS times the processes
-SYNC = False  # True, on GPUs, where one process has no room for NORM_ROWS: share them out
+SYNC = False  # True where a GPU has no room for NORM_ROWS: up to so many GPUs share them
 RATE, MOMENTUM, DECAY = 0.1, 0.9, 5e-4
 EPOCHS, TRAIN_ROWS, WIDTH = 6, 1408 // BATCH * BATCH, 16  # whole updates only
 
