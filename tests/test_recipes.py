@@ -27,7 +27,7 @@ from dlcourse import learning_rate_decay, lr_schedulers
 RECIPES = Path(__file__).resolve().parent.parent / "recipes"
 LINES = 70
 LONGER = {
-    "01_data_splitting": 121,  # names in a file that grows, folds, a final model
+    "01_data_splitting": 123,  # names in a file that grows, folds, a final model
     "02_hyperparameter_tuning": 112,  # a search around the training
     "05_initialization": 77,  # a start by kind of layer, and a look that stops a bad one
     "08_learning_rate_decay": 75,  # a range test of all groups, undone, before the run
