@@ -88,10 +88,14 @@ if accelerator.is_main_process and not SPLIT_FILE.exists():  # one process of al
     SPLIT_FILE.write_text(json.dumps(split))
 split = [json.loads(SPLIT_FILE.read_text()) if accelerator.is_main_process else None]
 split = broadcast_object_list(split)[0]  # from the main process to all others
-stored = sorted(sum(split["folds"], split["test"]))
-if (split["rows"], stored) != (len(writers), names):
+stored = set(sum(split["folds"], split["test"]))
+if split["rows"] > len(writers) or not stored <= set(names):
     found = f"{split['rows']} rows of {len(stored)} groups"
     raise SystemExit(f"{SPLIT_FILE} is of other data, {found}: delete it and train anew")
+for name in sorted(set(names) - stored):  # of data that grew: the test stays as it was
+    min(split["folds"], key=len).append(name)
+if accelerator.is_main_process:
+    SPLIT_FILE.write_text(json.dumps(split | {"rows": len(writers)}))
 
 if "--test" in sys.argv:  # the saved model, and writers that nothing has seen
     saved, test = torch.load(MODEL_FILE, map_location="cpu"), rows_of(split["test"])
@@ -100,7 +104,8 @@ if "--test" in sys.argv:  # the saved model, and writers that nothing has seen
     right = which_are_right(model.to(accelerator.device), test, saved)
     report("test", right, test, overlap=0)  # one training: none overlap
 else:
-    known = rows_of(sum(split["folds"], []))
+    known_names = sum(split["folds"], [])
+    known = rows_of(known_names)
     right = np.zeros((EPOCHS, len(writers)))
     for held in map(rows_of, split["folds"]):
         for epoch, now in enumerate(train(np.setdiff1d(known, held), EPOCHS)):
@@ -110,6 +115,9 @@ else:
     for model, scale in train(known, best + 1):  # the final one: all rows but the test's
         weights = accelerator.unwrap_model(model).state_dict()
         accelerator.save({"model": weights, **scale}, MODEL_FILE)
-    accelerator.print(f"{MODEL_FILE}: {best + 1} epochs, {len(names) - TEST} writers")
-    report("validation", right[best], known, FOLDS / (FOLDS - 1) / (len(names) - TEST))
+    accelerator.print(
+        f"{MODEL_FILE}: {best + 1} epochs of at most {EPOCHS}, chosen by this:"
+    )
+    overlap = FOLDS / (FOLDS - 1) / len(known_names)
+    report("validation", right[best], known, overlap)
 accelerator.end_training()

@@ -27,7 +27,7 @@ from dlcourse import learning_rate_decay, lr_schedulers
 RECIPES = Path(__file__).resolve().parent.parent / "recipes"
 LINES = 70
 LONGER = {
-    "01_data_splitting": 115,  # names in a checked file, folds, a final model
+    "01_data_splitting": 123,  # names in a file that grows, folds, a final model
     "02_hyperparameter_tuning": 112,  # a search around the training
     "05_initialization": 91,  # a start by kind of layer, a look at blocks of any form
     "08_learning_rate_decay": 75,  # a range test of all groups, undone, before the run
@@ -253,7 +253,7 @@ def plain_training(its: dict, images, labels, train, held) -> torch.Tensor:
 
 @pytest.mark.parametrize(
     ("rows", "last", "said"),
-    [(1700, "w13", "1700 rows of 14 groups"), (1797, "w14", "1797 rows of 14 groups")],
+    [(1900, "w13", "1900 rows of 14 groups"), (1797, "w14", "1797 rows of 14 groups")],
 )
 def test_01_a_split_of_other_data_is_refused(tmp_path, rows, last, said):
     names = [f"w{block:02d}" for block in range(13)] + [last]
@@ -264,6 +264,21 @@ def test_01_a_split_of_other_data_is_refused(tmp_path, rows, last, said):
     assert done.returncode == 1
     assert said in done.stderr and "delete it" in done.stderr
     assert "accuracy" not in done.stdout
+
+
+def test_01_new_names_join_the_folds_and_the_test_stays(tmp_path):
+    names = [f"w{block:02d}" for block in range(13)]
+    split = {
+        "rows": 1700,
+        "test": names[:4],
+        "folds": [names[4 + k :: 5] for k in range(5)],
+    }
+    (tmp_path / "split.json").write_text(json.dumps(split), encoding="utf-8")
+    text = source("01_data_splitting").replace("0.2, 16", "0.2, 1")
+    output_of(text, tmp_path / "choose.py")
+    grown = json.loads((tmp_path / "split.json").read_text())
+    assert grown["rows"] == 1797 and grown["test"] == split["test"]
+    assert grown["folds"] == [*split["folds"][:4], [*split["folds"][4], "w13"]]
 
 
 def recipe_05(width: int = 32, blocks: int = 4) -> dict:
