@@ -33,13 +33,8 @@ LONGER = {
     "08_learning_rate_decay": 75,  # a range test of all groups, undone, before the run
     "06_activations": 82,  # a start, a look inside, a monitor
     "09_model_compression": 84,  # a weight that stays packed, whatever the layer
-<<<<<<< HEAD
-    "10_data_augmentation": 86,  # a data set, a collate function, a log, a test switch
-    "11_gradient_accumulation": 76,  # one sum of rows or tokens, for training and test
-=======
     "10_data_augmentation": 75,  # a data set, a collate function, a log, a test switch
-    "11_gradient_accumulation": 75,  # one sum of rows or tokens, for training and test
->>>>>>> m10
+    "11_gradient_accumulation": 76,  # one sum of rows or tokens, for training and test
     "12_parallelism": 78,  # a transformer of blocks, and checkpoints in parts
     "13_warmup": 71,  # a transformer, and the scheduler's count in a checkpoint
     "16_data_loading": 71,  # rows mixed before they are split
