@@ -112,9 +112,9 @@ else:
             right[epoch, held] = which_are_right(now[0], held, now[1])
     right = right[:, known]
     best = right.mean(axis=1).argmax()  # one choice, by all folds together
-    for model, scale in train(known, best + 1):  # the final one: all rows but the test's
-        weights = accelerator.unwrap_model(model).state_dict()
-        accelerator.save({"model": weights, **scale}, MODEL_FILE)
+    *_, (model, scale) = train(known, best + 1)  # the final one: all rows but the test's
+    weights = accelerator.unwrap_model(model).state_dict()
+    accelerator.save({"model": weights, **scale}, MODEL_FILE)
     accelerator.print(
         f"{MODEL_FILE}: {best + 1} epochs of at most {EPOCHS}, chosen by this:"
     )

@@ -573,8 +573,8 @@ EXERCISES = (
         "Write factors(items, steps). items[p][j] counts the items in micro-batch j of process p, "
         "in one window, which may be short; steps is Accelerate's gradient_accumulation_steps. For "
         "each micro-batch its process calls accelerator.backward(mean loss * factor); backward "
-        "divides by steps, and DDP takes the mean over the processes. Return the factors, in the shape of items, that give the "
-        "gradient of the mean over all items.",
+        "divides by steps, and DDP takes the mean over the processes. Return the factors, in the "
+        "shape of items, that give the gradient of the mean over all items.",
         _check_factors,
         _solve_factors,
         {
