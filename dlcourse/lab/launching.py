@@ -3,7 +3,8 @@
 This process is never forked: each of the others imports the function (or runs its source)
 in a new Python, so an earlier Accelerator, CUDA context or thread pool here cannot do harm.
 On a CPU under Linux the new Python is a fork of a helper that has imported torch and
-nothing of the course (`lab.warm`): the first launch starts that, later ones are quick.
+nothing of the course (`lab.warm`): the first launch starts that, later ones are quick. In
+a notebook this import starts it, beside what the first cells do.
 """
 
 from __future__ import annotations
@@ -581,6 +582,9 @@ def _child(folder: Path) -> None:
     finally:
         os._exit(0)  # gloo's threads now and then abort an ordinary exit
 
+
+if "ipykernel.kernelapp" in sys.modules and "DLCOURSE_LAUNCHED" not in os.environ:
+    warm.get_ready(_environment(1, cpu=True))
 
 if __name__ == "__main__":
     _child(Path(sys.argv[1]))

@@ -51,6 +51,10 @@ READ_ONCE = tuple(
     """.split()
 )
 
+# variables that scikit-learn and torch set when they are imported, so that a process has
+# them only after some of its work: no reason for another helper
+SET_BY_IMPORTS = ("KMP_DUPLICATE_LIB_OK", "KMP_INIT_AT_FORK", "TORCHINDUCTOR_CACHE_DIR")
+
 # --- the process that asks ------------------------------------------------------------------------
 
 
@@ -141,6 +145,15 @@ def start_cold(
     return subprocess.Popen(
         command, env=env, cwd=cwd, stdin=stdin, stdout=stdout, stderr=stderr, **own
     )
+
+
+def get_ready(env: dict[str, str]) -> None:
+    """Start the helper for such an environment, and do not wait for its imports."""
+    folder = os.getcwd()
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError), _lock:
+            kind = _kind(env, folder, IMPORTS)
+            _helper_of(kind, env, folder, IMPORTS)
 
 
 class _Helper:
@@ -260,7 +273,9 @@ def _kind(env: dict[str, str], folder: str, imports: tuple[str, ...]) -> str:
     variables = {
         name: env[name]
         for name in env
-        if name.startswith(READ_ONCE) and not name.startswith(TOLD)
+        if name.startswith(READ_ONCE)
+        and not name.startswith(TOLD)
+        and name not in SET_BY_IMPORTS
     }
     paths = env.get("PYTHONPATH", "")
     absolute = not paths or all(map(os.path.isabs, paths.split(os.pathsep)))

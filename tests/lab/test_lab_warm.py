@@ -49,7 +49,8 @@ def end_of(process) -> int:
 
 def run(start, command, tmp_path, env=None, **options) -> tuple[int, str, str]:
     """Return the exit code and what was printed."""
-    env = dict(os.environ) if env is None else env
+    # with more threads torch starts some when it is imported: no helper for forks then
+    env = os.environ | {"OMP_NUM_THREADS": "1"} if env is None else env
     with open(tmp_path / "out", "wb") as out, open(tmp_path / "err", "wb") as err:
         process = start(
             [sys.executable, *command],
@@ -173,6 +174,30 @@ def test_what_python_reads_once_gets_a_helper_of_its_own(tmp_path, monkeypatch):
         assert len(warm._helpers) == warm.MOST
     finally:
         warm.close()
+
+
+def test_a_helper_that_was_made_ready_serves_after_more_imports(tmp_path, monkeypatch):
+    """Not only what it was made for: scikit-learn and torch set variables meanwhile."""
+    monkeypatch.setattr(warm, "_helpers", {})
+    monkeypatch.setattr(warm, "IMPORTS", ())
+    try:
+        warm.get_ready(dict(os.environ))
+        (helper,) = warm._helpers.values()
+        code = "import os; print(os.environ['KMP_INIT_AT_FORK'])"
+        env = os.environ | {name: "FALSE" for name in warm.SET_BY_IMPORTS}
+        assert run(warm.start, ["-c", code], tmp_path, env)[1] == "FALSE\n"
+        assert list(warm._helpers.values()) == [helper] and helper.good
+    finally:
+        warm.close()
+
+
+@pytest.mark.parametrize("loaded", [True, False])
+def test_a_notebook_starts_the_helper_with_its_imports(loaded):
+    code = "import sys; from types import ModuleType; name = 'ipykernel.kernelapp'\n"
+    code += f"if {loaded}: sys.modules[name] = ModuleType(name)\n"
+    code += "from dlcourse.lab import launching, warm; print(len(warm._helpers))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == f"{int(loaded)}\n", done.stderr
 
 
 @pytest.mark.parametrize("path", ["", str(ROOT), os.pathsep.join(["there", str(ROOT)])])
