@@ -1,6 +1,8 @@
 """Gradient clipping: equal to torch, edge cases, invariants, and the order of a step."""
 
 import copy
+import functools
+import inspect
 import math
 
 import numpy as np
@@ -135,12 +137,40 @@ def test_direction_stays_and_small_gradients_do_not_change():
     assert after.norm() == pytest.approx(0.1, abs=1e-5)
 
 
-def test_pure_form_equals_the_one_in_place():
+@pytest.mark.parametrize("norm_type", [1.0, 2.0, math.inf])
+@pytest.mark.parametrize("share", [0.3, 1.0, 1.5, 10.0])
+def test_pure_form_equals_the_one_in_place(norm_type, share):
     weights = random_parameters(5)
     found = [g for g in grads(weights) if g is not None]
-    clipped, norm = gc.clip_by_norm(found, 0.3)
-    assert torch.equal(norm, gc.clip_grad_norm_(weights, 0.3))
+    max_norm = share * gc.get_total_norm(found, norm_type).item()
+    clipped, norm = gc.clip_by_norm(found, max_norm, norm_type)
+    assert torch.equal(norm, gc.clip_grad_norm_(weights, max_norm, norm_type))
     assert same(clipped, [g for g in grads(weights) if g is not None], rtol=0, atol=0)
+    if share > 1:
+        assert same(clipped, found, rtol=0, atol=0)
+
+
+def test_the_factor_is_torchs_to_the_bit_for_tiny_norms():
+    """Below 1e-6 or so the constant in the denominator decides."""
+    weight = nn.Parameter(torch.zeros(2, dtype=torch.float64))
+    weight.grad = torch.tensor([3e-7, 4e-7], dtype=torch.float64)
+    twin = nn.Parameter(torch.zeros(2, dtype=torch.float64))
+    twin.grad = weight.grad.clone()
+    pure, _ = gc.clip_by_norm([weight.grad.clone()], 2e-7)
+    gc.clip_grad_norm_(weight, 2e-7)
+    torch.nn.utils.clip_grad_norm_(twin, 2e-7)
+    assert torch.equal(weight.grad, twin.grad) and torch.equal(pure[0], twin.grad)
+
+
+@pytest.mark.parametrize("name", ["clip_grad_norm_", "get_total_norm"])
+def test_defaults_are_torchs(name):
+    ours = inspect.signature(getattr(gc, name)).parameters
+    theirs = inspect.signature(getattr(torch.nn.utils, name)).parameters
+    shared = set(ours) & set(theirs) - {"parameters", "tensors"}
+    assert {"norm_type", "error_if_nonfinite"} <= shared
+    assert all(ours[one].default == theirs[one].default for one in shared)
+    adaptive = inspect.signature(gc.adaptive_clip_grad_).parameters
+    assert (adaptive["clip_factor"].default, adaptive["eps"].default) == (0.01, 1e-3)
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
@@ -160,13 +190,21 @@ def test_norms_that_are_not_finite(bad):
 @pytest.mark.parametrize("bad", [-1.0, math.nan])
 def test_bounds_that_cannot_be_meant(bad):
     weight = nn.Parameter(torch.zeros(2))
-    for call in (gc.clip_grad_norm_, gc.clip_grad_value_, gc.adaptive_clip_grad_):
-        with pytest.raises(ValueError, match="at least 0"):
-            call(weight, bad)
-    with pytest.raises(ValueError, match="at least 0"):
+    calls = {
+        "max_norm": gc.clip_grad_norm_,
+        "clip_value": gc.clip_grad_value_,
+        "clip_factor": gc.adaptive_clip_grad_,
+        "eps": functools.partial(gc.adaptive_clip_grad_, clip_factor=0.1),
+    }
+    for name, call in calls.items():
+        with pytest.raises(ValueError, match=f"^{name}=.*at least 0"):
+            call(weight, **{name: bad})
+    with pytest.raises(ValueError, match="^max_norm=.*at least 0"):
         gc.clipping_step(bad)
     with pytest.raises(ValueError, match="above 0"):
         gc.get_total_norm([weight], norm_type=bad)
+    with pytest.raises(ValueError, match="above 0"):
+        gc.get_total_norm([weight], norm_type=0)
 
 
 @pytest.mark.parametrize("seed", range(10))
@@ -412,7 +450,38 @@ def test_logger():
     logger = gc.GradNormLogger()
     logger.add(1.0, 2.0, 3.0, math.nan)
     assert logger.quantile(0.5) == 2.0 and logger.quantile(1.0) == 3.0
+    logger.add(0.1)
+    assert logger.quantile(0.0) == 0.1  # in double precision
+    logger.norms.pop()
     assert logger.clipped_share(2.0) == 0.5 and logger.clipped_share(math.inf) == 0.25
+
+
+def test_logger_keeps_layers_that_come_late_in_line():
+    model = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1))
+    logger = gc.GradNormLogger()
+    model[0](torch.ones(4, 2)).sum().backward()
+    logger(model)
+    (2 * model(torch.ones(4, 2)).sum()).backward()
+    logger(model)
+    assert math.isnan(logger.layers["1.weight"][0]) and len(logger.norms) == 2
+    assert logger.layers["1.weight"][1] == model[1].weight.grad.norm().item()
+    only_late = gc.GradNormLogger()
+    only_late.add(1.0, 2.0)
+    only_late(model)
+    for name, weight in model.named_parameters():
+        norms = only_late.layers[name]
+        assert len(norms) == 3 and norms[2] == weight.grad.norm().item()
+        assert all(math.isnan(norm) for norm in norms[:2])
+
+
+def test_freezing_drops_gradients_and_unfreezing_keeps_them():
+    model = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1))
+    model(torch.ones(4, 2)).sum().backward()
+    assert gc.unfreeze(model) == 13
+    assert all(p.requires_grad and p.grad is not None for p in model.parameters())
+    assert gc.freeze(model[0]) == 9
+    assert all(not p.requires_grad and p.grad is None for p in model[0].parameters())
+    assert all(p.requires_grad and p.grad is not None for p in model[1].parameters())
 
 
 @pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.AdamW])
