@@ -146,6 +146,11 @@ def test_the_corners_are_exact():
         assert [cosine(2 * steps), cosine(9 * steps)] == [0.25, 0.25]
 
 
+def test_a_fall_to_one_is_no_fall():
+    schedule = wu.WarmupCosine(2, 5, end=1.0)
+    assert [schedule(t) for t in range(7)] == [0.5, 1, 1, 1, 1, 1, 1]
+
+
 def test_no_steps_is_no_warmup():
     decay = lambda t: 1 / (1 + t)  # noqa: E731
     for t in range(20):
@@ -215,6 +220,7 @@ def test_warmup_updates_counts_what_fit_makes():
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         history = fit(model, (X, Y), optimizer, epochs=epochs, batch_size=batch_size)
         assert len(history.loss) == wu.warmup_updates(epochs, len(X), batch_size)
+    assert wu.warmup_updates(3, 1, 1) == 3  # the least of both
     assert wu.warmup_updates(0.5, 1000, 10) == 50 and wu.warmup_updates(0, 10, 10) == 0
 
 
@@ -267,6 +273,8 @@ def test_stable_range_by_hand():
         400,
     )
     assert wu.stable_lr_range([0.5], [[1.0]], 1.0) == (0.5, 0.5)
+    two_of_a_width = [1, 2, 3, 4, 8], [[1], [1], [0], [1], [1]]
+    assert wu.stable_lr_range(*two_of_a_width, 1) == (1, 2)  # the first of them
 
 
 @pytest.mark.parametrize("seed", range(10))
@@ -287,7 +295,8 @@ def test_stable_range_grows_as_the_demand_falls(seed):
 
 @pytest.mark.parametrize("lrs,table,share,word", [
     ([1, 2], [[1]], 1.0, "one row"), ([2, 1], [[1], [1]], 1.0, "rise"),
-    ([0, 1], [[1], [1]], 1.0, "positive"), ([1], [[1]], 0.0, "share"), ([1], [1.0], 1.0, "one row"),
+    ([0, 1], [[1], [1]], 1.0, "positive"), ([1], [[1]], 0.0, "share"),
+    ([1], [[1]], 1.5, "share"), ([1, 1], [[1], [1]], 1.0, "rise"), ([1], [1.0], 1.0, "one row"),
 ])  # fmt: skip
 def test_stable_range_errors(lrs, table, share, word):
     with pytest.raises(ValueError, match=word):
