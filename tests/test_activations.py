@@ -256,8 +256,26 @@ def test_swiglu_counts_start_and_errors():
         act.SwiGLU(4, 4, generator=torch.Generator().manual_seed(3)) for _ in range(2)
     )
     assert torch.equal(first.down.weight, second.down.weight)
-    with pytest.raises(ValueError, match="at least 1"):
-        act.SwiGLU(4, 0)
+    assert act.SwiGLU(1, 1, 1)(torch.ones(2, 1)).shape == (2, 1)
+    for sizes in ((0, 4), (4, 0), (4, 4, 0)):
+        with pytest.raises(ValueError, match="at least 1"):
+            act.SwiGLU(*sizes)
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_starts_draw_from_the_given_generator_alone(given):
+    def drawn(seed):
+        g = torch.Generator().manual_seed(3) if given else None
+        torch.manual_seed(seed)
+        layers = [nn.Linear(3, 3), nn.Linear(3, 3)]
+        before = torch.get_rng_state()
+        act.matched_init_(layers, act.relu, g)
+        weights = [*layers, act.SwiGLU(4, 4, generator=g).down]
+        kept = torch.equal(torch.get_rng_state(), before)
+        return torch.cat([layer.weight.ravel() for layer in weights]), kept
+
+    (first, kept), (second, _) = drawn(0), drawn(1)
+    assert torch.equal(first, second) == kept == given
 
 
 # --- outputs --------------------------------------------------------------------------------------
@@ -356,6 +374,8 @@ def test_ignored_targets_count_for_nothing():
             lambda x, r=reduction: F.cross_entropy(x, targets, reduction=r),
         )
         assert_same(pair, logits, rtol=1e-12, atol=1e-12)
+    one_class = torch.randn(2, 1)  # an ignored row has no other place to look
+    assert act.cross_entropy(one_class, torch.tensor([0, -100])) == 0
     other = targets.where(targets != -100, 1)
     assert act.cross_entropy(logits, other, ignore_index=1).allclose(
         F.cross_entropy(logits, other, ignore_index=1)
