@@ -36,7 +36,7 @@ LONGER = {
     "10_data_augmentation": 75,  # a data set, a collate function, a log, a test switch
     "11_gradient_accumulation": 76,  # one sum of rows or tokens, for training and test
     "12_parallelism": 78,  # a transformer of blocks, and checkpoints in parts
-    "13_warmup": 71,  # a transformer, and the scheduler's count in a checkpoint
+    "13_warmup": 76,  # a transformer, the rates used, the count in a checkpoint
     "16_data_loading": 71,  # rows mixed before they are split
 }
 LIBRARIES = {"torch", "accelerate", "sklearn"}
