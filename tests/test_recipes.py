@@ -750,6 +750,42 @@ def schedule_recipe(folder: Path, epochs: int, falling: int, stop: int | None = 
     return start(script, folder)
 
 
+def test_13_trains_as_a_plain_loop(tmp_path):
+    """Micro-batches, schedule and Accelerate change nothing but rounding."""
+    text = source("13_warmup")
+    saved = tmp_path / "weights.pt"
+    ending = f"torch.save(accelerator.unwrap_model(model).state_dict(), {str(saved)!r})"
+    output_of(f"{text}\n{ending}\n", tmp_path / "changed.py")
+
+    recipe: dict = {"__name__": "recipe"}
+    parts = [text[: text.index("accelerator = Accelerator()")]]
+    first, last = text.index("images, digits ="), text.index("train = DataLoader(")
+    parts.append(text[first:last])
+    exec("\n".join(parts), recipe)
+    loader = DataLoader(
+        recipe["train"], 64, shuffle=True, generator=recipe["order"], drop_last=True
+    )
+    torch.manual_seed(0)
+    model = recipe["Reader"]()
+    optimizer = torch.optim.Adam(model.parameters(), lr=recipe["RATE"])
+    total = recipe["EPOCHS"] * len(loader)
+    rise = round(recipe["WARMUP"] * total)
+    t = 0
+    for _ in range(recipe["EPOCHS"]):
+        for inputs, targets in loader:
+            share = (t + 1) / rise
+            if t >= rise:
+                share = (1 + math.cos(math.pi * (t - rise) / (total - rise))) / 2
+            optimizer.param_groups[0]["lr"] = recipe["RATE"] * share
+            optimizer.zero_grad()
+            F.cross_entropy(model(inputs), targets).backward()
+            optimizer.step()
+            t += 1
+    assert t == total == 60
+    for name, weight in torch.load(saved).items():
+        assert torch.allclose(weight, model.state_dict()[name], atol=0.01), name
+
+
 @pytest.mark.parametrize(("falling", "stop"), [(2, 3), (2, 8), (10, 5)])
 def test_14_goes_on_as_if_it_had_not_been_stopped(tmp_path, falling, stop):
     """In the stable part, in the fall, and where the rate falls in a line from the start."""
