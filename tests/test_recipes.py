@@ -782,8 +782,14 @@ def test_13_trains_as_a_plain_loop(tmp_path):
             optimizer.step()
             t += 1
     assert t == total == 60
-    for name, weight in torch.load(saved).items():
-        assert torch.allclose(weight, model.state_dict()[name], atol=0.01), name
+
+    # compare outputs: a bias of the keys changes none, so Adam moves it by rounding alone
+    trained = recipe["Reader"]()
+    trained.load_state_dict(torch.load(saved))
+    images, _ = recipe["rows"][:]
+    with torch.no_grad():
+        difference = (trained(images) - model(images)).abs().max().item()
+    assert difference < 0.05
 
 
 @pytest.mark.parametrize(("falling", "stop"), [(2, 3), (2, 8), (10, 5)])
