@@ -36,7 +36,7 @@ LONGER = {
     "10_data_augmentation": 75,  # a data set, a collate function, a log, a test switch
     "11_gradient_accumulation": 76,  # one sum of rows or tokens, for training and test
     "12_parallelism": 78,  # a transformer of blocks, and checkpoints in parts
-    "13_warmup": 71,  # a transformer, and the scheduler's count in a checkpoint
+    "13_warmup": 76,  # a transformer, the rates used, the count in a checkpoint
     "16_data_loading": 71,  # rows mixed before they are split
 }
 LIBRARIES = {"torch", "accelerate", "sklearn"}
@@ -748,6 +748,48 @@ def schedule_recipe(folder: Path, epochs: int, falling: int, stop: int | None = 
     script = folder / "changed.py"
     script.write_text(text, encoding="utf-8")
     return start(script, folder)
+
+
+def test_13_trains_as_a_plain_loop(tmp_path):
+    """Micro-batches, schedule and Accelerate change nothing but rounding."""
+    text = source("13_warmup")
+    saved = tmp_path / "weights.pt"
+    ending = f"torch.save(accelerator.unwrap_model(model).state_dict(), {str(saved)!r})"
+    output_of(f"{text}\n{ending}\n", tmp_path / "changed.py")
+
+    recipe: dict = {"__name__": "recipe"}
+    parts = [text[: text.index("accelerator = Accelerator()")]]
+    first, last = text.index("images, digits ="), text.index("train = DataLoader(")
+    parts.append(text[first:last])
+    exec("\n".join(parts), recipe)
+    loader = DataLoader(
+        recipe["train"], 64, shuffle=True, generator=recipe["order"], drop_last=True
+    )
+    torch.manual_seed(0)
+    model = recipe["Reader"]()
+    optimizer = torch.optim.Adam(model.parameters(), lr=recipe["RATE"])
+    total = recipe["EPOCHS"] * len(loader)
+    rise = round(recipe["WARMUP"] * total)
+    t = 0
+    for _ in range(recipe["EPOCHS"]):
+        for inputs, targets in loader:
+            share = (t + 1) / rise
+            if t >= rise:
+                share = (1 + math.cos(math.pi * (t - rise) / (total - rise))) / 2
+            optimizer.param_groups[0]["lr"] = recipe["RATE"] * share
+            optimizer.zero_grad()
+            F.cross_entropy(model(inputs), targets).backward()
+            optimizer.step()
+            t += 1
+    assert t == total == 60
+
+    # compare outputs: a bias of the keys changes none, so Adam moves it by rounding alone
+    trained = recipe["Reader"]()
+    trained.load_state_dict(torch.load(saved))
+    images, _ = recipe["rows"][:]
+    with torch.no_grad():
+        difference = (trained(images) - model(images)).abs().max().item()
+    assert difference < 0.05
 
 
 @pytest.mark.parametrize(("falling", "stop"), [(2, 3), (2, 8), (10, 5)])
