@@ -722,12 +722,15 @@ def test_the_recipe_goes_on_where_it_was_killed_and_tests_once(tmp_path):
 def test_a_search_killed_in_its_final_runs_ends_when_started_again(tmp_path):
     quiet_optuna()
     script = tmp_path / "dies.py"
-    dies = shorter().replace("    return [train(", "    os._exit(1)\n    return [train(")
+    dies = shorter().replace("    errors = {}\n", "    os._exit(1)\n")
+    assert dies != shorter()
     script.write_text(dies, encoding="utf-8")
     assert run_worker(0, script).returncode == 1
     assert len(facts(stored_study(tmp_path))) == 5
     assert "result" not in stored_study(tmp_path).user_attrs
-    assert len(run_recipe(shorter(), tmp_path).user_attrs["result"]) == 3
+    again = run_recipe(shorter(), tmp_path)
+    assert len(facts(again)) == 5  # the search had ended
+    assert len(again.user_attrs["result"]) == 3
 
 
 def test_the_start_is_the_first_trial_and_the_winner_is_a_finalist(tmp_path):
@@ -777,6 +780,20 @@ def test_two_workers_share_the_search_and_one_scores_the_winner(tmp_path):
     ended = facts(stored_study(tmp_path))
     assert 5 <= len(ended) <= 6  # a worker ends the trial that it is in
     assert len({params for params, _ in ended}) == len(ended)  # no trial twice
+
+
+def test_the_recipe_passes_settings_of_any_form_to_its_final_runs(tmp_path):
+    quiet_optuna()
+    text = shorter()
+    other = text.replace('"beta1": beta1}', '"betas": (beta1, 0.999)}')
+    other = other.replace('(settings["beta1"], 0.999)', 'settings["betas"]')
+    assert other != text
+    results = []
+    for number, variant in enumerate((text, other)):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        results.append(run_recipe(variant, folder).user_attrs["result"])
+    assert results[0] == results[1]
 
 
 def test_the_loss_rises_with_the_coefficient_of_a_penalty():
