@@ -5,17 +5,21 @@ All share the study in FILE. Killed? Start it again as before. Delete FILE to be
 """
 
 import os
+from datetime import timedelta
 from statistics import mean, stdev
 
 import optuna  # python -m pip install optuna
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from optuna.storages import journal
+from optuna.trial import FixedTrial
 from optuna.trial import TrialState as State
 from sklearn.datasets import load_digits
 from torch import nn
 
 WORKER = int(os.environ.get("RANK", 0))  # from torchrun, or set by hand
+WORKERS = int(os.environ.get("WORLD_SIZE", 1))  # those that torchrun has started
 GPU = int(os.environ.get("LOCAL_RANK", 0))
 DEVICE = torch.device("cuda", GPU) if torch.cuda.is_available() else torch.device("cpu")
 
@@ -24,19 +28,19 @@ FILE = "02_tuning.journal"
 TRIALS, RANDOM = 20, 10  # of all workers together; TPE learns from the first RANDOM
 EPOCHS, FIRST_LOOK = 9, 1  # of a full trial; and before one may be stopped
 FINALISTS, FINAL_SEEDS = 2, range(100, 105)  # seeds that took no part in the search
-START = {"rate": 1e-3, "decay": 0.01, "1 - beta1": 0.1}  # names as in settings_of
+START = {"rate": 1e-3, "decay": 0.01, "1 - beta1": 0.1}  # names as asked for below
 images, labels = load_digits(return_X_y=True)
 images = torch.tensor(images / 16).float().view(-1, 1, 8, 8).to(DEVICE)
 labels = torch.tensor(labels).to(DEVICE)
-mixed = torch.randperm(1792, generator=torch.Generator().manual_seed(0))  # of all writers
+mixed = torch.randperm(1792, generator=torch.Generator().manual_seed(0))
 TRAIN, VALIDATION, TEST = mixed[:896], mixed[896:1344], mixed[1344:]
 
 
 def settings_of(trial):
-    trial.suggest_float("rate", 1e-4, 1, log=True)
-    trial.suggest_float("decay", 1e-4, 1, log=True)
-    trial.suggest_float("1 - beta1", 0.01, 1, log=True)
-    return trial.params
+    rate = trial.suggest_float("rate", 1e-4, 1, log=True)
+    decay = trial.suggest_float("decay", 1e-4, 1, log=True)
+    beta1 = 1 - trial.suggest_float("1 - beta1", 0.01, 1, log=True)
+    return {"rate": rate, "decay": decay, "beta1": beta1}  # what train needs
 
 
 def train(settings, seed, trial=None):
@@ -44,7 +48,7 @@ def train(settings, seed, trial=None):
     first, second = nn.Conv2d(1, 16, 3, 2, padding=1), nn.Conv2d(16, 32, 3, 2, padding=1)
     layers = [first, nn.ReLU(), second, nn.ReLU(), nn.Flatten(), nn.Linear(128, 10)]
     model = nn.Sequential(*layers).to(DEVICE)
-    rate, betas = settings["rate"], (1 - settings["1 - beta1"], 0.999)
+    rate, betas = settings["rate"], (settings["beta1"], 0.999)
     weights = model.parameters()
     optimizer = torch.optim.AdamW(weights, rate, betas, weight_decay=settings["decay"])
     for epoch in range(1, EPOCHS + 1):
@@ -71,16 +75,16 @@ def objective(trial):
     return error_of(train(settings_of(trial), 0, trial), VALIDATION)
 
 
-def trained_anew(settings):
-    return [train(settings, seed) for seed in FINAL_SEEDS]
+def from_all(value):  # one value of each worker of torchrun; all wait for the slowest
+    values = [value] * WORKERS
+    if WORKERS > 1:
+        dist.all_gather_object(values, value)
+    return values
 
 
-def accuracy(models, rows):  # mean and standard deviation
-    scores = [1 - error_of(model, rows) for model in models]
-    return mean(scores), stdev(scores)
-
-
-settings_of(optuna.trial.FixedTrial(START))  # stops here if START lacks a name
+settings_of(FixedTrial(START))  # stops here if START lacks a name
+if WORKERS > 1:
+    dist.init_process_group("gloo", timeout=timedelta(days=7))
 backend = journal.JournalFileBackend(FILE, journal.JournalFileOpenLock(FILE))
 study = optuna.create_study(
     study_name="tuning",
@@ -94,19 +98,40 @@ study.sampler = optuna.samplers.TPESampler(
 )
 if WORKER == 0:
     study.enqueue_trial(START, skip_if_exists=True)
-if "result" not in study.user_attrs:  # else the test rows have been looked at
-    ended = State.COMPLETE, State.PRUNED, State.FAIL
+to_do = "result" not in from_all(study.user_attrs)[0]  # else the test has been looked at
+
+ended = State.COMPLETE, State.PRUNED, State.FAIL
+if to_do and len(study.get_trials(states=ended)) < TRIALS:
     enough = optuna.study.MaxTrialsCallback(TRIALS, ended)
     study.optimize(objective, callbacks=[enough], catch=torch.OutOfMemoryError)
-if WORKER == 0 and "result" not in study.user_attrs:
+from_all("has ended its last trial")
+
+if to_do and WORKER < WORKERS:  # a worker started by hand only helps to search
     full = study.get_trials(states=[State.COMPLETE])
     full.sort(key=lambda trial: trial.value)
-    finalists = [(trained_anew(trial.params), trial.params) for trial in full[:FINALISTS]]
-    models, best = max(finalists, key=lambda pair: accuracy(pair[0], VALIDATION))
-    scores = [accuracy(group, TEST) for group in (trained_anew(START), models)]
-    study.set_user_attr("result", [best, *scores])
+    chosen = [START, *(trial.params for trial in full[:FINALISTS])]
+    chosen = from_all(chosen)[0]
+    runs = [(number, seed) for number in range(len(chosen)) for seed in FINAL_SEEDS]
+    errors = {}
+    for number, seed in runs[WORKER::WORKERS]:  # the final runs, shared among workers
+        model = train(settings_of(FixedTrial(chosen[number])), seed)
+        errors[number, seed] = error_of(model, VALIDATION), error_of(model, TEST)
+    for others in from_all(errors):
+        errors |= others
+    anew, tests = [], []  # of START and of each finalist
+    for number in range(len(chosen)):
+        pairs = [errors[number, seed] for seed in FINAL_SEEDS]
+        anew.append(mean(validation for validation, _ in pairs))
+        tests.append([1 - test for _, test in pairs])
+    winner = anew.index(min(anew[1:]), 1)
+    if WORKER == 0:
+        for trial, error in zip(full, anew[1:], strict=False):
+            print(f"trial {trial.number}: error {trial.value:.4f}, anew {error:.4f}")
+        study.set_user_attr("result", [chosen[winner], tests[0], tests[winner]])
 if WORKER == 0:
     best, start, tuned = study.user_attrs["result"]
     print("winner:", ", ".join(f"{name} {value:.4g}" for name, value in best.items()))
-    print(f"standard deviation over seeds: start {start[1]:.4f}, tuned {tuned[1]:.4f}")
-    print(f"start test accuracy {start[0]:.4f}, tuned test accuracy {tuned[0]:.4f}")
+    print(f"deviation over seeds: start {stdev(start):.4f}, tuned {stdev(tuned):.4f}")
+    print(f"start test accuracy {mean(start):.4f}, tuned test accuracy {mean(tuned):.4f}")
+if WORKERS > 1:
+    dist.destroy_process_group()

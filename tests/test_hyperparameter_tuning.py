@@ -3,7 +3,9 @@ invariants.
 """
 
 import contextlib
+import json
 import math
+import re
 import runpy
 import warnings
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +19,7 @@ from scipy import stats
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import ConstantKernel, Matern
 from sklearn.model_selection import ParameterGrid
-from warm import environment, run
+from warm import environment, run, run_script
 
 from dlcourse import hyperparameter_tuning as ht
 from dlcourse.exercises.hyperparameter_tuning import EXERCISES
@@ -31,7 +33,9 @@ from dlcourse.hyperparameter_tuning import (
     whole,
 )
 
-RECIPE = Path(__file__).parent.parent / "recipes" / "02_hyperparameter_tuning.py"
+COURSE = Path(__file__).parent.parent
+RECIPE = COURSE / "recipes" / "02_hyperparameter_tuning.py"
+CHAPTER = COURSE / "chapters" / "02_hyperparameter_tuning.ipynb"
 PLANE = {"x": uniform(-5, 10), "y": uniform(0, 15)}
 LOWEST = 0.39788735772973816
 
@@ -722,12 +726,15 @@ def test_the_recipe_goes_on_where_it_was_killed_and_tests_once(tmp_path):
 def test_a_search_killed_in_its_final_runs_ends_when_started_again(tmp_path):
     quiet_optuna()
     script = tmp_path / "dies.py"
-    dies = shorter().replace("    return [train(", "    os._exit(1)\n    return [train(")
+    dies = shorter().replace("    errors = {}\n", "    os._exit(1)\n")
+    assert dies != shorter()
     script.write_text(dies, encoding="utf-8")
     assert run_worker(0, script).returncode == 1
     assert len(facts(stored_study(tmp_path))) == 5
     assert "result" not in stored_study(tmp_path).user_attrs
-    assert len(run_recipe(shorter(), tmp_path).user_attrs["result"]) == 3
+    again = run_recipe(shorter(), tmp_path)
+    assert len(facts(again)) == 5  # the search had ended
+    assert len(again.user_attrs["result"]) == 3
 
 
 def test_the_start_is_the_first_trial_and_the_winner_is_a_finalist(tmp_path):
@@ -777,6 +784,58 @@ def test_two_workers_share_the_search_and_one_scores_the_winner(tmp_path):
     ended = facts(stored_study(tmp_path))
     assert 5 <= len(ended) <= 6  # a worker ends the trial that it is in
     assert len({params for params, _ in ended}) == len(ended)  # no trial twice
+
+
+def test_the_recipe_passes_settings_of_any_form_to_its_final_runs(tmp_path):
+    quiet_optuna()
+    text = shorter()
+    other = text.replace('"beta1": beta1}', '"betas": (beta1, 0.999)}')
+    other = other.replace('(settings["beta1"], 0.999)', 'settings["betas"]')
+    assert other != text
+    results = []
+    for number, variant in enumerate((text, other)):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        results.append(run_recipe(variant, folder).user_attrs["result"])
+    assert results[0] == results[1]
+
+
+def test_the_loop_of_the_chapter_for_all_gpus_on_one_trial(tmp_path):
+    """Both processes train all trials with the same settings and stop at the same epoch."""
+    pytest.importorskip("optuna")
+    cells = json.loads(CHAPTER.read_text(encoding="utf-8"))["cells"]
+    texts = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown"]
+    [loop] = re.findall(r"```python\n(def from_main.*?)```", "\n".join(texts), re.DOTALL)
+    before = """
+import optuna, torch
+import torch.distributed as dist
+from optuna.trial import TrialState as State
+dist.init_process_group("gloo")
+rank, TRIALS, EPOCHS, trained = dist.get_rank(), 6, 3, []
+pruner = optuna.pruners.SuccessiveHalvingPruner(1, 3)
+study = optuna.create_study(pruner=pruner) if rank == 0 else None
+settings_of = lambda trial: {"x": trial.suggest_float("x", 0, 1)}
+build = lambda settings: None
+def train_epoch(model, settings):
+    total = torch.tensor(settings["x"] * (rank + 1))
+    dist.all_reduce(total)
+    trained.append(settings["x"])
+    return total.item() / 2
+"""
+    after = """
+everyone = [None, None]
+dist.all_gather_object(everyone, trained)
+if rank == 0:
+    states = [trial.state.name for trial in study.trials]
+    epochs = sum(trial.last_step for trial in study.trials)
+    print(everyone[0] == everyone[1], len(trained) == epochs, set(states), len(states))
+"""
+    script = tmp_path / "loop.py"
+    script.write_text(before + loop + after, encoding="utf-8")
+    done = run_script(script, tmp_path, 2)
+    assert done.returncode == 0, done.stderr
+    last = done.stdout.strip().splitlines()[-1]
+    assert last.startswith("True True {") and last.endswith("} 6")
 
 
 def test_the_loss_rises_with_the_coefficient_of_a_penalty():
