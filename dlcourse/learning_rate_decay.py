@@ -246,11 +246,16 @@ def max_curvature(
         raise ValueError(
             "the loss must be one finite number: loss_fn returns the mean over rows"
         )
-    grads = torch.autograd.grad(loss, weights, create_graph=True)
+    # a weight that the loss, or the gradient, does not depend on has derivatives of 0
+    grads = torch.autograd.grad(loss, weights, create_graph=True, materialize_grads=True)
     gradient = torch.cat([grad.reshape(-1) for grad in grads])
 
     def product(vector: Tensor) -> Tensor:
-        parts = torch.autograd.grad(gradient, weights, vector, retain_graph=True)
+        if not gradient.requires_grad:  # the loss is a plane
+            return torch.zeros_like(vector)
+        parts = torch.autograd.grad(
+            gradient, weights, vector, retain_graph=True, materialize_grads=True
+        )
         return torch.cat([part.reshape(-1) for part in parts]).detach()
 
     generator = torch.Generator().manual_seed(seed)

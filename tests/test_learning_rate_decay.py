@@ -139,6 +139,8 @@ def test_sums_are_those_of_robbins_and_monro():
         (lambda: inverse_time_decay(-0.1), "k="),
         (lambda: inverse_time_decay(math.inf), "k="),
         (lambda: inverse_sqrt(0), "shift"),
+        (lambda: inverse_sqrt(math.inf), "shift"),
+        (lambda: polynomial_decay(5, power=math.inf), "power"),
         (lambda: polynomial_decay(0), "total"),
         (lambda: polynomial_decay(True), "total"),
         (lambda: polynomial_decay(5.0), "total"),
@@ -149,6 +151,11 @@ def test_sums_are_those_of_robbins_and_monro():
 def test_bad_schedules_are_refused(make, word):
     with pytest.raises(ValueError, match=word):
         make()
+
+
+def test_the_ends_of_the_ranges_are_taken():
+    assert exponential_decay(1.0)(7) == polynomial_decay(5, end=1.0)(3) == 1
+    assert inverse_sqrt()(3) == 0.5  # shift 1
 
 
 @pytest.mark.parametrize("name", EACH)
@@ -193,6 +200,7 @@ def test_scale_lr_composes_and_inverts(rule):
     [
         ((0, 1, 2), "lr="),
         ((math.nan, 1, 2), "lr="),
+        ((math.inf, 1, 2), "lr="),
         ((0.1, 0, 2), "batch_size"),
         ((0.1, 2, 1.5), "new_batch_size"),
         ((0.1, True, 2), "batch_size"),
@@ -223,11 +231,28 @@ def test_noise_floor_is_the_fixed_point_and_what_sgd_reaches(lr, curvature, nois
 
 
 @pytest.mark.parametrize(
-    "args", [(2.0,), (0.0,), (1.0, 2.0), (0.1, 0.0), (0.1, 1.0, -1.0)]
+    "args",
+    [
+        (2.0,),
+        (0.0,),
+        (1.0, 2.0),
+        (0.1, 0.0),
+        (0.1, math.inf),
+        (0.1, 1.0, -1.0),
+        (0.1, 1.0, math.inf),
+    ],
 )
 def test_noise_floor_refuses(args):
     with pytest.raises(ValueError, match="give|below"):
         noise_floor(*args)
+
+
+def test_noise_floor_names_the_limit_and_takes_no_noise():
+    assert noise_floor(0.1, noise=0.0) == 0
+    with pytest.raises(
+        ValueError, match=r"with curvature 4 .* below 2 / curvature = 0\.5"
+    ):
+        noise_floor(1.0, curvature=4.0)
 
 
 def hessian(model, inputs, targets, loss_fn):
@@ -279,6 +304,37 @@ def test_max_curvature_of_least_squares_is_the_largest_of_the_features():
             loss_fn=F.mse_loss, cpu=True,
         )  # fmt: skip
         assert (history.loss[-1] < history.loss[0]) == converges
+
+
+def test_max_curvature_starts_from_its_own_seed():
+    inputs, targets = problem()
+    model = MLP(5, 3, width=4, depth=1, seed=0).double()
+
+    def after_one(seed, torchs):
+        torch.manual_seed(torchs)
+        before = torch.get_rng_state()
+        found = max_curvature(
+            model, F.cross_entropy, inputs, targets, iterations=1, seed=seed
+        )
+        assert torch.equal(before, torch.get_rng_state())
+        return found
+
+    assert after_one(0, 0) == after_one(0, 1) != after_one(1, 1)
+
+
+def test_max_curvature_of_a_plane_is_zero():
+    inputs, targets = problem()
+    model = nn.Linear(5, 1, dtype=torch.float64)
+    flat = max_curvature(model, lambda o, y: o.mean(), inputs, targets, weight_decay=0.2)
+    assert flat == 0.2
+    deeper = nn.Sequential(nn.Linear(5, 1, dtype=torch.float64), nn.Tanh())
+    idle = nn.ModuleList([deeper, nn.Linear(2, 2, dtype=torch.float64)])
+    idle.forward = deeper.forward
+    alone, beside = (
+        max_curvature(one, lambda o, y: (o**2).mean(), inputs, targets, tolerance=1e-12)
+        for one in (deeper, idle)
+    )
+    assert alone == pytest.approx(beside)
 
 
 def test_max_curvature_refuses():
@@ -403,7 +459,11 @@ def test_smoothing_is_the_corrected_running_mean():
     [
         ({"lr_min": 0}, "lr_min"),
         ({"lr_min": 2, "lr_max": 1}, "lr_min"),
+        ({"lr_min": 1, "lr_max": 1}, "lr_min"),
+        ({"lr_max": math.inf}, "lr_max"),
         ({"steps": 1}, "steps"),
+        ({"steps": 5.0}, "steps"),
+        ({"steps": True}, "steps"),
         ({"smoothing": 1.0}, "smoothing"),
         ({"stop_factor": 1.0}, "stop_factor"),
     ],
@@ -412,6 +472,18 @@ def test_range_test_refuses(settings, word):
     model, optimizer, batches = a_run()
     with pytest.raises(ValueError, match=word):
         lr_range_test(model, optimizer, batches, F.cross_entropy, **settings)
+
+
+def test_range_test_takes_two_steps_and_a_low_stop():
+    model, optimizer, batches = a_run()
+    found = lr_range_test(
+        model, optimizer, batches, F.cross_entropy, steps=2, lr_max=1e-3, stop_factor=1.9
+    )
+    assert found.lrs == pytest.approx([1e-4, 1e-3])
+    constant = lr_range_test(
+        model, optimizer, batches, lambda o, y: 0 * o.sum(), steps=3, smoothing=0.0
+    )
+    assert constant.stopped_at is None and constant.losses == [0, 0, 0]
 
 
 def test_range_test_refuses_what_cannot_be_trained_on():
