@@ -61,7 +61,7 @@ model, optimizer, train, test = accelerator.prepare(model, optimizer, train, tes
 assert accelerator.gradient_accumulation_steps == 1, "count updates: see recipe 11"
 total = EPOCHS * len(train)  # updates: the length of the loader *after* prepare
 warmup = max(1, min(20, total // 10))
-highest = RATE or range_test()
+highest = RATE or min(range_test(), range_test())  # one alone may be far out
 scheduler = torch.optim.lr_scheduler.LambdaLR(  # up in `warmup` updates, then a line to 0
     optimizer.optimizer,  # and 0 from `total` on, should you train longer
     lambda t: highest * max(0, min((t + 1) / warmup, (total - t) / (total - warmup + 1))),
