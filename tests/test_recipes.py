@@ -882,6 +882,42 @@ def test_08_sets_the_rate_of_each_group(tmp_path):
     assert 0.01 < highest < 3
 
 
+def test_08_the_schedule_alone_sets_the_rate(tmp_path):
+    """An optimizer that was given another rate trains in just the same way."""
+    text = source("08_learning_rate_decay")
+    assert "lr=1.0" in text
+    printed = output_of(text, tmp_path / "one.py")
+    assert output_of(text.replace("lr=1.0", "lr=1e-3"), tmp_path / "less.py") == printed
+
+
+def test_08_adam_gets_a_smaller_share(tmp_path):
+    text = source("08_learning_rate_decay")
+    sgd = "torch.optim.SGD(model.parameters(), lr=1.0, momentum=MOMENTUM)"
+    assert text.count(sgd) == 1
+    text = text.replace(sgd, "torch.optim.AdamW(model.parameters(), lr=1e-3)")
+    text = text.replace(
+        "    return min(smoothed",
+        "    print(min(smoothed, key=smoothed.get))\n    return min(smoothed",
+    )
+    *tests, last = output_of(text, tmp_path / "adam.py").strip().splitlines()
+    lowest = min(float(line) for line in tests[:2])
+    assert f"highest rate {lowest / 10:.4f}" in last
+
+
+@pytest.mark.parametrize("rows", [32, 96])
+def test_08_a_run_of_one_update_or_three(tmp_path, rows):
+    """A run shorter than any warm-up neither divides by zero nor climbs the loss."""
+    text = source("08_learning_rate_decay")
+    changed = "EPOCHS, TRAIN_ROWS = 0.9, 1, " + str(rows)
+    text = text.replace("EPOCHS, TRAIN_ROWS = 0.9, 5, 1472", changed)
+    text += "print([scheduler.lr_lambdas[0](t) for t in range(total + 3)], total)\n"
+    printed = output_of(text, tmp_path / "short.py")
+    *rates, total = re.findall(r"[-\d.e]+", printed.strip().splitlines()[-1])
+    rates = [float(rate) for rate in rates]
+    assert int(total) == rows // 32
+    assert min(rates[: int(total)]) > 0 and rates[int(total) :] == [0, 0, 0]
+
+
 @pytest.mark.parametrize("rows", [33, 1])
 def test_08_a_batch_that_does_not_divide_is_refused(tmp_path, rows):
     changed = tmp_path / "rows.py"
