@@ -310,7 +310,7 @@ class LRRange:
     def suggestion(self) -> float:
         """A rate to start from: a third of `lowest`, which was already at the edge.
 
-        With Adam, and with momentum at a constant rate, a tenth is safer.
+        With Adam a tenth is safer.
         """
         return self.lowest / 3
 

@@ -15,8 +15,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 BATCH = 32  # rows an update, on all processes together
 RATE = None  # the highest rate of the run; None: find it with a range test
-RATES, SHARE = torch.logspace(-4, 1, 100).tolist(), 1 / 3  # of the test; Adam: 1 / 10
-MOMENTUM, WARMUP, EPOCHS, TRAIN_ROWS = 0.9, 20, 5, 1472
+RATES = torch.logspace(-4, 1, 100).tolist()  # of the range test
+MOMENTUM, EPOCHS, TRAIN_ROWS = 0.9, 5, 1472
 
 
 def update(inputs, targets):  # one update; returns the mean loss of all processes
@@ -29,7 +29,7 @@ def update(inputs, targets):  # one update; returns the mean loss of all process
 
 def range_test():  # train while the rate grows, then put everything back
     kept = copy.deepcopy((model.state_dict(), optimizer.state_dict()))
-    shares = [group["lr"] for group in optimizer.param_groups]  # of the rate
+    shares = [group["lr"] for group in optimizer.param_groups]  # the largest is 1
     smoothed, mean = {}, 0.0
     for rate, batch in zip(RATES, (b for _ in RATES for b in train), strict=False):
         for group, share in zip(optimizer.param_groups, shares, strict=True):
@@ -40,13 +40,17 @@ def range_test():  # train while the rate grows, then put everything back
             break
     model.load_state_dict(kept[0])
     optimizer.load_state_dict(kept[1])
-    return SHARE * min(smoothed, key=smoothed.get)  # NaN is never less
+    sgd = isinstance(optimizer.optimizer, torch.optim.SGD)  # Adam wants a smaller share
+    return min(smoothed, key=smoothed.get) / (3 if sgd else 10)  # NaN is never less
 
 
 accelerator = Accelerator()
 torch.manual_seed(0)
 model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
 optimizer = torch.optim.SGD(model.parameters(), lr=1.0, momentum=MOMENTUM)
+largest = max(group["lr"] for group in optimizer.param_groups)
+for group in optimizer.param_groups:  # the schedule sets the rate, a group its share
+    group["lr"] /= largest
 images, labels = load_digits(return_X_y=True)
 data = TensorDataset(torch.tensor(images / 16).float(), torch.tensor(labels))
 train, test = data[:TRAIN_ROWS], DataLoader(TensorDataset(*data[TRAIN_ROWS:]), 64)
@@ -54,11 +58,13 @@ rows, order = BATCH // accelerator.num_processes, torch.Generator().manual_seed(
 assert rows * accelerator.num_processes == BATCH, "the processes must divide BATCH"
 train = DataLoader(TensorDataset(*train), rows, True, generator=order, drop_last=True)
 model, optimizer, train, test = accelerator.prepare(model, optimizer, train, test)
+assert accelerator.gradient_accumulation_steps == 1, "count updates: see recipe 11"
 total = EPOCHS * len(train)  # updates: the length of the loader *after* prepare
-highest = RATE or range_test()
-scheduler = torch.optim.lr_scheduler.LambdaLR(  # up in WARMUP updates, then a line to 0
-    optimizer.optimizer,
-    lambda t: highest * min((t + 1) / WARMUP, (total - t) / (total - WARMUP)),
+warmup = max(1, min(20, total // 10))
+highest = RATE or min(range_test(), range_test())  # one alone may be far out
+scheduler = torch.optim.lr_scheduler.LambdaLR(  # up in `warmup` updates, then a line to 0
+    optimizer.optimizer,  # and 0 from `total` on, should you train longer
+    lambda t: highest * max(0, min((t + 1) / warmup, (total - t) / (total - warmup + 1))),
 )  # not prepared: then it would step once for each process
 accelerator.register_for_checkpointing(scheduler)  # so that save_state keeps its count
 for epoch in range(1, EPOCHS + 1):
