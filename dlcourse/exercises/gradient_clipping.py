@@ -722,11 +722,11 @@ BOUND_MISTAKES = {
 
 EXERCISES = (
     Exercise(
-        "Write clip(parameters, max_norm). `parameters` is a list; .grad of some may be None: "
-        "leave these out. Multiply all gradients, in place, by one factor, so that their norm "
-        "over all parameters together is at most max_norm (to four digits). A gradient that is "
-        "short enough stays as it is, and so does one that is all zero. Return the norm before "
-        "clipping, as a number or a tensor.",
+        "Write clip(parameters, max_norm). `parameters` is a list; .grad of some, never of all, "
+        "may be None: leave these out. Multiply all gradients, in place, by one factor, so that "
+        "their norm over all parameters together is at most max_norm (a 1e-6 in a denominator "
+        "does no harm). A gradient that is short enough stays as it is, and so does one that is "
+        "all zero. Return the norm before clipping, as a number or a tensor.",
         _check_clip,
         _solve_clip,
         {
