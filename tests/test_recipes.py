@@ -29,7 +29,7 @@ LINES = 70
 LONGER = {
     "01_data_splitting": 123,  # names in a file that grows, folds, a final model
     "02_hyperparameter_tuning": 137,  # a search around the training, shared final runs
-    "05_initialization": 91,  # a start by kind of layer, a look at blocks of any form
+    "05_initialization": 112,  # a start by kind of layer, a look at any model and loss
     "08_learning_rate_decay": 81,  # a range test of all groups, undone, before the run
     "06_activations": 82,  # a start, a look inside, a monitor
     "09_model_compression": 84,  # a weight that stays packed, whatever the layer
@@ -279,11 +279,17 @@ def test_01_new_names_join_the_folds_and_the_test_stays(tmp_path):
 def recipe_05(width: int = 32, blocks: int = 4) -> dict:
     """Return the names of recipe 5, its model built and filled, nothing trained."""
     its: dict = {"__name__": "recipe"}
-    text = source("05_initialization").partition("optimizer = torch.optim")[0]
+    text = source("05_initialization").partition("right = train")[0]
     assert "TRAIN_ROWS = 32, 4, " in text
     text = text.replace("TRAIN_ROWS = 32, 4, ", f"TRAIN_ROWS = {width}, {blocks}, ")
     exec(compile(text, "recipe", "exec"), its)
     return its
+
+
+def look_05(its: dict, model: nn.Module, blocks, classes: int = 10) -> float:
+    """Return the first loss by recipe 5's look at `model`, on 256 of its own rows."""
+    loss_of = functools.partial(its["loss_of"], model, slice(256))
+    return its["look"](model, blocks, loss_of, classes)
 
 
 def test_05_a_convolution_counts_its_kernel():
@@ -316,11 +322,72 @@ def test_05_what_it_has_no_rule_for_is_refused(layer):
         recipe_05()["start"](layer, ends=0)
 
 
+class Language(nn.Module):
+    """Tokens and their places, two blocks of torch's, and a guess at each next token."""
+
+    def __init__(self, shared: bool = False, place: str = "wpe"):
+        super().__init__()
+        self.wte = nn.Embedding(500, 64, padding_idx=3)
+        self.place = place
+        self.add_module(place, nn.Embedding(16, 64))
+        how = {"dropout": 0.0, "batch_first": True, "norm_first": True}
+        layers = [nn.TransformerEncoderLayer(64, 2, 256, **how) for _ in range(2)]
+        self.blocks = nn.ModuleList(layers)
+        self.norm = nn.LayerNorm(64)
+        self.head = nn.Linear(64, 500, bias=False)
+        if shared:
+            self.head.weight = self.wte.weight
+
+    def forward(self, tokens):
+        x = self.wte(tokens) + self.get_submodule(self.place).weight
+        for block in self.blocks:
+            x = block(x)
+        return self.head(self.norm(x))
+
+
 def test_05_what_is_looked_up_has_no_fan_in():
+    its = recipe_05()
     torch.manual_seed(0)
-    words = nn.Embedding(1000, 32)
-    recipe_05()["start"](words, ends=0)
-    assert words.weight.std().item() == pytest.approx(1, rel=0.05)
+    model = Language()
+    its["start"](model, ends=4)
+    words = model.wte.weight.detach()
+    assert not words[3].any()  # the padding
+    assert words[4:].std().item() == pytest.approx(1, rel=0.05)
+    assert model.wpe.weight.std().item() == pytest.approx(0.02, rel=0.1)
+
+
+def test_05_an_embedding_shared_with_the_last_layer_goes_by_its_rule():
+    its = recipe_05()
+    torch.manual_seed(0)
+    model = Language(shared=True)
+    its["start"](model, ends=4)
+    assert model.head.weight is model.wte.weight
+    assert model.wte.weight[4:].std().item() == pytest.approx(64**-0.5, rel=0.05)
+
+
+def test_05_an_embedding_of_another_name_is_refused():
+    its = recipe_05()
+    with pytest.raises(SystemExit, match="no rule for where weight"):
+        its["start"](Language(place="where"), ends=4)
+
+
+def test_05_a_language_model_is_looked_at_with_a_loss_of_tokens():
+    its = recipe_05()
+    torch.manual_seed(0)
+    model = Language()
+    tokens = torch.randint(4, 500, (32, 17))
+
+    def loss_of():
+        guesses = model(tokens[:, :-1]).flatten(0, 1)
+        return F.cross_entropy(guesses, tokens[:, 1:].flatten())
+
+    its["start"](model, ends=4)
+    loss = its["look"](model, model.blocks, loss_of, classes=500)
+    assert abs(loss - math.log(500)) < 1.5
+    with torch.no_grad():
+        model.wte.weight.normal_(0, 0.02)
+    with pytest.raises(SystemExit, match="a bad start"):
+        its["look"](model, model.blocks, loss_of, classes=500)
 
 
 def test_05_ends_of_branches_under_another_name_are_missed():
@@ -353,18 +420,16 @@ def test_05_blocks_with_named_arguments_and_tuples_are_looked_at():
             return self.last(x)
 
     its = recipe_05()
-    rows = its["rows"][:256], its["labels"][:256]
     wrapped = Model(its["model"])
-    loss = its["look"](its["model"], its["body"].layers, *rows)
-    assert its["look"](wrapped, wrapped.blocks, *rows) == pytest.approx(loss, abs=1e-5)
+    loss = look_05(its, its["model"], its["model"][1].layers)
+    assert look_05(its, wrapped, wrapped.blocks) == pytest.approx(loss, abs=1e-5)
 
 
 def test_05_the_bound_on_the_loss_goes_by_the_number_of_classes():
     its = recipe_05()
     its["model"][3] = nn.Linear(8 * 32, 1000)
     its["start"](its["model"])
-    rows = its["rows"][:256], its["labels"][:256]
-    assert its["look"](its["model"], its["body"].layers, *rows) > 6
+    assert look_05(its, its["model"], its["model"][1].layers, classes=1000) > 6
 
 
 @pytest.mark.parametrize(("width", "blocks"), [(32, 2), (32, 12), (256, 12)])
@@ -373,14 +438,12 @@ def test_05_a_model_of_another_size_passes(width, blocks):
     for seed in range(3):
         torch.manual_seed(seed)
         its["start"](its["model"])
-        its["look"](
-            its["model"], its["body"].layers, its["rows"][:256], its["labels"][:256]
-        )
+        look_05(its, its["model"], its["model"][1].layers)
 
 
 def test_05_a_bad_start_is_stopped():
     its = recipe_05()
-    model, rows = its["model"], (its["rows"][:256], its["labels"][:256])
+    model = its["model"]
 
     def all_of(std: float) -> None:
         for weight in model.parameters():
@@ -398,7 +461,7 @@ def test_05_a_bad_start_is_stopped():
     for seed in range(5):
         torch.manual_seed(seed)
         its["start"](model)
-        its["look"](model, model[1].layers, *rows)  # passes
+        look_05(its, model, model[1].layers)  # passes
     for spoil in (
         lambda: all_of(0.0001),
         lambda: all_of(0.02),
@@ -412,7 +475,7 @@ def test_05_a_bad_start_is_stopped():
         with torch.no_grad():
             spoil()
         with pytest.raises(SystemExit, match="a bad start"):
-            its["look"](model, model[1].layers, *rows)
+            look_05(its, model, model[1].layers)
 
 
 def test_06_equals_a_plain_loop():
