@@ -11,8 +11,8 @@ class RingBytes(TorchDispatchMode):
 
     `total` is their number within the `with` block, those of the backward pass included
     (on a CPU, where it runs in the same thread). A ring of n sends (n - 1)/n of the whole
-    for an all-gather or a reduce-scatter, and twice that for an all-reduce. Raises
-    NotImplementedError for a message of another kind.
+    for an all-gather or a reduce-scatter, and twice that for an all-reduce. Broadcasts, by
+    which DDP sets itself up, do not count. Raises NotImplementedError for other messages.
     """
 
     def __init__(self) -> None:
@@ -32,6 +32,6 @@ class RingBytes(TorchDispatchMode):
             return (n - 1) / n * max(args[0].nbytes, args[1].nbytes)
         if name == "send":
             return sum(tensor.nbytes for tensor in args[0])
-        if name in ("recv_", "barrier"):
+        if name in ("recv_", "barrier", "broadcast_"):
             return 0.0
         raise NotImplementedError(f"{name} is not counted: add it to lab/messages.py")
