@@ -35,7 +35,7 @@ LONGER = {
     "09_model_compression": 84,  # a weight that stays packed, whatever the layer
     "10_data_augmentation": 75,  # a data set, a collate function, a log, a test switch
     "11_gradient_accumulation": 76,  # one sum of rows or tokens, for training and test
-    "12_parallelism": 78,  # a transformer of blocks, and checkpoints in parts
+    "12_parallelism": 85,  # blocks, checkpoints in parts, two ways to save memory
     "13_warmup": 76,  # a transformer, the rates used, the count in a checkpoint
     "16_data_loading": 71,  # rows mixed before they are split
 }
@@ -899,6 +899,34 @@ def test_12_goes_on_with_another_number_of_processes(tmp_path):
     for name, value in run("12_parallelism").items():
         distance = CASES["12_parallelism"][name]
         assert abs(float(found[name]) - value) <= distance
+
+
+def test_12_blocks_that_compute_again_change_nothing(tmp_path):
+    text = source("12_parallelism")
+    assert text.count("RECOMPUTE = False") == 1
+    text = text.replace("RECOMPUTE = False", "RECOMPUTE = True")
+    printed = output_of(text, tmp_path / "changed.py")
+    found = dict(re.findall(r"(test \w+) ([\d.]+)", printed))
+    for name, value in run("12_parallelism").items():
+        assert abs(float(found[name]) - value) < 1e-4
+
+
+def test_12_the_usual_script_trains_alike_on_two_processes(tmp_path):
+    """The script that the chapter prints for a model that fits."""
+    chapter = RECIPES.parent / "chapters" / "12_parallelism.ipynb"
+    cells = json.loads(chapter.read_text(encoding="utf-8"))["cells"]
+    sources = ["".join(cell["source"]) for cell in cells]
+    cell = next(text for text in sources if text.startswith("SCRIPT = "))
+    script = tmp_path / "train.py"
+    script.write_text(ast.literal_eval(ast.parse(cell).body[0].value), encoding="utf-8")
+    found = []
+    for processes in (1, 2):
+        done = start(script, tmp_path, processes)
+        assert done.returncode == 0, done.stderr
+        assert (tmp_path / "model.pt").exists()
+        (tmp_path / "model.pt").unlink()
+        found.append([float(text) for text in re.findall(r"\d\.\d+", done.stdout)])
+    assert found[0] == pytest.approx(found[1], abs=0.004) and len(found[0]) >= 2
 
 
 PARTS = "BATCH, PARTS = 64, 1"

@@ -36,6 +36,7 @@ from typing import IO, Any, cast
 
 from dlcourse.lab import warm
 from dlcourse.lab.progress import bar
+from dlcourse.lab.scripts import run_script
 
 ROOT = str(Path(__file__).resolve().parents[2])
 # seconds after the first failure, or after the timeout, in which the rest is noted
@@ -129,7 +130,17 @@ class Crew:
         What holds for the function and the results of `launch` holds here. Raises
         LaunchError where a process raises, dies, or hangs.
         """
-        job = _describe(fn)
+        return self._send(_describe(fn))
+
+    def script(self, text: str) -> str:
+        """Run a script on the processes, as torchrun would; return what the first prints.
+
+        They share an empty folder, which goes afterwards. Raises LaunchError as `run` does.
+        """
+        return self._send(_describe(run_script) | {"args": [text]})[0]
+
+    def _send(self, job: dict) -> list:
+        """Give a job to each process; return the results by rank."""
         if not self._usable():
             self.close()
             self._start()
@@ -197,7 +208,8 @@ def _serve(name: str) -> None:
         job = folder / f"job{number}"
         if job.exists():
             job_read = json.loads(job.read_text(encoding="utf-8"))
-            value = _call(job_read, rank, dist.get_world_size())
+            more = job_read.get("args", [])
+            value = _call(job_read, rank, dist.get_world_size(), *more)
             _check_plain(value, "the result")
             _write(folder / f"answer{number}_{rank}", value)
             number += 1

@@ -765,6 +765,52 @@ def test_a_crew_runs_functions_that_the_script_defines():
     crew.close()
 
 
+SCRIPT = """
+import os
+import torch
+import torch.distributed as dist
+assert __name__ == "__main__" and os.environ["WORLD_SIZE"] == "2"
+total = torch.tensor(float(dist.get_rank()))
+dist.all_reduce(total)
+torch.save(total, f"{dist.get_rank()}.pt")
+dist.barrier()
+print(sorted(os.listdir()), total.item())
+dist.destroy_process_group()
+"""
+
+
+def counts_messages(rank, n):
+    import torch
+    import torch.distributed as dist
+
+    from dlcourse import parallelism as par
+    from dlcourse.lab.messages import RingBytes
+
+    found = []
+    vector, half = torch.zeros(12), torch.zeros(6)
+    for work in (
+        lambda: dist.all_reduce(vector),
+        lambda: dist.all_reduce(vector.bfloat16()),
+        lambda: dist.all_gather_into_tensor(vector, half),
+        lambda: dist.reduce_scatter_tensor(half, vector),
+        lambda: par.ring_all_reduce(vector),
+    ):
+        with RingBytes() as sent:
+            work()
+        found.append(sent.total)
+    return found
+
+
+def test_a_crew_runs_scripts():
+    crew = Crew(2)
+    assert crew.script(SCRIPT) == "['0.pt', '1.pt'] 1.0\n"
+    assert crew.script(SCRIPT) == "['0.pt', '1.pt'] 1.0\n"  # in a new folder
+    assert crew.run(counts_messages) == [[48, 24, 24, 24, 48]] * 2
+    with pytest.raises(LaunchError, match="ZeroDivisionError"):
+        crew.script("1 / 0")
+    crew.close()
+
+
 def test_a_crew_needs_a_process():
     with pytest.raises(ValueError, match="at least 1"):
         Crew(0)
