@@ -13,8 +13,8 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset, random_split
 
 BATCH, MICRO_BATCH = 64, 16  # rows an update on all processes; rows at once on each
-RATE, WARMUP = 0.025, 1 / 3  # the peak; warm-up as a share of all updates
-EPOCHS = 3  # short on purpose: there warm-up pays
+RATE, WARMUP = 0.025, 2000  # the peak; updates of warm-up, at most a tenth of the run
+EPOCHS = 3  # so short that the tenth decides: 6 of 60 updates
 
 
 class Reader(nn.Module):
@@ -31,7 +31,7 @@ class Reader(nn.Module):
         return self.head(self.layers(tokens.transpose(0, 1)).mean(0))
 
 
-def factor(t):  # on RATE, at update t = 0, 1, 2, ...
+def factor(t):  # on RATE, at update t = 0, 1, 2, ...; 1 at warmup - 1 and at warmup
     if t < warmup:
         return (t + 1) / warmup
     return (1 + math.cos(math.pi * min(1.0, (t - warmup) / (total - warmup)))) / 2
@@ -53,7 +53,7 @@ parts = model, optimizer, train, DataLoader(test, 128)
 model, optimizer, train, test = accelerator.prepare(*parts)
 updates = math.ceil(len(train) / steps)  # an epoch; train counts micro-batches
 total = EPOCHS * updates
-warmup = round(WARMUP * total)
+warmup = min(WARMUP, total // 10)  # a run of under ten updates has none
 # not prepared, so on torch's own optimizer, which the prepared one wraps
 scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer.optimizer, factor)
 accelerator.register_for_checkpointing(scheduler)  # else save_state leaves it out
