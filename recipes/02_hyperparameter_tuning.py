@@ -1,4 +1,4 @@
-"""Tune AdamW with Optuna; train the best anew on fresh seeds; test winner and START once.
+"""Search AdamW's settings, a line over the rate first; test on fresh seeds, once.
 
 One worker: python THIS. Four GPUs, a worker each: torchrun --nproc_per_node 4 THIS.
 All share the study in FILE. Killed? Start it again as before. Delete FILE to begin anew.
@@ -6,7 +6,7 @@ All share the study in FILE. Killed? Start it again as before. Delete FILE to be
 
 import os
 from datetime import timedelta
-from statistics import mean, stdev
+from statistics import mean
 
 import optuna  # python -m pip install optuna
 import torch
@@ -18,17 +18,18 @@ from optuna.trial import TrialState as State
 from sklearn.datasets import load_digits
 from torch import nn
 
-WORKER = int(os.environ.get("RANK", 0))  # from torchrun, or set by hand
-WORKERS = int(os.environ.get("WORLD_SIZE", 1))  # those that torchrun has started
+WORKER = int(os.environ.get("RANK", 0))  # torchrun sets these three
+WORKERS = int(os.environ.get("WORLD_SIZE", 1))
 GPU = int(os.environ.get("LOCAL_RANK", 0))
 DEVICE = torch.device("cuda", GPU) if torch.cuda.is_available() else torch.device("cpu")
 
 # CHANGE from here: the budget, and your start, ranges, data, model and error
 FILE = "02_tuning.journal"
-TRIALS, RANDOM = 20, 10  # of all workers together; TPE learns from the first RANDOM
+TRIALS, RANDOM = 25, 15  # of all workers, line and all; TPE learns from the first RANDOM
 EPOCHS, FIRST_LOOK = 9, 1  # of a full trial; and before one may be stopped
-FINALISTS, FINAL_SEEDS = 2, range(100, 105)  # seeds that took no part in the search
+FINAL_SEEDS = range(100, 105)  # not those of the search; (): end before the test
 START = {"rate": 1e-3, "decay": 0.01, "1 - beta1": 0.1}  # names as asked for below
+LINE = [START, *(START | {"rate": rate} for rate in (1e-4, 1e-2, 1e-1, 1.0))]
 images, labels = load_digits(return_X_y=True)
 images = torch.tensor(images / 16).float().view(-1, 1, 8, 8).to(DEVICE)
 labels = torch.tensor(labels).to(DEVICE)
@@ -82,7 +83,9 @@ def from_all(value):  # one value of each worker of torchrun; all wait for the s
     return values
 
 
-settings_of(FixedTrial(START))  # stops here if START lacks a name
+for settings in LINE:
+    settings_of(trial := FixedTrial(settings))  # stops here if a name is missing,
+    assert trial.params.keys() == settings.keys(), settings  # or here if one is not asked
 if WORKERS > 1:
     dist.init_process_group("gloo", timeout=timedelta(days=7))
 backend = journal.JournalFileBackend(FILE, journal.JournalFileOpenLock(FILE))
@@ -97,8 +100,9 @@ study.sampler = optuna.samplers.TPESampler(
     n_startup_trials=RANDOM, constant_liar=True, seed=seed
 )
 if WORKER == 0:
-    study.enqueue_trial(START, skip_if_exists=True)
-to_do = "result" not in from_all(study.user_attrs)[0]  # else the test has been looked at
+    for settings in LINE:
+        study.enqueue_trial(settings, {"line": True}, skip_if_exists=True)
+to_do = "tests" not in from_all(study.user_attrs)[0]  # else the test has been looked at
 
 ended = State.COMPLETE, State.PRUNED, State.FAIL
 if to_do and len(study.get_trials(states=ended)) < TRIALS:
@@ -106,32 +110,23 @@ if to_do and len(study.get_trials(states=ended)) < TRIALS:
     study.optimize(objective, callbacks=[enough], catch=torch.OutOfMemoryError)
 from_all("has ended its last trial")
 
-if to_do and WORKER < WORKERS:  # a worker started by hand only helps to search
-    full = study.get_trials(states=[State.COMPLETE])
-    full.sort(key=lambda trial: trial.value)
-    chosen = [START, *(trial.params for trial in full[:FINALISTS])]
-    chosen = from_all(chosen)[0]
-    runs = [(number, seed) for number in range(len(chosen)) for seed in FINAL_SEEDS]
-    errors = {}
-    for number, seed in runs[WORKER::WORKERS]:  # the final runs, shared among workers
-        model = train(settings_of(FixedTrial(chosen[number])), seed)
-        errors[number, seed] = error_of(model, VALIDATION), error_of(model, TEST)
-    for others in from_all(errors):
-        errors |= others
-    anew, tests = [], []  # of START and of each finalist
-    for number in range(len(chosen)):
-        pairs = [errors[number, seed] for seed in FINAL_SEEDS]
-        anew.append(mean(validation for validation, _ in pairs))
-        tests.append([1 - test for _, test in pairs])
-    winner = anew.index(min(anew[1:]), 1)
-    if WORKER == 0:
-        for trial, error in zip(full, anew[1:], strict=False):
-            print(f"trial {trial.number}: error {trial.value:.4f}, anew {error:.4f}")
-        study.set_user_attr("result", [chosen[winner], tests[0], tests[winner]])
+full = sorted(study.get_trials(states=[State.COMPLETE]), key=lambda trial: trial.value)
+line = [trial for trial in full if "line" in trial.user_attrs]
+chosen = {"start": START, "line": line[0].params, "tuned": full[0].params}
 if WORKER == 0:
-    best, start, tuned = study.user_attrs["result"]
-    print("winner:", ", ".join(f"{name} {value:.4g}" for name, value in best.items()))
-    print(f"deviation over seeds: start {stdev(start):.4f}, tuned {stdev(tuned):.4f}")
-    print(f"start test accuracy {mean(start):.4f}, tuned test accuracy {mean(tuned):.4f}")
+    print("line:", chosen["line"], "\ntuned:", chosen["tuned"])
+if to_do and FINAL_SEEDS:
+    runs = [(name, seed) for name in chosen for seed in FINAL_SEEDS]
+    tests = []
+    for name, seed in runs[WORKER::WORKERS]:  # shared among the workers
+        model = train(settings_of(FixedTrial(chosen[name])), seed)
+        tests.append((name, seed, 1 - error_of(model, TEST)))
+    tests = sorted(sum(from_all(tests), []))
+    if WORKER == 0:
+        by_name = {name: [t for n, _, t in tests if n == name] for name in chosen}
+        study.set_user_attr("tests", by_name)
+if WORKER == 0 and "tests" in study.user_attrs:
+    tests = study.user_attrs["tests"]
+    print(", ".join(f"{name} test accuracy {mean(tests[name]):.4f}" for name in chosen))
 if WORKERS > 1:
     dist.destroy_process_group()

@@ -644,14 +644,13 @@ def test_the_space_is_right_for_optuna_itself_and_in_other_styles():
 
 
 def shorter():
-    """Return the recipe's text with five trials of three epochs, tested on two seeds."""
+    """Return the recipe's text with five trials of three epochs, two on a line, and two final seeds."""
     text = RECIPE.read_text(encoding="utf-8")
     lines = {
-        "TRIALS, RANDOM = 20, 10": "TRIALS, RANDOM = 5, 3",
+        "TRIALS, RANDOM = 25, 15": "TRIALS, RANDOM = 5, 3",
         "EPOCHS, FIRST_LOOK = 9, 1": "EPOCHS, FIRST_LOOK = 3, 3",
-        "FINALISTS, FINAL_SEEDS = 2, range(100, 105)": (
-            "FINALISTS, FINAL_SEEDS = 2, range(100, 102)"
-        ),
+        "FINAL_SEEDS = range(100, 105)": "FINAL_SEEDS = range(100, 102)",
+        "(1e-4, 1e-2, 1e-1, 1.0)": "(1e-2,)",
     }
     for long, short in lines.items():
         assert text.count(long) == 1
@@ -719,32 +718,40 @@ def test_the_recipe_goes_on_where_it_was_killed_and_tests_once(tmp_path):
     more = text.replace("range(100, 102)", "range(200, 202)")
     more = more.replace("TRIALS, RANDOM = 5", "TRIALS, RANDOM = 7")
     third = run_recipe(more, tmp_path)
-    assert third.user_attrs["result"] == again.user_attrs["result"]
+    assert third.user_attrs["tests"] == again.user_attrs["tests"]
     assert facts(third) == facts(again)
 
 
 def test_a_search_killed_in_its_final_runs_ends_when_started_again(tmp_path):
     quiet_optuna()
     script = tmp_path / "dies.py"
-    dies = shorter().replace("    errors = {}\n", "    os._exit(1)\n")
+    dies = shorter().replace("    tests = []\n", "    os._exit(1)\n")
     assert dies != shorter()
     script.write_text(dies, encoding="utf-8")
     assert run_worker(0, script).returncode == 1
     assert len(facts(stored_study(tmp_path))) == 5
-    assert "result" not in stored_study(tmp_path).user_attrs
+    assert "tests" not in stored_study(tmp_path).user_attrs
     again = run_recipe(shorter(), tmp_path)
     assert len(facts(again)) == 5  # the search had ended
-    assert len(again.user_attrs["result"]) == 3
+    assert set(again.user_attrs["tests"]) == {"start", "line", "tuned"}
 
 
-def test_the_start_is_the_first_trial_and_the_winner_is_a_finalist(tmp_path):
+def test_the_line_comes_first_and_the_best_trials_are_tested(tmp_path, capsys):
+    """An empty FINAL_SEEDS ends before the test; the next start makes it."""
     quiet_optuna()
-    study = run_recipe(shorter(), tmp_path)
+    waits = shorter().replace("FINAL_SEEDS = range(100, 102)", "FINAL_SEEDS = ()")
+    study = run_recipe(waits, tmp_path)
+    assert "tests" not in study.user_attrs
     start = {"rate": 1e-3, "decay": 0.01, "1 - beta1": 0.1}
-    assert study.trials[0].params == start
+    assert [t.params for t in study.trials[:2]] == [start, start | {"rate": 1e-2}]
     full = [trial for trial in study.trials if trial.state.name == "COMPLETE"]
-    full.sort(key=lambda trial: trial.value)
-    assert study.user_attrs["result"][0] in [trial.params for trial in full[:2]]
+    line = min(full[:2], key=lambda trial: trial.value).params
+    tuned = min(full, key=lambda trial: trial.value).params
+    assert capsys.readouterr().out == f"line: {line} \ntuned: {tuned}\n"
+
+    again = run_recipe(shorter(), tmp_path)
+    assert facts(again) == facts(study)  # it searches no further
+    assert [len(tests) for tests in again.user_attrs["tests"].values()] == [2, 2, 2]
 
 
 def test_a_start_with_another_name_is_refused_before_anything_runs(tmp_path):
@@ -754,6 +761,9 @@ def test_a_start_with_another_name_is_refused_before_anything_runs(tmp_path):
     assert renamed != text
     with pytest.raises(ValueError, match="'rate' is not found"):
         run_recipe(renamed, tmp_path)
+    added = text.replace('{"rate": 1e-3', '{"lr": 1e-3, "rate": 1e-3')
+    with pytest.raises(AssertionError, match="'lr'"):
+        run_recipe(added, tmp_path)
     assert not (tmp_path / "02_tuning.journal").exists()
 
 
@@ -796,7 +806,7 @@ def test_the_recipe_passes_settings_of_any_form_to_its_final_runs(tmp_path):
     for number, variant in enumerate((text, other)):
         folder = tmp_path / str(number)
         folder.mkdir()
-        results.append(run_recipe(variant, folder).user_attrs["result"])
+        results.append(run_recipe(variant, folder).user_attrs["tests"])
     assert results[0] == results[1]
 
 
