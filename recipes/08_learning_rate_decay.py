@@ -53,11 +53,11 @@ for group in optimizer.param_groups:  # the schedule sets the rate, a group its 
     group["lr"] /= largest
 images, labels = load_digits(return_X_y=True)
 data = TensorDataset(torch.tensor(images / 16).float(), torch.tensor(labels))
-train, test = data[:TRAIN_ROWS], DataLoader(TensorDataset(*data[TRAIN_ROWS:]), 64)
+train, held = data[:TRAIN_ROWS], DataLoader(TensorDataset(*data[TRAIN_ROWS:]), 64)
 rows, order = BATCH // accelerator.num_processes, torch.Generator().manual_seed(0)
 assert rows * accelerator.num_processes == BATCH, "the processes must divide BATCH"
 train = DataLoader(TensorDataset(*train), rows, True, generator=order, drop_last=True)
-model, optimizer, train, test = accelerator.prepare(model, optimizer, train, test)
+model, optimizer, train, held = accelerator.prepare(model, optimizer, train, held)
 assert accelerator.gradient_accumulation_steps == 1, "count updates: see recipe 11"
 total = EPOCHS * len(train)  # updates: the length of the loader *after* prepare
 warmup = max(1, min(20, total // 10))
@@ -75,7 +75,7 @@ for epoch in range(1, EPOCHS + 1):
     accelerator.print(f"epoch {epoch}: last loss {loss:.4f} at the rate {rate:.4f}")
 model.eval()
 with torch.no_grad():
-    right = [accelerator.gather_for_metrics(model(x).argmax(1) == y) for x, y in test]
-accuracy = torch.cat(right).float().mean()
-accelerator.print(f"highest rate {highest:.4f}, test accuracy {accuracy:.4f}")
+    right = [accelerator.gather_for_metrics(model(x).argmax(1) == y) for x, y in held]
+accuracy = torch.cat(right).float().mean()  # test rows: others, once (chapter 1)
+accelerator.print(f"highest rate {highest:.4f}, validation accuracy {accuracy:.4f}")
 accelerator.end_training()

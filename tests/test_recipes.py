@@ -68,7 +68,7 @@ CASES = {
     "06_activations": {"test accuracy": 0.004, "dead units": 1},
     # in float32; to 1e-8 in float64: test_07_eight_processes_train_as_one
     "07_batch_normalization": {"test accuracy": 0.01, "test loss": 0.01},
-    "08_learning_rate_decay": {"highest rate": 0.001, "test accuracy": 0.004},
+    "08_learning_rate_decay": {"highest rate": 0.001, "validation accuracy": 0.004},
     "09_model_compression": {
         "float": 0.004,
         "float bytes": 0,
@@ -996,7 +996,7 @@ def test_08_equals_a_plain_loop(tmp_path):
             t += 1
     right = correct(model, images[1472:], labels[1472:])
     last = printed.strip().splitlines()[-1]
-    assert last == f"highest rate {found:.4f}, test accuracy {right:.4f}"
+    assert last == f"highest rate {found:.4f}, validation accuracy {right:.4f}"
 
 
 def test_08_sets_the_rate_of_each_group(tmp_path):

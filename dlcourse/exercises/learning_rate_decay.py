@@ -311,8 +311,8 @@ EXERCISES = (
     Exercise(
         "Write rescale(lr, batch_size, new_batch_size, optimizer): the rate at the new batch size "
         "by the two rules of thumb: linear where optimizer is 'sgd', the square root where it is "
-        "'adam'. (For a low rate the chapter found the linear rule better with Adam, too; the "
-        "square root is for gradients that are mostly noise.)",
+        "'adam'. (Rules of thumb: for Adam the chapter found the square root right from its best "
+        "rate, and the linear rule from a low one.)",
         _check_rescale,
         _solve_rescale,
         {
