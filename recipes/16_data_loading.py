@@ -4,8 +4,7 @@ One process: python FILE. Four GPUs: accelerate launch --num_processes 4 FILE. T
 ACCELERATE_USE_CPU=yes OMP_NUM_THREADS=1 torchrun --standalone --nproc_per_node 2 FILE.
 """
 
-import random
-
+import numpy as np
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator, DataLoaderConfiguration
@@ -26,8 +25,8 @@ class ShiftedDigits(Dataset):
         self.epoch = torch.zeros((), dtype=torch.long).share_memory_()  # workers see it
 
     def __getitem__(self, index):
-        draws = random.Random(f"{SEED} {int(self.epoch)} {index}")  # of this sample alone
-        down, right = draws.randint(0, 2), draws.randint(0, 2)
+        draws = np.random.default_rng([SEED, int(self.epoch), index])  # of this sample alone
+        down, right = draws.integers(3, size=2)
         framed = F.pad(self.images[index], (1, 1, 1, 1))  # zeros move in at the edge
         return framed[down : down + 8, right : right + 8], self.labels[index]
 

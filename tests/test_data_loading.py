@@ -144,10 +144,12 @@ def test_bucket_sampler_invariants(seed):
     length, size, pool = rng.randint(1, 200), rng.randint(1, 20), rng.randint(1, 6)
     lengths = torch.randint(1, 50, (length,), generator=seeded(seed))
     drop = rng.random() < 0.5
-    sampler = BucketSampler(lengths, size, pool, drop, generator=seeded(seed))
-    first, second = list(sampler), list(sampler)
-    again = list(BucketSampler(lengths, size, pool, drop, generator=seeded(seed)))
-    assert first == again and len(first) == len(sampler)
+    sampler = BucketSampler(lengths, size, pool, drop, seed)
+    first, repeated = list(sampler), list(sampler)
+    sampler.epoch = 1
+    second = list(sampler)
+    again = list(BucketSampler(lengths, size, pool, drop, seed))
+    assert first == repeated == again and len(first) == len(sampler)
     if length > 30:
         assert first != second
     for batches in (first, second):
@@ -170,9 +172,9 @@ def test_bucketing_drops_no_longest_samples():
     """What is left out was drawn at random, and is another in each pass."""
     lengths = torch.arange(50)
     for pool in (2, 5, 20):
-        sampler = BucketSampler(lengths, 8, pool, True, generator=seeded(0))
+        sampler = BucketSampler(lengths, 8, pool, drop_last=True)
         left = []
-        for _ in range(40):
+        for sampler.epoch in range(40):
             left += set(range(50)) - {i for batch in sampler for i in batch}
         assert len(left) == 80 and len(set(left)) > 30
         assert 15 < sum(left) / len(left) < 34
@@ -184,7 +186,7 @@ def test_bucketing_cuts_the_padding():
         torch.manual_seed(seed)
         lengths = lengths.sample((2000,)).ceil().long()
         plain = BatchSampler(RandomSampler(lengths, generator=seeded(seed)), 32)
-        bucketed = BucketSampler(lengths, 32, generator=seeded(seed))
+        bucketed = BucketSampler(lengths, 32, seed=seed)
         assert (
             padding_share(lengths, plain) > 0.5 > 0.2 > padding_share(lengths, bucketed)
         )
@@ -1306,20 +1308,19 @@ def test_short_seed_worker_of_the_chapter():
     assert len({int(i) for _ in range(2) for batch in loader for i in batch}) == 32
 
 
-def buckets_in_each_process(source):
-    """Runs in each process: the chapter's batch sampler under Accelerate, in 12 epochs."""
-    import numpy as np
+def buckets_in_each_process():
+    """Runs in each process: the batch sampler under Accelerate, in 12 epochs."""
     import torch
     from accelerate import Accelerator
     from torch.utils.data import DataLoader
 
-    names = {"torch": torch, "np": np}
-    exec(source.partition("\n\nby_hand")[0], names)
+    from dlcourse.data_loading import BucketSampler
+
     lengths = torch.randint(1, 50, (75,), generator=torch.Generator().manual_seed(0))
     accelerator = Accelerator(cpu=True)
     found = []
     for drop_last in (True, False):
-        buckets = names["Buckets"](lengths, 4, pool=3, seed=0, drop_last=drop_last)
+        buckets = BucketSampler(lengths, 4, pool=3, drop_last=drop_last)
         loader = DataLoader(range(75), batch_sampler=buckets)
         assert len(loader) == len(list(loader))
         prepared = accelerator.prepare(loader)
@@ -1330,9 +1331,8 @@ def buckets_in_each_process(source):
     return found
 
 
-def test_buckets_of_the_chapter_under_accelerate():
-    (source,) = [cell for cell in cells_of_the_chapter("code") if "class Buckets" in cell]
-    first, second = launch(buckets_in_each_process, args=(source,), timeout=120)
+def test_buckets_under_accelerate():
+    first, second = launch(buckets_in_each_process, timeout=120)
     for mine, other in zip(first[0], second[0], strict=True):
         assert len(mine) == len(other) == 9
         assert len(set(sum(mine + other, []))) == 72
@@ -1342,22 +1342,6 @@ def test_buckets_of_the_chapter_under_accelerate():
         for mine, other in zip(first[1], second[1], strict=True)
     ]
     assert max(lost) > 0  # the trap: why the chapter asks for drop_last
-
-
-def test_buckets_of_the_chapter_drop_no_longest_texts_and_resume():
-    (source,) = [cell for cell in cells_of_the_chapter("code") if "class Buckets" in cell]
-    names = {"torch": torch, "np": np}
-    exec(source.partition("\n\nby_hand")[0], names)
-    lengths = torch.arange(50)
-    left, passes = [], []
-    for epoch in range(40):
-        buckets = names["Buckets"](lengths, 8, pool=20, seed=0, drop_last=True)
-        buckets.epoch = epoch
-        passes.append(list(buckets))
-        assert list(buckets) == passes[-1] and len(buckets) == len(passes[-1]) == 6
-        left += set(range(50)) - set(sum(passes[-1], []))
-    assert len(left) == 80 and len(set(left)) > 30
-    assert passes[0] != passes[1]
 
 
 def training_on_a_stream(source, files):
