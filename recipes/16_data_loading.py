@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 BATCH = 64  # rows an update of all processes together: a multiple of their number
 WORKERS = 2  # for each process. These digits need none: they stand for files to decode
-SEED, RATE, MOMENTUM, EPOCHS, TRAIN_ROWS = 0, 0.1, 0.9, 15, 1472
+SEED, RATE, MOMENTUM, EPOCHS, TRAIN_ROWS = 0, 0.1, 0.9, 30, 1472
 
 
 class ShiftedDigits(Dataset):
