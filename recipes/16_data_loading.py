@@ -25,8 +25,10 @@ class ShiftedDigits(Dataset):
         self.epoch = torch.zeros((), dtype=torch.long).share_memory_()  # workers see it
 
     def __getitem__(self, index):
-        draws = np.random.default_rng([SEED, int(self.epoch), index])  # of this sample alone
-        down, right = draws.integers(3, size=2)
+        draws = np.random.default_rng(
+            [SEED, int(self.epoch), index]
+        )  # of this sample alone
+        down, right = divmod(int(draws.integers(9)), 3)  # each 0, 1 or 2
         framed = F.pad(self.images[index], (1, 1, 1, 1))  # zeros move in at the edge
         return framed[down : down + 8, right : right + 8], self.labels[index]
 
