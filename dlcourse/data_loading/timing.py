@@ -18,9 +18,7 @@ def endless(loader):
         for batch in loader:
             yield batch
         if batch is None:
-            raise ValueError(
-                "this process has no full batch: give it more or larger files"
-            )
+            raise ValueError("no full batch in this process: give it more files")
 
 
 def milliseconds_a_step(train_step, batches, steps, first):
