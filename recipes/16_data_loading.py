@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 BATCH = 64  # rows an update of all processes together: a multiple of their number
 WORKERS = 2  # for each process. These digits need none: they stand for files to decode
-SEED, RATE, MOMENTUM, EPOCHS, TRAIN_ROWS = 0, 0.1, 0.9, 30, 1472
+SEED, RATE, MOMENTUM, EPOCHS, TRAIN_ROWS = 0, 0.05, 0.9, 30, 1472
 
 
 class ShiftedDigits(Dataset):
@@ -25,9 +25,7 @@ class ShiftedDigits(Dataset):
         self.epoch = torch.zeros((), dtype=torch.long).share_memory_()  # workers see it
 
     def __getitem__(self, index):
-        draws = np.random.default_rng(
-            [SEED, int(self.epoch), index]
-        )  # of this sample alone
+        draws = np.random.default_rng([SEED, int(self.epoch), index])  # its own
         down, right = divmod(int(draws.integers(9)), 3)  # each 0, 1 or 2
         framed = F.pad(self.images[index], (1, 1, 1, 1))  # zeros move in at the edge
         return framed[down : down + 8, right : right + 8], self.labels[index]
