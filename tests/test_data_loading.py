@@ -49,13 +49,16 @@ from dlcourse.data_loading import (
     WorkerInfo,
     default_collate,
     draw_seed,
+    endless,
     get_worker_info,
+    keyed_transform,
     pack_sequences,
     pad_collate,
     padding_share,
     prefetch,
     seed_worker,
     shard_indices,
+    steps_with_and_without,
     write_jpegs,
 )
 from dlcourse.exercises import data_loading as exercises
@@ -144,10 +147,12 @@ def test_bucket_sampler_invariants(seed):
     length, size, pool = rng.randint(1, 200), rng.randint(1, 20), rng.randint(1, 6)
     lengths = torch.randint(1, 50, (length,), generator=seeded(seed))
     drop = rng.random() < 0.5
-    sampler = BucketSampler(lengths, size, pool, drop, generator=seeded(seed))
-    first, second = list(sampler), list(sampler)
-    again = list(BucketSampler(lengths, size, pool, drop, generator=seeded(seed)))
-    assert first == again and len(first) == len(sampler)
+    sampler = BucketSampler(lengths, size, pool, drop, seed)
+    first, repeated = list(sampler), list(sampler)
+    sampler.epoch = 1
+    second = list(sampler)
+    again = list(BucketSampler(lengths, size, pool, drop, seed))
+    assert first == repeated == again and len(first) == len(sampler)
     if length > 30:
         assert first != second
     for batches in (first, second):
@@ -170,9 +175,9 @@ def test_bucketing_drops_no_longest_samples():
     """What is left out was drawn at random, and is another in each pass."""
     lengths = torch.arange(50)
     for pool in (2, 5, 20):
-        sampler = BucketSampler(lengths, 8, pool, True, generator=seeded(0))
+        sampler = BucketSampler(lengths, 8, pool, drop_last=True)
         left = []
-        for _ in range(40):
+        for sampler.epoch in range(40):
             left += set(range(50)) - {i for batch in sampler for i in batch}
         assert len(left) == 80 and len(set(left)) > 30
         assert 15 < sum(left) / len(left) < 34
@@ -184,7 +189,7 @@ def test_bucketing_cuts_the_padding():
         torch.manual_seed(seed)
         lengths = lengths.sample((2000,)).ceil().long()
         plain = BatchSampler(RandomSampler(lengths, generator=seeded(seed)), 32)
-        bucketed = BucketSampler(lengths, 32, generator=seeded(seed))
+        bucketed = BucketSampler(lengths, 32, seed=seed)
         assert (
             padding_share(lengths, plain) > 0.5 > 0.2 > padding_share(lengths, bucketed)
         )
@@ -1306,20 +1311,19 @@ def test_short_seed_worker_of_the_chapter():
     assert len({int(i) for _ in range(2) for batch in loader for i in batch}) == 32
 
 
-def buckets_in_each_process(source):
-    """Runs in each process: the chapter's batch sampler under Accelerate, in 12 epochs."""
-    import numpy as np
+def buckets_in_each_process():
+    """Runs in each process: the batch sampler under Accelerate, in 12 epochs."""
     import torch
     from accelerate import Accelerator
     from torch.utils.data import DataLoader
 
-    names = {"torch": torch, "np": np}
-    exec(source.partition("\n\nby_hand")[0], names)
+    from dlcourse.data_loading import BucketSampler
+
     lengths = torch.randint(1, 50, (75,), generator=torch.Generator().manual_seed(0))
     accelerator = Accelerator(cpu=True)
     found = []
     for drop_last in (True, False):
-        buckets = names["Buckets"](lengths, 4, pool=3, seed=0, drop_last=drop_last)
+        buckets = BucketSampler(lengths, 4, pool=3, drop_last=drop_last)
         loader = DataLoader(range(75), batch_sampler=buckets)
         assert len(loader) == len(list(loader))
         prepared = accelerator.prepare(loader)
@@ -1330,9 +1334,8 @@ def buckets_in_each_process(source):
     return found
 
 
-def test_buckets_of_the_chapter_under_accelerate():
-    (source,) = [cell for cell in cells_of_the_chapter("code") if "class Buckets" in cell]
-    first, second = launch(buckets_in_each_process, args=(source,), timeout=120)
+def test_buckets_under_accelerate():
+    first, second = launch(buckets_in_each_process, timeout=120)
     for mine, other in zip(first[0], second[0], strict=True):
         assert len(mine) == len(other) == 9
         assert len(set(sum(mine + other, []))) == 72
@@ -1342,22 +1345,6 @@ def test_buckets_of_the_chapter_under_accelerate():
         for mine, other in zip(first[1], second[1], strict=True)
     ]
     assert max(lost) > 0  # the trap: why the chapter asks for drop_last
-
-
-def test_buckets_of_the_chapter_drop_no_longest_texts_and_resume():
-    (source,) = [cell for cell in cells_of_the_chapter("code") if "class Buckets" in cell]
-    names = {"torch": torch, "np": np}
-    exec(source.partition("\n\nby_hand")[0], names)
-    lengths = torch.arange(50)
-    left, passes = [], []
-    for epoch in range(40):
-        buckets = names["Buckets"](lengths, 8, pool=20, seed=0, drop_last=True)
-        buckets.epoch = epoch
-        passes.append(list(buckets))
-        assert list(buckets) == passes[-1] and len(buckets) == len(passes[-1]) == 6
-        left += set(range(50)) - set(sum(passes[-1], []))
-    assert len(left) == 80 and len(set(left)) > 30
-    assert passes[0] != passes[1]
 
 
 def training_on_a_stream(source, files):
@@ -1374,39 +1361,112 @@ def training_on_a_stream(source, files):
         def __init__(self):
             super().__init__(cpu=True)
 
+    from dlcourse.data_loading import endless
+
     seen = []
 
-    def to_tensors(lines, device):
-        seen.append(list(lines))
-        values = torch.tensor([[float(line)] for line in lines], device=device)
+    def to_tensors(lines):
+        values = torch.tensor([[float(line)] for line in lines])
         return values, 2 * values
+
+    def note(loader):
+        for inputs, targets in endless(loader):
+            seen.append([f"{value:.1f}" for value in inputs.flatten().tolist()])
+            yield inputs, targets
 
     torch.manual_seed(0)
     model = torch.nn.Linear(1, 1)
     names = {
         "Accelerator": OnTheCPU, "DataLoader": DataLoader, "ShardedLines": ShardedLines,
-        "itertools": itertools, "torch": torch, "to_tensors": to_tensors,
+        "itertools": itertools, "torch": torch, "to_tensors": to_tensors, "endless": note,
         "loss_fn": torch.nn.functional.mse_loss, "files": files, "model": model,
         "optimizer": torch.optim.SGD(model.parameters(), lr=0.01),
-        "SEED": 0, "BATCH": 2, "STEPS": 9,
+        "SEED": 0, "BATCH": 2, "EPOCHS": 3, "STEPS": 4,
     }  # fmt: skip
     exec(source, names)
     return seen, names["model"].module.weight.item()
 
 
 def test_the_chapters_loop_over_a_stream_takes_equally_many_steps(tmp_path):
-    files = write_shards(tmp_path, [3, 9, 4, 7, 2])
+    files = write_shards(tmp_path, [4, 4, 4, 4])
     (first, weight), (second, other) = launch(
-        training_on_a_stream, args=(fenced("def endless"), files), timeout=120
+        training_on_a_stream,
+        args=(fenced("for epoch in range(EPOCHS)"), files),
+        timeout=120,
     )
-    assert len(first) == len(second) == 9
+    assert len(first) == len(second) == 12
     assert weight == other
-    assert not set(sum(first[:2], [])) & set(sum(second[:2], []))
+    wanted = sorted(
+        str(float(f"{file}.{line}")) for file in range(4) for line in range(4)
+    )
+    epochs = [sum(first[i : i + 4] + second[i : i + 4], []) for i in (0, 4, 8)]
+    for lines in epochs:  # files of equal size, one a reader: each line once
+        assert sorted(lines) == wanted
+    assert epochs[0] != epochs[1]
+
+
+def test_endless_begins_again_and_needs_a_batch():
+    assert list(itertools.islice(endless([1, 2]), 5)) == [1, 2, 1, 2, 1]
+    with pytest.raises(ValueError, match="no full batch"):
+        next(endless([]))
+
+
+def test_steps_with_and_without_a_loader():
+    loader = peer.DataLoader(SlowSamples(64, wait=0.01), 2)
+    taken = []
+    slow, kept = steps_with_and_without(taken.append, loader, steps=4)
+    assert slow > 20 > kept
+    assert len(taken) == 2 * (1 + 4)
+    assert all(torch.equal(batch, taken[5]) for batch in taken[5:])
+
+
+def test_keyed_transform_draws_from_its_key_alone():
+    def transform(image):
+        return image + torch.randn_like(image)
+
+    image, found = torch.zeros(2, 3), {}
+    for key in itertools.product((0, 1), repeat=3):
+        torch.manual_seed(0)
+        found[key] = keyed_transform(transform, image, *key)
+        after = torch.rand(())
+        torch.manual_seed(0)
+        assert torch.rand(()) == after
+        torch.manual_seed(9)
+        assert torch.equal(found[key], keyed_transform(transform, image, *key))
+    assert len({tuple(noisy.flatten().tolist()) for noisy in found.values()}) == 8
+
+
+@forked_only
+def test_files_of_the_chapter(tmp_path):
+    from PIL import Image
+
+    def transform(image):
+        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
+        return pixels.float() + torch.rand(())
+
+    write_jpegs(tmp_path, 8, 16)
+    names = {"Dataset": peer.Dataset, "Image": Image, "np": np, "torch": torch, "SEED": 0}
+    names["keyed_transform"] = keyed_transform
+    exec(fenced("class Files"), names)
+    paths = sorted(map(str, tmp_path.glob("*.jpg")))
+    data = names["Files"](paths, range(8), transform)
+    epochs = []
+    for workers in (0, 2):
+        loader = peer.DataLoader(
+            data, 4, num_workers=workers, persistent_workers=workers > 0
+        )
+        for epoch in (0, 1):
+            data.epoch.fill_(epoch)
+            images, labels = map(torch.cat, zip(*loader, strict=True))
+            assert images.shape == (8, 3, 16, 16) and labels.tolist() == list(range(8))
+            epochs.append(images)
+    assert torch.equal(epochs[0], epochs[2]) and torch.equal(epochs[1], epochs[3])
+    assert not torch.equal(epochs[0], epochs[1])
 
 
 def prepared_in_each_process():
     """Runs in each process: what Accelerate gives, and what it reads, of nine rows."""
-    from accelerate import Accelerator, DataLoaderConfiguration
+    from accelerate import Accelerator, DataLoaderConfiguration, skip_first_batches
     from torch.utils.data import DataLoader
 
     from dlcourse.data_loading import Probe
@@ -1418,6 +1478,10 @@ def prepared_in_each_process():
         probe = Probe(9)
         loader = accelerator.prepare(DataLoader(probe, 2))
         found.append([[numbers.tolist() for numbers, _ in loader], probe.calls])
+    accelerator.dataloader_config = DataLoaderConfiguration()
+    probe = Probe(9)
+    rest = list(skip_first_batches(accelerator.prepare(DataLoader(probe, 2)), 1))
+    found.append([len(rest), probe.calls])
     return found
 
 
@@ -1426,6 +1490,7 @@ def test_what_the_chapter_says_of_accelerate_s_settings():
     assert first[0][1] == 9 and second[0][1] == 0  # process 0 reads for both
     assert len(first[0][0]) == len(second[0][0])
     assert len(first[1][0]) == len(second[1][0]) + 1
+    assert first[2] == second[2] == [2, 4]  # what is skipped is not read
     assert sorted(sum(first[1][0] + second[1][0], [])) == list(range(9))
 
 

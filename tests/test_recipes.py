@@ -45,6 +45,7 @@ ALSO = {
     "02_hyperparameter_tuning": {"optuna"},
     "09_model_compression": {"safetensors"},
     "10_data_augmentation": {"torchvision"},
+    "16_data_loading": {"numpy"},
 }
 TRIES = 3  # two gloo processes sometimes abort while they exit
 LOST = re.compile(r"SIGABRT|exitcode: -6|EADDRINUSE|address already in use")

@@ -33,7 +33,17 @@ from dlcourse.data_loading.sampling import (
     padding_share,
     shard_indices,
 )
-from dlcourse.data_loading.workers import WorkerInfo, get_worker_info, seed_worker
+from dlcourse.data_loading.timing import (
+    endless,
+    milliseconds_a_step,
+    steps_with_and_without,
+)
+from dlcourse.data_loading.workers import (
+    WorkerInfo,
+    get_worker_info,
+    keyed_transform,
+    seed_worker,
+)
 
 __all__ = [
     "Dataset",
@@ -50,7 +60,11 @@ __all__ = [
     "pad_collate",
     "WorkerInfo",
     "get_worker_info",
+    "keyed_transform",
     "seed_worker",
+    "endless",
+    "milliseconds_a_step",
+    "steps_with_and_without",
     "DataLoader",
     "WorkerError",
     "prefetch",

@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 import torch.utils.data
 from torch import Tensor
@@ -118,47 +119,43 @@ class BucketSampler:
     lengths: one a sample. batch_size, pool: at least 1. pool=1 is plain shuffling; a pool
     of all batches pads least and leaves the batches nearly the same in each pass.
     drop_last: leave out the last few of the shuffled indices, whatever their length.
-    generator: None draws a seed from the global one for each pass.
+    The order is drawn from seed and `epoch`: set that before each pass. Several processes
+    that have the same seed have the same order, whatever else they draw.
 
     Raises ValueError for no lengths, or sizes below 1.
 
     Invariants: without drop_last each index comes once; the batches of a pool do not
-    overlap in length but at their ends; at most one batch is shorter than batch_size.
+    overlap in length but at their ends; at most one batch is shorter than batch_size; the
+    same seed and epoch give the same batches.
     """
 
-    def __init__(
-        self,
-        lengths: Sequence[int] | Tensor,
-        batch_size: int,
-        pool: int = 50,
-        drop_last: bool = False,
-        generator: torch.Generator | None = None,
-    ) -> None:
+    def __init__(self, lengths, batch_size, pool=50, drop_last=False, seed=0):
         _check_not_empty(len(lengths))
         _check_whole("batch_size", batch_size)
         _check_whole("pool", pool)
-        self.lengths, self.batch_size, self.pool = (
-            torch.as_tensor(lengths),
-            batch_size,
-            pool,
-        )
-        self.drop_last, self.generator = drop_last, generator
+        self.lengths = torch.as_tensor(lengths)
+        self.batch_size = batch_size  # this and drop_last are read by Accelerate, too
+        self.drop_last = drop_last
+        self.pool = pool  # batches that are sorted together
+        self.seed = seed
+        self.epoch = 0  # set it before each pass
 
-    def __iter__(self) -> Iterator[list[int]]:
-        generator = self.generator or torch.Generator().manual_seed(draw_seed())
-        order = torch.randperm(len(self.lengths), generator=generator)
-        if self.drop_last:  # before sorting: after it, the longest would go
-            order = order[: len(order) - len(order) % self.batch_size]
-        batches: list[Tensor] = []
+    def __iter__(self):
+        rng = np.random.default_rng([self.seed, self.epoch])
+        order = torch.from_numpy(rng.permutation(len(self.lengths)))
+        if self.drop_last:  # before sorting: after it, the longest would be dropped
+            order = order[: len(self) * self.batch_size]
+
+        batches = []
         for members in order.split(self.batch_size * self.pool):
             by_length = members[self.lengths[members].argsort(stable=True)]
             batches += by_length.split(self.batch_size)
-        for number in torch.randperm(len(batches), generator=generator).tolist():
-            yield batches[number].tolist()
+        for place in rng.permutation(len(batches)):
+            yield batches[place].tolist()
 
-    def __len__(self) -> int:
-        batches, rest = divmod(len(self.lengths), self.batch_size)
-        return batches + (rest > 0 and not self.drop_last)
+    def __len__(self):
+        full, rest = divmod(len(self.lengths), self.batch_size)
+        return full + (rest > 0 and not self.drop_last)
 
 
 def padding_share(

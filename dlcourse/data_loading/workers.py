@@ -78,3 +78,18 @@ def _seed_everything(base_seed: int, worker: int) -> int:
     words = [worker, base_seed & 0xFFFFFFFF, base_seed >> 32, 0]
     np.random.seed(np.random.SeedSequence(words).generate_state(4))
     return seed
+
+
+def keyed_transform(transform, image, seed, epoch, index):
+    """Return transform(image) with torch's global draws made from (seed, epoch, index).
+
+    For transforms that take no generator, such as torchvision's; those that draw from
+    Python's or NumPy's generator are not reached.
+
+    Invariant: the state of torch's generators is the same before and after.
+    """
+    words = np.random.SeedSequence([seed, epoch, index]).generate_state(1, np.uint64)
+    with torch.random.fork_rng(devices=[]):  # the state is put back at the end
+        # of the CPU alone: torch.manual_seed would also seed the GPU, and so the dropout
+        torch.default_generator.manual_seed(int(words[0]))
+        return transform(image)
