@@ -55,6 +55,7 @@ def run_side_by_side(
     steps: int,
     batch_size: int = 32,
     momentum: float = 0.0,
+    falling: bool = False,
     validation=None,
     test=None,
     looks: Sequence[int] = (),
@@ -65,7 +66,8 @@ def run_side_by_side(
     AdaptiveAvgPool2d, then Flatten, then Linear, BatchNorm1d, LayerNorm of the units and
     ReLU, all of torch; it may begin with Flatten. `data`, `validation` and
     `test` are what `run_trials` takes, and so are the batches: the rows that `fit(seed=...)`
-    draws. `looks`: updates after which to evaluate, too; see `Trials.after`.
+    draws. `falling`: each rate falls to zero along a line. `looks`: updates after which to
+    evaluate, too; see `Trials.after`.
     A network that diverges goes on with NaN and harms no other.
     Raises ValueError for other layers.
     Invariant: each network is trained as it would be alone, up to rounding.
@@ -85,6 +87,8 @@ def run_side_by_side(
 
     batches = rows_drawn(len(inputs), seeds, batch_size)
     for step, rows in enumerate(islice(batches, steps), start=1):
+        if falling:
+            optimizer.param_groups[0]["lr"] = 1 - (step - 1) / steps
         rows = rows.repeat(len(lr), 1)  # (networks, batch)
         x = inputs[rows].transpose(0, 1).flatten(1, 2)  # (batch, networks * c, h, w)
         outputs = model(x).view(len(x), count, -1)
