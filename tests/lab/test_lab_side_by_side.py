@@ -97,6 +97,26 @@ def test_each_network_is_trained_as_alone(build):
                 right = (model(data[0]).argmax(1) == data[1]).double().mean().item()
             assert abs(trials.validation["loss"][i, j] - loss) < 1e-4
             assert trials.test["accuracy"][i, j] == pytest.approx(right)
+            for name, value in trials.networks[i][j].state_dict().items():
+                wanted = model.state_dict()[name]
+                torch.testing.assert_close(value, wanted, atol=1e-4, rtol=1e-4)
+
+
+def test_the_rates_fall_to_zero():
+    data = made_up(40, 0)
+    build = BUILDERS["batch, flat"]
+    settings = {"seeds": [3], "lr": [0.1], "batch_size": 12, "momentum": 0.9}
+    falling = run_side_by_side(build, data, steps=6, falling=True, **settings)
+    model = build(3)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    batches = [*epoch_order(40, 3, 0).split(12), *epoch_order(40, 3, 1).split(12)]
+    for step, rows in enumerate(batches[:6]):
+        optimizer.param_groups[0]["lr"] = 0.1 * (1 - step / 6)
+        loss = F.cross_entropy(model(data[0][rows]), data[1][rows])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        assert abs(float(falling.train_loss[0, 0, step]) - loss.item()) < 1e-4
 
 
 def test_one_that_diverges_harms_no_other():

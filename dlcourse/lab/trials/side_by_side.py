@@ -68,6 +68,7 @@ def run_side_by_side(
     `test` are what `run_trials` takes, and so are the batches: the rows that `fit(seed=...)`
     draws. `falling`: each rate falls to zero along a line. `looks`: updates after which to
     evaluate, too; see `Trials.after`.
+    `networks[rate][seed]` of the results: each network, trained.
     A network that diverges goes on with NaN and harms no other.
     Raises ValueError for other layers.
     Invariant: each network is trained as it would be alone, up to rounding.
@@ -106,6 +107,7 @@ def run_side_by_side(
             for name, rows_held_out in held_out.items():
                 curves[name].append(evaluate_all(model, rows_held_out, shape))
 
+    hand_back(model, networks)
     return Trials(
         list(lr),
         list(seeds),
@@ -114,6 +116,7 @@ def run_side_by_side(
         curves=join_curves(curves),
         validation=curves["validation"][-1] if "validation" in curves else {},
         test=curves["test"][-1] if "test" in curves else {},
+        networks=[networks[i : i + len(seeds)] for i in range(0, count, len(seeds))],
     )
 
 
@@ -121,6 +124,18 @@ def join(networks: Sequence[nn.Sequential]) -> nn.Sequential:
     """Return one network that holds all of them, each in its own group of channels."""
     layers = zip(*networks, strict=True)
     return nn.Sequential(*[_joined_layer(each) for each in layers])
+
+
+@torch.no_grad()
+def hand_back(model: nn.Sequential, networks: Sequence[nn.Sequential]) -> None:
+    """Give each network its own share of the numbers of the joined one."""
+    joined = model.state_dict()
+    for i, network in enumerate(networks):
+        for name, own in network.state_dict().items():
+            whole = joined[name]
+            # what is one number is the same for all: a count of batches
+            shares = whole.view(len(networks), *own.shape) if whole.ndim else None
+            own.copy_(whole if shares is None else shares[i])
 
 
 def _joined_layer(layers: tuple[nn.Module, ...]) -> nn.Module:
