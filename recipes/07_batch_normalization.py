@@ -16,7 +16,7 @@ NORM_ROWS = 16  # rows that share a mean in training: a setting of the model, so
 BATCH = 128  # rows an update: a multiple of NORM_ROWS times the processes (SYNC: of NORM_ROWS)
 SYNC = False  # True if NORM_ROWS do not fit on one GPU: the processes then share them
 RATE, MOMENTUM, DECAY = 0.1, 0.9, 5e-4
-EPOCHS, TRAIN_ROWS, WIDTH = 4, 1408 // BATCH * BATCH, 16  # whole updates only
+EPOCHS, TRAIN_ROWS, WIDTH = 3, 1408 // BATCH * BATCH, 16  # whole updates only
 
 
 def conv(inputs):  # no bias: the norm would take it off, and has a shift of its own
