@@ -2,8 +2,9 @@
 
     python benchmarks/batch_norm.py [--seeds 5] [--first 100] [--epochs 5]
 
-The chapter trains for 150 updates. Here the same eight convolutions train on for several
-epochs, and then, with batch norm and with group norm, for 150 updates of 2 to 32 images.
+The chapter compares rates after 150 updates. Here the same eight convolutions train on for
+several epochs, and then, with batch norm and with group norm, for 150 updates of 2 to 32
+images.
 Every arm is shown at the rate that is best for it on half of the validation images; a
 star marks a best rate at an edge of the grid.
 """

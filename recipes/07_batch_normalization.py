@@ -9,14 +9,14 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from sklearn.datasets import load_digits
 from torch import nn
-from torch.optim.swa_utils import AveragedModel, update_bn
+from torch.optim.swa_utils import update_bn
 from torch.utils.data import DataLoader, TensorDataset
 
 NORM_ROWS = 16  # rows that share a mean in training: a setting of the model, so keep it
-BATCH = 128  # rows an update: a multiple of NORM_ROWS times the processes
-SYNC = False  # True where a GPU has no room for NORM_ROWS: up to so many GPUs share them
+BATCH = 128  # rows an update: a multiple of NORM_ROWS times the processes (SYNC: of NORM_ROWS)
+SYNC = False  # True if NORM_ROWS do not fit on one GPU: the processes then share them
 RATE, MOMENTUM, DECAY = 0.1, 0.9, 5e-4
-EPOCHS, TRAIN_ROWS, WIDTH = 6, 1408 // BATCH * BATCH, 16  # whole updates only
+EPOCHS, TRAIN_ROWS, WIDTH = 3, 1408 // BATCH * BATCH, 16  # whole updates only
 
 
 def conv(inputs):  # no bias: the norm would take it off, and has a shift of its own
@@ -26,8 +26,10 @@ def conv(inputs):  # no bias: the norm would take it off, and has a shift of its
 
 accelerator = Accelerator()
 processes = accelerator.num_processes
+if SYNC and NORM_ROWS % processes:
+    raise SystemExit(f"{processes} processes cannot share {NORM_ROWS=} evenly")
 rows = NORM_ROWS // processes if SYNC else NORM_ROWS  # of each process, at a time
-if rows == 0 or BATCH % (rows * processes):
+if BATCH % (rows * processes):
     raise SystemExit(f"{BATCH=} is no multiple of {rows} rows in {processes} processes")
 accelerator.gradient_accumulation_steps = BATCH // (rows * processes)
 torch.manual_seed(0)
@@ -41,30 +43,27 @@ optimizer = torch.optim.SGD([decayed, spared], RATE, MOMENTUM, weight_decay=DECA
 images, labels = (torch.tensor(part) for part in load_digits(return_X_y=True))
 images = (images / 16).float().view(-1, 1, 8, 8)
 train_rows = TensorDataset(images[:TRAIN_ROWS], labels[:TRAIN_ROWS])
-test = DataLoader(TensorDataset(images[TRAIN_ROWS:], labels[TRAIN_ROWS:]), 64)
+held_out = DataLoader(TensorDataset(images[1408:], labels[1408:]), 64)
 order = torch.Generator().manual_seed(0)
 train = DataLoader(train_rows, rows, shuffle=True, generator=order, drop_last=True)
-model, optimizer, train, test = accelerator.prepare(bare, optimizer, train, test)
-average = AveragedModel(bare)  # the mean of the weights since half of the training
+mixed_order = torch.Generator().manual_seed(0)
+mixed = DataLoader(train_rows, 128, shuffle=True, generator=mixed_order)
+model, optimizer, train, held_out = accelerator.prepare(bare, optimizer, train, held_out)
 
-for epoch in range(EPOCHS):
+for _ in range(EPOCHS):
     model.train()
     for inputs, targets in train:
         with accelerator.accumulate(model):
             accelerator.backward(F.cross_entropy(model(inputs), targets))
             optimizer.step()
             optimizer.zero_grad()
-        if accelerator.sync_gradients and epoch >= EPOCHS // 2:  # once an update
-            average.update_parameters(bare)
-
-# the averaged weights need statistics of their own: from mixed batches, alike everywhere
-mixed = DataLoader(train_rows, 128, shuffle=True, generator=order)
-update_bn(mixed, average, device=accelerator.device)
-average.eval()
-with torch.no_grad():
-    pairs = [accelerator.gather_for_metrics((average(x), y)) for x, y in test]
-outputs, targets = (torch.cat(parts) for parts in zip(*pairs, strict=True))
-accuracy = (outputs.argmax(1) == targets).float().mean()
-loss = F.cross_entropy(outputs, targets)
-accelerator.print(f"test accuracy {accuracy:.4f}, test loss {loss:.4f}")
+    # each process has seen other rows: measure the statistics anew, from the same rows
+    update_bn(mixed, bare, device=accelerator.device)
+    model.eval()
+    with torch.no_grad():
+        pairs = [accelerator.gather_for_metrics((model(x), y)) for x, y in held_out]
+    outputs, targets = (torch.cat(parts) for parts in zip(*pairs, strict=True))
+    accuracy = (outputs.argmax(1) == targets).float().mean()
+    loss = F.cross_entropy(outputs, targets)
+    accelerator.print(f"validation accuracy {accuracy:.4f}, validation loss {loss:.4f}")
 accelerator.end_training()

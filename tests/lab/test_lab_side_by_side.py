@@ -37,6 +37,24 @@ def builder(norm, flat):
     return build
 
 
+def fully_connected(norm):
+    def build(seed):
+        torch.manual_seed(seed)
+        layers = [nn.Flatten(), nn.Linear(36, 5, bias=False), norm(5), nn.ReLU()]
+        return nn.Sequential(*layers, nn.Linear(5, 3))
+
+    return build
+
+
+BUILDERS = {
+    "batch norm of units": fully_connected(nn.BatchNorm1d),
+    "layer norm of units": fully_connected(nn.LayerNorm),
+}
+for norm in NORMS:
+    BUILDERS[f"{norm}, flat"] = builder(norm, flat=True)
+    BUILDERS[f"{norm}, pooled"] = builder(norm, flat=False)
+
+
 def made_up(rows, seed):
     generator = torch.Generator().manual_seed(seed)
     images = torch.randn(rows, 1, 6, 6, generator=generator)
@@ -62,12 +80,10 @@ def alone(build, data, seed, lr, steps, batch_size, momentum):
     return model.eval(), losses
 
 
-@pytest.mark.parametrize("flat", [True, False])
-@pytest.mark.parametrize("norm", NORMS)
-def test_each_network_is_trained_as_alone(norm, flat):
+@pytest.mark.parametrize("build", BUILDERS.values(), ids=BUILDERS)
+def test_each_network_is_trained_as_alone(build):
     data, held_out = made_up(40, 0), made_up(25, 1)
     settings = {"steps": 9, "batch_size": 12, "momentum": 0.9}
-    build = builder(norm, flat)
     seeds, rates = [3, 5], [0.02, 0.1]
     trials = run_side_by_side(
         build, data, seeds=seeds, lr=rates, validation=held_out, test=data, **settings
@@ -81,6 +97,26 @@ def test_each_network_is_trained_as_alone(norm, flat):
                 right = (model(data[0]).argmax(1) == data[1]).double().mean().item()
             assert abs(trials.validation["loss"][i, j] - loss) < 1e-4
             assert trials.test["accuracy"][i, j] == pytest.approx(right)
+            for name, value in trials.networks[i][j].state_dict().items():
+                wanted = model.state_dict()[name]
+                torch.testing.assert_close(value, wanted, atol=1e-4, rtol=1e-4)
+
+
+def test_the_rates_fall_to_zero():
+    data = made_up(40, 0)
+    build = BUILDERS["batch, flat"]
+    settings = {"seeds": [3], "lr": [0.1], "batch_size": 12, "momentum": 0.9}
+    falling = run_side_by_side(build, data, steps=6, falling=True, **settings)
+    model = build(3)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    batches = [*epoch_order(40, 3, 0).split(12), *epoch_order(40, 3, 1).split(12)]
+    for step, rows in enumerate(batches[:6]):
+        optimizer.param_groups[0]["lr"] = 0.1 * (1 - step / 6)
+        loss = F.cross_entropy(model(data[0][rows]), data[1][rows])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        assert abs(float(falling.train_loss[0, 0, step]) - loss.item()) < 1e-4
 
 
 def test_one_that_diverges_harms_no_other():

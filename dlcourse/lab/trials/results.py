@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from torch import Tensor
+from torch import Tensor, nn
 
 from dlcourse.lab.claims import record
 from dlcourse.lab.trials.statistics import Comparison, paired
@@ -46,6 +46,7 @@ class Trials:
     (lrs, seeds, times); empty without validate_every=.
     `weights[name]`: the trained parameters (or their average), each (lrs, seeds, ...).
     `stacked`: whether the replicas ran as one.
+    `networks`: each trained network, lrs x seeds, where `run_side_by_side` made them.
     """
 
     lrs: list[float]
@@ -59,6 +60,7 @@ class Trials:
     curves: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
     weights: dict[str, Tensor] = field(default_factory=dict, repr=False)
     forward: Callable[[Tensor, bool], Tensor] | None = field(default=None, repr=False)
+    networks: list[list[nn.Sequential]] = field(default_factory=list, repr=False)
 
     def best_lr(self, metric: str = "accuracy") -> int:
         """Return the index of the learning rate that is best on the validation rows, on
@@ -106,6 +108,7 @@ class Trials:
             curves={},
             weights={},
             forward=None,
+            networks=[],
             **found,
         )
 
@@ -127,7 +130,7 @@ class Trials:
                 picked = np.take_along_axis(values, best[:, :, None], axis=2)
                 found[part][name] = picked[:, :, 0]
         # the weights at those times are gone
-        return dataclasses.replace(self, weights={}, forward=None, **found)
+        return dataclasses.replace(self, weights={}, forward=None, networks=[], **found)
 
     def predict(self, inputs: Tensor, of_each_seed: bool = False) -> Tensor:
         """Return what each trained model makes of `inputs`: (lrs, seeds, rows, ...).

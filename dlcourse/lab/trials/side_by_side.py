@@ -1,26 +1,49 @@
-"""Many small convolutional networks as one, side by side in its channels.
+"""Many small networks as one, side by side in its channels.
 
 A convolution with `groups=` keeps groups of channels apart, and so do batch norm, group
 norm and ReLU. So R networks of width w are one network of width R * w with R groups.
+Their linear layers are one batched matrix product, a layer norm is a group norm.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from itertools import islice
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from dlcourse.lab.training import as_tensors
 from dlcourse.lab.trials.results import Trials
 from dlcourse.lab.trials.stacked import join_curves, rows_drawn
 
 EVALUATED_ROWS = 8192  # of all networks in one pass
-KINDS = "Conv2d, BatchNorm2d, GroupNorm, ReLU, AdaptiveAvgPool2d, Flatten and Linear"
+KINDS = (
+    "Conv2d, BatchNorm2d, GroupNorm, ReLU, AdaptiveAvgPool2d, Flatten, and after it "
+    "Linear, BatchNorm1d, LayerNorm"
+)
+
+
+class LinearLayers(nn.Module):
+    """The linear layers of all networks: (rows, networks * in) -> (rows, networks * out).
+
+    `weight`: (networks, out, in), `bias`: (networks, 1, out) or None.
+    """
+
+    def __init__(self, layers: Sequence[nn.Linear]):
+        super().__init__()
+        self.weight = nn.Parameter(torch.stack([layer.weight for layer in layers]))
+        biases = [layer.bias for layer in layers if layer.bias is not None]
+        self.bias = nn.Parameter(torch.stack(biases)[:, None]) if biases else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.view(len(x), len(self.weight), -1).transpose(0, 1)  # (networks, rows, in)
+        y = x @ self.weight.mT
+        if self.bias is not None:
+            y = y + self.bias
+        return y.transpose(0, 1).flatten(1)
 
 
 def run_side_by_side(
@@ -32,6 +55,7 @@ def run_side_by_side(
     steps: int,
     batch_size: int = 32,
     momentum: float = 0.0,
+    falling: bool = False,
     validation=None,
     test=None,
     looks: Sequence[int] = (),
@@ -39,9 +63,12 @@ def run_side_by_side(
     """Train `build(seed)` for every learning rate and seed by SGD, and return the results.
 
     `build(seed)` is an nn.Sequential of Conv2d, BatchNorm2d, GroupNorm, ReLU and
-    AdaptiveAvgPool2d, then Flatten and one Linear, all of torch. `data`, `validation` and
+    AdaptiveAvgPool2d, then Flatten, then Linear, BatchNorm1d, LayerNorm of the units and
+    ReLU, all of torch; it may begin with Flatten. `data`, `validation` and
     `test` are what `run_trials` takes, and so are the batches: the rows that `fit(seed=...)`
-    draws. `looks`: updates after which to evaluate, too; see `Trials.after`.
+    draws. `falling`: each rate falls to zero along a line. `looks`: updates after which to
+    evaluate, too; see `Trials.after`.
+    `networks[rate][seed]` of the results: each network, trained.
     A network that diverges goes on with NaN and harms no other.
     Raises ValueError for other layers.
     Invariant: each network is trained as it would be alone, up to rounding.
@@ -61,6 +88,8 @@ def run_side_by_side(
 
     batches = rows_drawn(len(inputs), seeds, batch_size)
     for step, rows in enumerate(islice(batches, steps), start=1):
+        if falling:
+            optimizer.param_groups[0]["lr"] = 1 - (step - 1) / steps
         rows = rows.repeat(len(lr), 1)  # (networks, batch)
         x = inputs[rows].transpose(0, 1).flatten(1, 2)  # (batch, networks * c, h, w)
         outputs = model(x).view(len(x), count, -1)
@@ -78,6 +107,7 @@ def run_side_by_side(
             for name, rows_held_out in held_out.items():
                 curves[name].append(evaluate_all(model, rows_held_out, shape))
 
+    hand_back(model, networks)
     return Trials(
         list(lr),
         list(seeds),
@@ -86,20 +116,29 @@ def run_side_by_side(
         curves=join_curves(curves),
         validation=curves["validation"][-1] if "validation" in curves else {},
         test=curves["test"][-1] if "test" in curves else {},
+        networks=[networks[i : i + len(seeds)] for i in range(0, count, len(seeds))],
     )
 
 
 def join(networks: Sequence[nn.Sequential]) -> nn.Sequential:
     """Return one network that holds all of them, each in its own group of channels."""
-    joined: list[nn.Module] = []
-    channels = 0  # of one network, at this place
-    for layers in zip(*networks, strict=True):
-        joined.append(_joined_layer(layers, channels))
-        channels = getattr(layers[0], "out_channels", channels)
-    return nn.Sequential(*joined)
+    layers = zip(*networks, strict=True)
+    return nn.Sequential(*[_joined_layer(each) for each in layers])
 
 
-def _joined_layer(layers: tuple[nn.Module, ...], channels: int) -> nn.Module:
+@torch.no_grad()
+def hand_back(model: nn.Sequential, networks: Sequence[nn.Sequential]) -> None:
+    """Give each network its own share of the numbers of the joined one."""
+    joined = model.state_dict()
+    for i, network in enumerate(networks):
+        for name, own in network.state_dict().items():
+            whole = joined[name]
+            # what is one number is the same for all: a count of batches
+            shares = whole.view(len(networks), *own.shape) if whole.ndim else None
+            own.copy_(whole if shares is None else shares[i])
+
+
+def _joined_layer(layers: tuple[nn.Module, ...]) -> nn.Module:
     first: Any = layers[0]
     count = len(layers)
     joined: nn.Module
@@ -112,18 +151,17 @@ def _joined_layer(layers: tuple[nn.Module, ...], channels: int) -> nn.Module:
             groups=count * first.groups,
             bias=first.bias is not None,
         )
-    elif isinstance(first, nn.Linear):  # a convolution as large as the square image
-        side = math.isqrt(first.in_features // channels)
-        sizes = count * channels, count * first.out_features
-        joined = nn.Conv2d(*sizes, side, groups=count)
-    elif isinstance(first, nn.BatchNorm2d):
-        joined = nn.BatchNorm2d(count * first.num_features, first.eps, first.momentum)
+    elif isinstance(first, (nn.BatchNorm1d, nn.BatchNorm2d)):
+        size = count * first.num_features
+        joined = type(first)(size, first.eps, first.momentum)
     elif isinstance(first, nn.GroupNorm):
         sizes = count * first.num_groups, count * first.num_channels
         joined = nn.GroupNorm(*sizes, first.eps)
-    elif isinstance(first, nn.Flatten):
-        return nn.Identity()  # the last convolution wants its pixels
-    elif isinstance(first, (nn.ReLU, nn.AdaptiveAvgPool2d)):
+    elif isinstance(first, nn.LayerNorm) and len(first.normalized_shape) == 1:
+        joined = nn.GroupNorm(count, count * first.normalized_shape[0], first.eps)
+    elif isinstance(first, nn.Linear):
+        return LinearLayers(layers)
+    elif isinstance(first, (nn.ReLU, nn.AdaptiveAvgPool2d, nn.Flatten)):
         return first
     else:
         raise ValueError(f"cannot join {type(first).__name__}: use {KINDS}")
