@@ -13,8 +13,8 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset, random_split
 
 BATCH, MICRO_BATCH = 64, 16  # rows an update on all processes; rows at once on each
-RATE, WARMUP = 0.025, 2000  # the peak; updates of warm-up, at most a tenth of the run
-EPOCHS = 3  # so short that the tenth decides: 6 of 60 updates
+RATE, WARMUP = 0.01, 2000  # the peak; updates of warm-up, at most a tenth of the run
+EPOCHS = 10  # 200 updates, so 20 of warm-up
 
 
 class Reader(nn.Module):
