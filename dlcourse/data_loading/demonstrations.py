@@ -119,7 +119,7 @@ class ShardedLines(IterableDataset):
             raise ValueError(f"rank={rank}: give one from 0 to {world_size - 1}")
         if buffer_size < 1:
             raise ValueError(f"buffer_size={buffer_size}: give at least 1")
-        self.files, self.seed = list(files), seed
+        self.files, self.seed = sorted(files), seed
         self.rank, self.world_size = rank, world_size
         self.buffer_size = buffer_size
         self.epoch = torch.zeros((), dtype=torch.long).share_memory_()
