@@ -103,7 +103,7 @@ class NumberStream(IterableDataset):
 class ShardedLines(IterableDataset):
     """The lines of text files as a stream, shuffled anew in each epoch, each read once.
 
-    The files (shards) come in an order drawn from seed and epoch, alike for all readers;
+    The files (shards), sorted, come in an order of seed and epoch, alike for all readers;
     each reader takes every readers-th file, and gives its lines through a buffer of
     `buffer_size` lines, always one of them at random. A reader is a worker of a process;
     rank and world_size say which process this is and of how many. `epoch` lies in shared
