@@ -45,10 +45,11 @@ def main():
     rows = torch.randperm(len(labels), generator=torch.Generator().manual_seed(SEED))
     images, labels = (images[rows] / 16).float().view(-1, 8, 8), labels[rows]
     data = ShiftedDigits(images[:TRAIN_ROWS], labels[:TRAIN_ROWS])
-    test = DataLoader(TensorDataset(images[TRAIN_ROWS:], labels[TRAIN_ROWS:]), 64)
+    held_out = TensorDataset(images[TRAIN_ROWS:], labels[TRAIN_ROWS:])
     ahead = {"num_workers": WORKERS, "persistent_workers": WORKERS > 0}
     ahead["pin_memory"] = torch.cuda.is_available()
     train = DataLoader(data, BATCH, shuffle=True, drop_last=True, **ahead)
+    test = DataLoader(held_out, BATCH, **ahead)
     model, optimizer, train, test = accelerator.prepare(model, optimizer, train, test)
     for epoch in range(EPOCHS):
         data.epoch.fill_(epoch)  # before the loop asks the workers for the first batch

@@ -1381,7 +1381,7 @@ def training_on_a_stream(source, files):
         "itertools": itertools, "torch": torch, "to_tensors": to_tensors, "endless": note,
         "loss_fn": torch.nn.functional.mse_loss, "files": files, "model": model,
         "optimizer": torch.optim.SGD(model.parameters(), lr=0.01),
-        "SEED": 0, "BATCH": 2, "EPOCHS": 3, "STEPS": 4,
+        "SEED": 0, "BATCH": 2, "EPOCHS": 3, "WORKERS": 2, "LINES": 4,
     }  # fmt: skip
     exec(source, names)
     return seen, names["model"].module.weight.item()

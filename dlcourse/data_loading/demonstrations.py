@@ -103,7 +103,7 @@ class NumberStream(IterableDataset):
 class ShardedLines(IterableDataset):
     """The lines of text files as a stream, shuffled anew in each epoch, each read once.
 
-    The files (shards) come in an order drawn from seed and epoch, alike for all readers;
+    The files (shards), sorted, come in an order of seed and epoch, alike for all readers;
     each reader takes every readers-th file, and gives its lines through a buffer of
     `buffer_size` lines, always one of them at random. A reader is a worker of a process;
     rank and world_size say which process this is and of how many. `epoch` lies in shared
@@ -119,7 +119,7 @@ class ShardedLines(IterableDataset):
             raise ValueError(f"rank={rank}: give one from 0 to {world_size - 1}")
         if buffer_size < 1:
             raise ValueError(f"buffer_size={buffer_size}: give at least 1")
-        self.files, self.seed = list(files), seed
+        self.files, self.seed = sorted(files), seed
         self.rank, self.world_size = rank, world_size
         self.buffer_size = buffer_size
         self.epoch = torch.zeros((), dtype=torch.long).share_memory_()

@@ -130,9 +130,11 @@ class BucketSampler:
     """
 
     def __init__(self, lengths, batch_size, pool=50, drop_last=False, seed=0):
-        _check_not_empty(len(lengths))
-        _check_whole("batch_size", batch_size)
-        _check_whole("pool", pool)
+        if not len(lengths):
+            raise ValueError("the dataset is empty: check where its lengths come from")
+        for name, value in (("batch_size", batch_size), ("pool", pool)):
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name}={value!r}: give a whole number of at least 1")
         self.lengths = torch.as_tensor(lengths)
         self.batch_size = batch_size  # this and drop_last are read by Accelerate, too
         self.drop_last = drop_last

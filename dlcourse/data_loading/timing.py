@@ -27,7 +27,7 @@ def milliseconds_a_step(train_step, batches, steps, first):
     The GPU, if there is one, is waited for before each reading of the clock.
     """
     for batch in itertools.islice(batches, first):
-        train_step(batch)  # workers and kernels start here, and the queue is emptied
+        train_step(batch)  # workers and kernels start here
     if torch.cuda.is_available():
         torch.cuda.synchronize()  # its work is only queued when a call returns
 
@@ -39,9 +39,12 @@ def milliseconds_a_step(train_step, batches, steps, first):
     return 1000 * (time.perf_counter() - start) / steps
 
 
-def steps_with_and_without(train_step, loader, steps=20):
+def steps_with_and_without(train_step, loader, steps=100):
     """Return the milliseconds of a step with `loader`, and with one batch of it that is
     kept and used again. The difference is what the loader costs.
+
+    Give many more steps than batches that workers hold (num_workers * prefetch_factor):
+    those were read during the first, slow steps, and their reading is not seen.
     """
     first = 1 + loader.num_workers * (loader.prefetch_factor or 0)
     batches = endless(loader)
