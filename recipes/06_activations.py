@@ -12,11 +12,13 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset, random_split
 
 ACTIVATION, GAIN = nn.ReLU, 2**0.5  # GELU 1.534, SiLU 1.677; else mean(f(z)**2)**-0.5
+UNITS = 1  # the dimension of units or channels; -1 for (rows, tokens, units)
 RATE, BATCH, EPOCHS = 0.1, 32, 5  # BATCH: rows an update, on all processes together
-awake = {}  # of each activation: which of its units were not 0 on some row
+awake = {}  # of each ReLU: which of its units were not 0 on some row
 
 
-def start(model, gain=1.0):  # of the first layer, whose inputs have a mean square near 1
+def start(model, gain=1.0):  # a new, plain stack: no norms, residual paths or attention
+    # gain 1 is that of the first layer, whose inputs have a mean square near 1
     for layer in model.modules():
         if isinstance(layer, (nn.Linear, nn.Conv2d)):
             fan_in = layer.weight[0].numel()  # Conv2d: channels in x height x width
@@ -38,7 +40,7 @@ def look_inside(model, inputs, targets):  # before training, and before prepare
 
 def note_awake(layer, inputs, outputs):
     if not layer.training:
-        units = (outputs != 0).transpose(0, 1).flatten(1).any(dim=1)  # dim 1: the units
+        units = (outputs != 0).movedim(UNITS, 0).flatten(1).any(dim=1)
         awake[layer] = awake[layer] | units if layer in awake else units
 
 
@@ -50,7 +52,8 @@ def report(name, loader):  # the accuracy, and the dead units of each layer
     right = torch.cat([outputs.argmax(1) == y for outputs, y in pairs]).float().mean()
     seen = [accelerator.reduce(mask.float(), reduction="sum") for mask in awake.values()]
     dead = [int((count == 0).sum()) for count in seen]  # awake on no process
-    accelerator.print(f"{name} accuracy {right:.4f}, dead units {sum(dead)} {dead}")
+    count = f"dead units {sum(dead)} {dead}" if dead else "no nn.ReLU to watch"
+    accelerator.print(f"{name} accuracy {right:.4f}, {count}")
 
 
 accelerator = Accelerator()
@@ -66,7 +69,7 @@ start(model)
 spread, ratio = look_inside(model, *parts[0][:256])
 accelerator.print(f"start: least spread {spread:.2f}, gradient first / last {ratio:.2f}")
 for layer in model.modules():
-    if isinstance(layer, ACTIVATION):
+    if isinstance(layer, nn.ReLU):  # a GELU or SiLU is hardly ever exactly 0
         layer.register_forward_hook(note_awake)
 optimizer = torch.optim.SGD(model.parameters(), lr=RATE)
 loaders = [train, DataLoader(parts[1], 100), DataLoader(parts[2], 100)]
