@@ -14,6 +14,7 @@ import tempfile
 import textwrap
 from pathlib import Path
 
+import nbformat
 import pytest
 import torch
 import torch.nn.functional as F
@@ -276,6 +277,40 @@ def test_01_new_names_join_the_folds_and_the_test_stays(tmp_path):
     grown = json.loads((tmp_path / "split.json").read_text())
     assert grown["rows"] == 1797 and grown["test"] == split["test"]
     assert grown["folds"] == [*split["folds"][:4], [*split["folds"][4], "w13"]]
+
+
+SAM = """
+            loss_of = lambda: F.cross_entropy(model.train()(inputs), targets)
+            sam_step(bare, loss_of, optimizer, 0.1, accelerator.backward)
+"""
+
+
+@functools.cache
+def run_03_with_sam(processes: int) -> dict[str, float]:
+    """Run recipe 3 with chapter 3's `sam_step` pasted as the chapter says."""
+    book = nbformat.read(RECIPES.parent / "chapters/03_regularization.ipynb", 4)
+    (cell,) = [c.source for c in book.cells if c.source.startswith("def sam_step(")]
+    assert any(textwrap.dedent(SAM).strip() in c.source for c in book.cells)
+    text = source("03_regularization")
+    first, last = "            optimizer.zero_grad()\n", "            optimizer.step()\n"
+    before, _, rest = text.partition(first)
+    after = rest.partition(last)[2]
+    assert before and after and "DROPOUT, KEPT = 0.008, 1.0, 0.3" in text
+    text = before + SAM.lstrip("\n") + after
+    text = text.replace("accelerator = Accel", f"{cell}\n\naccelerator = Accel", 1)
+    with tempfile.TemporaryDirectory() as folder:
+        script = Path(folder) / "sam.py"
+        script.write_text(text, encoding="utf-8")
+        return result_of(start(script, folder, processes))
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_03_runs_with_the_sam_of_the_chapter(processes):
+    """It runs with dropout and Accelerate, and adds nothing that three seeds can show."""
+    key = "test accuracy"
+    with_sam, without = run_03_with_sam(processes)[key], run("03_regularization")[key]
+    assert with_sam != without
+    assert abs(with_sam - without) <= 0.02
 
 
 def recipe_05(width: int = 64, blocks: int = 2) -> dict:
