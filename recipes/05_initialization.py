@@ -69,11 +69,11 @@ def look(model, blocks, loss_of, classes, gather=lambda sums: sums):
     signal = last.std(0).mean() / first.std(0).mean()  # std over the examples
     back = first.grad.std() / last.grad.std()  # 0 / 0 with a last layer at zero: passes
     at_most = math.log(classes) + 1.5
-    said = f"first loss {loss:.2f} (at most {at_most:.2f}), signal at the last over first "
-    said += f"block {signal:.2g}, gradient at the first over last {back:.2g} (at least 0.1)"
+    said = f"first loss {loss:.2f} (at most {at_most:.2f}), signal at the last over "
+    said += f"first block {signal:.2g}, gradient at the first over last {back:.2g}"
     sums = torch.stack([weight.detach().sum() for weight in model.parameters()])
     equal = bool((gather(sums[None]) == sums).all())
-    said += f", {equal=} in all processes"
+    said += f" (at least 0.1), {equal=} in all processes"
     if not (loss < at_most and signal > 0.1 and not back < 0.1 and equal):
         raise SystemExit(f"a bad start: {said}")
     return loss.item(), said
