@@ -37,7 +37,6 @@ from dlcourse.capstone.result import Result, examine
 from dlcourse.capstone.settings import Problem, Recipe
 from dlcourse.data_loading import seed_worker
 from dlcourse.lab.datasets import ImageData
-from dlcourse.lab.launching import launch
 from dlcourse.lab.training import NonFiniteLossError, fit, replacing
 from dlcourse.regularization import EarlyStopping
 
@@ -175,6 +174,9 @@ def run(recipe: Recipe, folder: Path, options, data: ImageData) -> dict:
     log = list(options.log)
     arguments = {"values": recipe.model_dump(), "out": str(folder), "log": log}
     cpu = not on_gpus(recipe)
+    # here, as in a notebook this import starts a helper for processes
+    from dlcourse.lab.launching import launch
+
     found = launch(
         job, recipe.processes, kwargs=arguments, timeout=YEAR, cpu=cpu, live=True
     )
