@@ -32,10 +32,11 @@ class LinearLayers(nn.Module):
     `weight`: (networks, out, in), `bias`: (networks, 1, out) or None.
     """
 
-    def __init__(self, layers: Sequence[nn.Linear]):
+    def __init__(self, layers: Sequence[Any]):
         super().__init__()
-        self.weight = nn.Parameter(torch.stack([layer.weight for layer in layers]))
-        biases = [layer.bias for layer in layers if layer.bias is not None]
+        weights: list[Tensor] = [layer.weight for layer in layers]
+        biases: list[Tensor] = [layer.bias for layer in layers if layer.bias is not None]
+        self.weight = nn.Parameter(torch.stack(weights))
         self.bias = nn.Parameter(torch.stack(biases)[:, None]) if biases else None
 
     def forward(self, x: Tensor) -> Tensor:
