@@ -20,24 +20,24 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-COPIED = ("dlcourse", "tests", "recipes", "chapters", "tools", "docs", "pyproject.toml")
+BESIDE = ("tests", "recipes", "chapters", "tools", "docs")  # what the tests read
 SETTINGS = """
 [tool.mutmut]
 source_paths = ["dlcourse"]
 only_mutate = ["{source}"]
-pytest_add_cli_args_test_selection = {tests}
+pytest_add_cli_args_test_selection = ["{tests}"]
 pytest_add_cli_args = ["-q", "-x", "-p", "no:cacheprovider"]
-also_copy = ["tests", "recipes", "chapters", "tools", "docs"]
+also_copy = {beside}
 use_setproctitle = false
 """
 
 
-def tests_of(name: str) -> list[str]:
-    """Return the files of tests of a technique."""
-    found = sorted((ROOT / "tests").glob(f"test_{name}.py"))
-    if not found:
-        sys.exit(f"there is no tests/test_{name}.py")
-    return [path.relative_to(ROOT).as_posix() for path in found]
+def tests_of(name: str) -> str:
+    """Return the file of tests of a technique."""
+    tests = f"tests/test_{name}.py"
+    if not (ROOT / tests).exists():
+        sys.exit(f"there is no {tests}")
+    return tests
 
 
 def source_of(name: str) -> str:
@@ -71,14 +71,12 @@ def examine(name: str, children: int) -> tuple[int, int, list[str]]:
     """Return how many changed lines were tried, how many were words, and those unnoticed."""
     with tempfile.TemporaryDirectory(prefix="mutants") as keeper:
         folder = Path(keeper)
-        for part in COPIED:
-            if (ROOT / part).is_dir():
-                shutil.copytree(ROOT / part, folder / part)
-            else:
-                shutil.copy(ROOT / part, folder / part)
-        with open(folder / "pyproject.toml", "a", encoding="utf-8") as file:
-            tests = json.dumps(tests_of(name))
-            file.write(SETTINGS.format(source=source_of(name), tests=tests))
+        for part in ("dlcourse", *BESIDE):
+            shutil.copytree(ROOT / part, folder / part)
+        given = {"source": source_of(name), "tests": tests_of(name)}
+        settings = SETTINGS.format(**given, beside=json.dumps(BESIDE))
+        project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+        (folder / "pyproject.toml").write_text(project + settings, encoding="utf-8")
         mutmut(folder, "run", "--max-children", str(children))
         ends = {}
         for path in sorted((folder / "mutants" / "dlcourse").rglob("*.meta")):
