@@ -14,17 +14,17 @@ from torch.utils.data import DataLoader, TensorDataset, random_split
 ACTIVATION, GAIN = nn.ReLU, 2**0.5  # GELU 1.534, SiLU 1.677; else mean(f(z)**2)**-0.5
 UNITS = 1  # the dimension of units or channels; -1 for (rows, tokens, units)
 RATE, BATCH, EPOCHS = 0.1, 32, 5  # BATCH: rows an update, on all processes together
-awake = {}  # of each ReLU: which of its units were not 0 on some row
+awake = {}  # of each nn.ReLU, used in one place: its units that were not 0 on some row
 
 
 def start(model, gain=1.0):  # a new, plain stack: no norms, residual paths or attention
-    # gain 1 is that of the first layer, whose inputs have a mean square near 1
     for layer in model.modules():
         if isinstance(layer, (nn.Linear, nn.Conv2d)):
             fan_in = layer.weight[0].numel()  # Conv2d: channels in x height x width
             nn.init.normal_(layer.weight, std=gain / fan_in**0.5)
-            nn.init.zeros_(layer.bias)
-            gain = GAIN  # of all others
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+            gain = GAIN  # the first layer's inputs have a mean square near 1
 
 
 def look_inside(model, inputs, targets):  # before training, and before prepare
@@ -35,7 +35,8 @@ def look_inside(model, inputs, targets):  # before training, and before prepare
     for hook in hooks:
         hook.remove()
     spread = [(h.std(0).mean() / h.square().mean().sqrt()).item() for h in seen]
-    return min(spread), (grads[0].norm() / grads[-1].norm()).item()
+    ratio = grads[0].norm() / grads[-1].norm()
+    return f"least spread {min(spread):.2f}, gradient first / last {ratio:.2f}"
 
 
 def note_awake(layer, inputs, outputs):
@@ -45,11 +46,11 @@ def note_awake(layer, inputs, outputs):
 
 
 @torch.no_grad()
-def report(name, loader):  # the accuracy, and the dead units of each layer
+def report(name, loader):  # accuracy, and units of each layer that are 0 on all its rows
     model.eval()
     awake.clear()
-    pairs = [accelerator.gather_for_metrics((model(x), y)) for x, y in loader]
-    right = torch.cat([outputs.argmax(1) == y for outputs, y in pairs]).float().mean()
+    hits = [accelerator.gather_for_metrics(model(x).argmax(1) == y) for x, y in loader]
+    right = torch.cat(hits).float().mean()
     seen = [accelerator.reduce(mask.float(), reduction="sum") for mask in awake.values()]
     dead = [int((count == 0).sum()) for count in seen]  # awake on no process
     count = f"dead units {sum(dead)} {dead}" if dead else "no nn.ReLU to watch"
@@ -61,13 +62,13 @@ torch.manual_seed(0)
 images, labels = load_digits(return_X_y=True)
 images = torch.tensor(images / 8 - 1).float().view(-1, 1, 8, 8)
 parts = random_split(TensorDataset(images, torch.tensor(labels)), [1217, 280, 300])
+assert BATCH % accelerator.num_processes == 0, "BATCH: a multiple of the processes"
 rows, order = BATCH // accelerator.num_processes, torch.Generator().manual_seed(0)
 train = DataLoader(parts[0], rows, shuffle=True, generator=order, drop_last=True)
 hidden = [nn.Conv2d(1, 16, 3), ACTIVATION(), nn.Flatten(), nn.Linear(576, 64)]
 model = nn.Sequential(*hidden, ACTIVATION(), nn.Linear(64, 10))  # no softmax: logits
 start(model)
-spread, ratio = look_inside(model, *parts[0][:256])
-accelerator.print(f"start: least spread {spread:.2f}, gradient first / last {ratio:.2f}")
+accelerator.print("start:", look_inside(model, *parts[0][:256]))
 for layer in model.modules():
     if isinstance(layer, nn.ReLU):  # a GELU or SiLU is hardly ever exactly 0
         layer.register_forward_hook(note_awake)
