@@ -12,7 +12,7 @@ from torch import nn
 from torch.optim.swa_utils import update_bn
 from torch.utils.data import DataLoader, TensorDataset
 
-NORM_ROWS = 16  # rows that share a mean in training: a setting of the model, so keep it
+NORM_ROWS = 16  # rows that share a mean in training: a setting of the model, on any GPUs
 BATCH = 128  # rows an update: a multiple of NORM_ROWS times the processes (SYNC: of NORM_ROWS)
 SYNC = False  # True if NORM_ROWS do not fit on one GPU: the processes then share them
 RATE, MOMENTUM, DECAY = 0.1, 0.9, 5e-4
@@ -66,4 +66,5 @@ for _ in range(EPOCHS):
     accuracy = (outputs.argmax(1) == targets).float().mean()
     loss = F.cross_entropy(outputs, targets)
     accelerator.print(f"validation accuracy {accuracy:.4f}, validation loss {loss:.4f}")
+# accelerator.save(bare.state_dict(), FILE) would store weights and statistics
 accelerator.end_training()
