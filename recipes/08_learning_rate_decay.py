@@ -28,18 +28,17 @@ def update(inputs, targets):  # one update; returns the mean loss of all process
 
 
 def range_test():  # train while the rate grows, then put everything back
-    kept = copy.deepcopy((model.state_dict(), optimizer.state_dict()))
-    shares = [group["lr"] for group in optimizer.param_groups]  # the largest is 1
+    weights, state = copy.deepcopy((model.state_dict(), optimizer.state_dict()))
     smoothed, mean = {}, 0.0
     for rate, batch in zip(RATES, (b for _ in RATES for b in train), strict=False):
-        for group, share in zip(optimizer.param_groups, shares, strict=True):
-            group["lr"] = share * rate
+        for group, old in zip(optimizer.param_groups, state["param_groups"], strict=True):
+            group["lr"] = old["lr"] * rate  # old: its share; the largest is 1
         mean = 0.9 * mean + 0.1 * update(*batch).item()
         smoothed[rate] = mean / (1 - 0.9 ** (len(smoothed) + 1))  # it began at 0
         if not smoothed[rate] < 3 * min(smoothed.values()):  # lost, or NaN
             break
-    model.load_state_dict(kept[0])
-    optimizer.load_state_dict(kept[1])
+    model.load_state_dict(weights)
+    optimizer.load_state_dict(state)
     sgd = isinstance(optimizer.optimizer, torch.optim.SGD)  # Adam wants a smaller share
     return min(smoothed, key=smoothed.get) / (3 if sgd else 10)  # NaN is never less
 
@@ -61,7 +60,7 @@ model, optimizer, train, held = accelerator.prepare(model, optimizer, train, hel
 assert accelerator.gradient_accumulation_steps == 1, "count updates: see recipe 11"
 total = EPOCHS * len(train)  # updates: the length of the loader *after* prepare
 warmup = max(1, min(20, total // 10))
-highest = RATE or min(range_test(), range_test())  # one alone may be far out
+highest = RATE or min(range_test(), range_test())  # two often differ twofold or more
 scheduler = torch.optim.lr_scheduler.LambdaLR(  # up in `warmup` updates, then a line to 0
     optimizer.optimizer,  # and 0 from `total` on, should you train longer
     lambda t: highest * max(0, min((t + 1) / warmup, (total - t) / (total - warmup + 1))),

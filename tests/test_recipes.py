@@ -32,7 +32,7 @@ LONGER = {
     "01_data_splitting": 123,  # names in a file that grows, folds, a final model
     "02_hyperparameter_tuning": 132,  # a search around the training, shared final runs
     "05_initialization": 140,  # a start by kind of layer, a look, a language model
-    "08_learning_rate_decay": 81,  # a range test of all groups, undone, before the run
+    "08_learning_rate_decay": 80,  # a range test of all groups, undone, before the run
     "06_activations": 86,  # a start, a look inside, a monitor
     "09_model_compression": 84,  # a weight that stays packed, whatever the layer
     "10_data_augmentation": 75,  # a data set, a collate function, a log, a test switch
