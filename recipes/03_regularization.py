@@ -14,8 +14,16 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, TensorDataset, random_split
 
-RATE, DECAY, DROPOUT, KEPT = 0.008, 1.0, 0.3, 0.97  # KEPT: by the average, an update
-BATCH, EPOCHS, PATIENCE = 32, 9, 4  # BATCH: rows an update, on all processes together
+# Chosen for 480 rows, a third of whose labels are noise, and 135 updates. "Checked": a mean
+# of 4 or 5 seeds, 10 to 14, which the three below do not use.
+RATE = 0.008  # tune it. Checked: 0.002 to 0.016 within a point; 0.0005 loses 19 points
+DECAY = 1.0  # a weight forgets in 1 / (RATE * DECAY) = 125 updates, 8 epochs: keep the epochs
+DROPOUT = 0.3  # with few and right labels set 0: there it lost accuracy (see the chapter)
+KEPT = 0.97  # of the average, an update: it looks back over 33, far less than the run has
+# More epochs: change neither DECAY nor KEPT. Checked, 60 epochs without a stop: so 0.914;
+# both stretched with the run 0.902; none of the three, at the better of two rates, 0.905.
+BATCH = 32  # rows an update, on all processes together
+EPOCHS, PATIENCE = 9, 4  # PATIENCE: epochs without a new best before the run stops
 
 accelerator = Accelerator()
 images, digits = load_digits(return_X_y=True)
@@ -29,7 +37,7 @@ def evaluate(model, loader):  # accuracy on the rows of all processes
     return torch.cat([x.argmax(1) == y for x, y in pairs]).float().mean().item()
 
 
-def train(seed, rate=RATE, decay=DECAY, dropout=DROPOUT, kept=KEPT):
+def train(seed, rate=RATE, decay=DECAY, dropout=DROPOUT, kept=KEPT, epochs=EPOCHS):
     torch.manual_seed(seed)
     labels = torch.tensor(digits)
     parts = random_split(TensorDataset(images, labels), [480, 320, 997])
@@ -48,7 +56,7 @@ def train(seed, rate=RATE, decay=DECAY, dropout=DROPOUT, kept=KEPT):
     average = AveragedModel(bare, multi_avg_fn=get_ema_multi_avg_fn(kept))
     torch.manual_seed(1000 * seed + accelerator.process_index)  # each drops other units
     best, best_epoch = -1.0, 0
-    for epoch in range(EPOCHS):
+    for epoch in range(epochs):
         for inputs, targets in loaders[0]:
             optimizer.zero_grad()
             accelerator.backward(F.cross_entropy(model.train()(inputs), targets))
