@@ -38,7 +38,7 @@ def evaluate(model, loader):  # accuracy on the rows of all processes
     return torch.cat([x.argmax(1) == y for x, y in pairs]).float().mean().item()
 
 
-def train(seed, rate=RATE, decay=DECAY, dropout=DROPOUT, kept=KEPT, epochs=EPOCHS):
+def train(seed, rate=RATE, decay=DECAY, dropout=DROPOUT, kept=KEPT):
     torch.manual_seed(seed)
     labels = torch.tensor(digits)
     parts = random_split(TensorDataset(images, labels), [480, 320, 997])
@@ -57,7 +57,7 @@ def train(seed, rate=RATE, decay=DECAY, dropout=DROPOUT, kept=KEPT, epochs=EPOCH
     average = AveragedModel(bare, multi_avg_fn=get_ema_multi_avg_fn(kept))
     torch.manual_seed(1000 * seed + accelerator.process_index)  # each drops other units
     best, best_epoch = -1.0, 0
-    for epoch in range(epochs):
+    for epoch in range(EPOCHS):
         for inputs, targets in loaders[0]:
             optimizer.zero_grad()
             accelerator.backward(F.cross_entropy(model.train()(inputs), targets))
