@@ -744,7 +744,8 @@ EXERCISES = (
     Exercise(
         "Write your_groups(model, weight_decay): parameter groups for torch.optim.AdamW. "
         "The weights of linear and convolution layers decay by weight_decay; biases, and "
-        "the scales of norm layers of any kind, do not decay. All are trained.",
+        "the scales of norm layers (batch, group, instance, layer or RMS norm, over one "
+        "dimension), do not decay. All are trained.",
         _check_groups,
         _solve_groups,
         {
