@@ -1,4 +1,4 @@
-"""Data augmentation with torchvision v2: in the data set; MixUp in the collation.
+"""Data augmentation with torchvision v2: affine maps in the data set, MixUp in collate.
 
 One GPU: python FILE. Four GPUs: accelerate launch --num_processes 4 FILE. Two on a CPU:
 ACCELERATE_USE_CPU=yes OMP_NUM_THREADS=1 torchrun --standalone --nproc_per_node 2 FILE.
@@ -17,7 +17,7 @@ AUGMENTS, MIXES = True, False  # keep what gains on the validation images
 TEST = False  # True once, at the end, when all else is decided
 BATCH, RATE, EPOCHS = 20, 0.005, 40  # BATCH: rows an update, on all processes together
 PARTS, WORKERS = (100, 400, 1297), 0  # train, validation, test; for photographs 4 to 8
-maps = v2.RandomAffine(  # degrees, shift, scale, slant; fill=None: clean edges
+maps = v2.RandomAffine(  # degrees, shift, scale, slant; fill=None: edges right
     15, (0.1, 0.1), (0.85, 1.15), 10, v2.InterpolationMode.BILINEAR, fill=None
 )
 to_floats = [v2.ToDtype(torch.float32, scale=True), v2.Normalize([0.3], [0.37])]
