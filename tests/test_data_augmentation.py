@@ -744,20 +744,20 @@ def epochs_of_the_first_image(images, transform, count, training, generator):
 def choose_in_a_loop(candidates, score):
     base, names = score([]), []
     for name in candidates:
-        if base - score((candidates[name],)) <= 0.03:
+        if score((candidates[name],)) - base >= 0.01:
             names.append(name)
     return tuple(names)
 
 
 def choose_by_deleting(candidates, score):
     for name in list(candidates):
-        if score([]) - score([candidates[name]]) > 0.03:
+        if score([candidates[name]]) < score([]) + 0.01:
             del candidates[name]
     return candidates
 
 
 def choose_all_together(candidates, score):
-    ok = score(list(candidates.values())) >= score([]) - 0.03
+    ok = score(list(candidates.values())) >= score([]) + 0.01
     return set(candidates) if ok else set()
 
 
@@ -767,7 +767,7 @@ def choose_relative(candidates, score):
 
 
 def choose_by_names(candidates, score):
-    return {name for name in candidates if score([name]) >= score([]) - 0.03}
+    return {name for name in candidates if score([name]) >= score([]) + 0.01}
 
 
 def mix_in_a_loop(images, labels, weights, classes):
@@ -812,8 +812,8 @@ WRONG = [
     (1, epochs_reversed, "in its place"),
     (1, epochs_with_seed_zero, "`generator` itself"),
     (1, epochs_of_the_first_image, "in its place"),
-    (2, choose_all_together, "may be used"),
-    (2, choose_relative, "may be used"),
+    (2, choose_all_together, "keep it"),
+    (2, choose_relative, "keep it"),
     (2, choose_by_names, "not their names"),
     (3, mix_set_not_added, "add up to 1"),
 ]

@@ -36,7 +36,7 @@ LONGER = {
     "08_learning_rate_decay": 80,  # a range test of all groups, undone, before the run
     "06_activations": 86,  # a start, a look inside, a monitor
     "09_model_compression": 84,  # a weight that stays packed, whatever the layer
-    "10_data_augmentation": 75,  # a data set, a collate function, a log, a test switch
+    "10_data_augmentation": 87,  # data sets to replace, a collate function, a report
     "11_gradient_accumulation": 76,  # one sum of rows or tokens, for training and test
     "12_parallelism": 85,  # blocks, checkpoints in parts, two ways to save memory
     "13_warmup": 76,  # a transformer, the rates used, the count in a checkpoint
@@ -718,7 +718,7 @@ def test_clipping_recipe_without_clipping_fails(tmp_path):
 
 def test_augmentation_equals_a_plain_loop(tmp_path):
     text = source("10_data_augmentation")
-    text = text.replace("EPOCHS = 40, 0.005, 30", "EPOCHS = 40, 0.005, 2")
+    text = text.replace("EPOCHS = 20, 0.005, 40", "EPOCHS = 20, 0.005, 2")
     text = text.replace("MIXES = True, False", "MIXES = True, True")
     text = text.replace("TEST = False", "TEST = True")
     printed = output_of(text, tmp_path / "short.py")
