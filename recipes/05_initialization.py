@@ -12,25 +12,21 @@ from accelerate import Accelerator
 from sklearn.datasets import load_digits
 from torch import nn
 
-PLAIN = True  # False with shortcuts (residual blocks, transformers): torch's weights stay
-GAIN = 2**0.5  # of a layer that reads a ReLU; tanh 1.593, GELU 1.534
-RATE, BATCH, EPOCHS, TRAIN_ROWS = 0.03, 32, 2, 1472
+GAIN = 2**0.5  # of layers that read a ReLU; tanh 1.593, GELU 1.534
+RATE, BATCH, UPDATES, TRAIN = 0.03, 32, 100, 1472
 
 
 @torch.no_grad()
-def start(model, last, factor=0.1):  # `last` puts out the scores: they begin small
+def start(model, last, factor=0.1, plain=True):  # plain: no shortcuts past the layers
     gain = 1.0  # of the first layer, which reads no activation
     for layer in model.modules():
-        if PLAIN and isinstance(layer, (nn.Linear, nn.Conv2d)):
+        if plain and isinstance(layer, (nn.Linear, nn.Conv2d)):
             fan_in = layer.weight[0].numel()  # a convolution's kernel included
             layer.weight.normal_(0, gain / fan_in**0.5)
             if layer.bias is not None:
                 layer.bias.zero_()
-            gain = GAIN
+            gain = GAIN  # of all others
     last.weight.mul_(factor)
-    for layer in model.modules():  # after `last`, which may share such a weight
-        if isinstance(layer, nn.Embedding):
-            layer.weight.normal_(0, 0.02)
 
 
 def look(model, layers, inputs, targets):  # layers: the hidden ones, or residual blocks
@@ -39,14 +35,12 @@ def look(model, layers, inputs, targets):  # layers: the hidden ones, or residua
     scores = model(inputs).flatten(0, -2)  # of images, or of all tokens of a text
     for hook in hooks:
         hook.remove()
-    loss, guessing = F.cross_entropy(scores, targets.flatten()), math.log(len(scores[0]))
+    loss, chance = F.cross_entropy(scores, targets.flatten()), math.log(len(scores[0]))
     gradients = [g.square().mean().sqrt() for g in torch.autograd.grad(loss, seen)]
     signals = [outputs.detach().std(0).mean() for outputs in seen]  # over the examples
-    warnings = []
-    if not loss < guessing + 1.5:
-        warnings += [f"first loss {loss:.1f}, guessing {guessing:.1f}"]
+    warnings = [] if loss < chance + 1.5 else [f"first loss {loss:.1f}, not {chance:.1f}"]
     for name, sizes in (("signal", signals), ("gradient", gradients)):
-        if not max(sizes) <= 10 * min(sizes):  # true of NaN, too
+        if not max(sizes) <= 10 * min(sizes):
             warnings += [f"{name}: first {sizes[0]:.1g}, last {sizes[-1]:.1g}"]
     return loss.item(), warnings
 
@@ -57,23 +51,20 @@ def train(model):
     sums = torch.stack([weight.detach().sum() for weight in model.parameters()])
     if not (accelerator.gather(sums[None]) == sums).all():  # in DDP all hold the same
         accelerator.print("warning: the processes hold different weights")
-    for epoch in range(EPOCHS):
-        order = torch.randperm(TRAIN_ROWS, generator=torch.Generator().manual_seed(epoch))
-        for batch in order.split(BATCH):
-            share = batch[accelerator.process_index :: accelerator.num_processes]
-            accelerator.backward(F.cross_entropy(model(images[share]), labels[share]))
-            optimizer.step()
-            optimizer.zero_grad()
-    with torch.no_grad():
-        right = model(images[TRAIN_ROWS:]).argmax(1) == labels[TRAIN_ROWS:]
-    return right.float().mean().item()
+    order = torch.Generator().manual_seed(0)
+    for batch in torch.randint(TRAIN, (UPDATES, BATCH), generator=order):
+        share = batch[accelerator.process_index :: accelerator.num_processes]
+        accelerator.backward(F.cross_entropy(model(images[share]), labels[share]))
+        optimizer.step()
+        optimizer.zero_grad()
+    return (model(images[TRAIN:]).argmax(1) == labels[TRAIN:]).float().mean().item()
 
 
-def network(hidden=8):
-    layers = [nn.Conv2d(1, 8, 3, padding=1), nn.ReLU()]
-    for _ in range(hidden - 1):
-        layers += [nn.Conv2d(8, 8, 3, padding=1), nn.ReLU()]
-    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(512, 10))
+def network(depth=8):
+    hidden = [nn.Conv2d(1, 8, 3, padding=1), nn.ReLU()]
+    for _ in range(depth - 1):
+        hidden += [nn.Conv2d(8, 8, 3, padding=1), nn.ReLU()]
+    return nn.Sequential(*hidden, nn.Flatten(), nn.Linear(512, 10))
 
 
 accelerator = Accelerator()
