@@ -13,7 +13,7 @@ from sklearn.datasets import load_digits
 from torch import nn
 
 GAIN = 2**0.5  # of layers that read a ReLU; tanh 1.593, GELU 1.534
-RATE, BATCH, UPDATES, TRAIN = 0.03, 32, 100, 1472
+RATE, BATCH, UPDATES, TRAIN = 0.01, 32, 100, 1472
 
 
 @torch.no_grad()
