@@ -61,6 +61,6 @@ seen = torch.stack(norms)
 left_out = int((~seen.isfinite()).sum())
 seen = seen[seen.isfinite()]
 share = (seen > MAX_NORM).float().mean().item()
-accelerator.print(f"updates left out {left_out}, clipped {share:.0%}")
-accelerator.print(f"test accuracy {accuracy:.4f}")
+accelerator.print(f"updates left out: {left_out}")
+accelerator.print(f"clipped {share:.0%}, test accuracy {accuracy:.4f}")
 accelerator.end_training()
