@@ -37,7 +37,7 @@ LONGER = {
     "09_model_compression": 84,  # a weight that stays packed, whatever the layer
     "10_data_augmentation": 75,  # a data set, a collate function, a log, a test switch
     "11_gradient_accumulation": 76,  # one sum of rows or tokens, for training and test
-    "12_parallelism": 85,  # blocks, checkpoints in parts, two ways to save memory
+    "12_parallelism": 80,  # blocks, checkpoints in parts, two ways to save memory
     "13_warmup": 76,  # a transformer, the rates used, the count in a checkpoint
     "16_data_loading": 71,  # rows mixed before they are split
 }
@@ -985,7 +985,7 @@ def test_14_is_made_longer_from_its_stable_part(tmp_path):
 def test_12_goes_on_with_another_number_of_processes(tmp_path):
     """What two processes have saved in parts, one reads; the run is the one not stopped."""
     text = source("12_parallelism")
-    ending = "  # each process its own parts\n"
+    ending = 'FOLDER / f"{epoch + 1}")\n'
     assert text.count(ending) == 1
     stopped = text.replace(ending, f"{ending}    if epoch == 1: break\n")
     script = tmp_path / "changed.py"
