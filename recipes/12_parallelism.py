@@ -32,10 +32,7 @@ gpu = accelerator.device.type == "cuda"
 if not dist.is_initialized():  # one process: a group of one, so that the rest is the same
     backend = "nccl" if gpu else "gloo"
     dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
-full = {
-    "reduce_dtype": torch.float32,
-    "output_dtype": torch.float32,
-}  # as the weights are kept
+full = {"reduce_dtype": torch.float32, "output_dtype": torch.float32}  # not 16 bits
 policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16 if gpu else None, **full)
 torch.manual_seed(SEED)  # the same first weights on all processes
 blocks = [nn.TransformerEncoderLayer(DIM, **BLOCK) for _ in range(LAYERS)]

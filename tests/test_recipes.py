@@ -1012,6 +1012,29 @@ def test_12_blocks_that_compute_again_change_nothing(tmp_path):
         assert abs(float(found[name]) - value) < 1e-4
 
 
+def test_12_a_large_model_comes_from_one_file(tmp_path):
+    """The change that the chapter prints: built without memory, filled part by part."""
+    chapter = RECIPES.parent / "chapters" / "12_parallelism.ipynb"
+    cells = json.loads(chapter.read_text(encoding="utf-8"))["cells"]
+    prose = "\n".join("".join(cell["source"]) for cell in cells)
+    found = re.findall(r"```python\n(torch\.set_default_device.*?)```", prose, re.DOTALL)
+    assert len(found) == 1
+    before, after, *rest = found[0].splitlines()
+    text = source("12_parallelism")
+    build, cut, count = "blocks = [", "for part in (*blocks", "kept = sum("
+    assert text.count(build) == text.count(cut) == text.count(count) == 1
+    stop = "torch.save(model.state_dict(), 'model.pt')\nraise SystemExit\n"
+    output_of(text.replace(cut, stop + cut), tmp_path / "save.py")
+
+    text = text.replace(build, f"{before}\n{build}").replace(cut, f"{after}\n{cut}")
+    text = text.replace(count, "\n".join([*rest, count]))
+    script = tmp_path / "changed.py"
+    script.write_text(text, encoding="utf-8")
+    result = result_of(start(script, tmp_path, processes=2))
+    for name, value in run("12_parallelism").items():
+        assert abs(result[name] - value) <= CASES["12_parallelism"][name]
+
+
 def test_12_the_usual_script_trains_alike_on_two_processes(tmp_path):
     """The script that the chapter prints for a model that fits."""
     chapter = RECIPES.parent / "chapters" / "12_parallelism.ipynb"
