@@ -38,7 +38,7 @@ LONGER = {
     "09_model_compression": 84,  # a weight that stays packed, whatever the layer
     "10_data_augmentation": 87,  # data sets to replace, a collate function, a report
     "11_gradient_accumulation": 76,  # one sum of rows or tokens, for training and test
-    "12_parallelism": 85,  # blocks, checkpoints in parts, two ways to save memory
+    "12_parallelism": 80,  # blocks, checkpoints in parts, two ways to save memory
     "13_warmup": 76,  # a transformer, the rates used, the count in a checkpoint
     "16_data_loading": 71,  # rows mixed before they are split
 }
@@ -873,7 +873,7 @@ def test_14_is_made_longer_from_its_stable_part(tmp_path):
 def test_12_goes_on_with_another_number_of_processes(tmp_path):
     """What two processes have saved in parts, one reads; the run is the one not stopped."""
     text = source("12_parallelism")
-    ending = "  # each process its own parts\n"
+    ending = 'FOLDER / f"{epoch + 1}")\n'
     assert text.count(ending) == 1
     stopped = text.replace(ending, f"{ending}    if epoch == 1: break\n")
     script = tmp_path / "changed.py"
@@ -898,6 +898,29 @@ def test_12_blocks_that_compute_again_change_nothing(tmp_path):
     found = dict(re.findall(r"(test \w+) ([\d.]+)", printed))
     for name, value in run("12_parallelism").items():
         assert abs(float(found[name]) - value) < 1e-4
+
+
+def test_12_a_large_model_comes_from_one_file(tmp_path):
+    """The change that the chapter prints: built without memory, filled part by part."""
+    chapter = RECIPES.parent / "chapters" / "12_parallelism.ipynb"
+    cells = json.loads(chapter.read_text(encoding="utf-8"))["cells"]
+    prose = "\n".join("".join(cell["source"]) for cell in cells)
+    found = re.findall(r"```python\n(torch\.set_default_device.*?)```", prose, re.DOTALL)
+    assert len(found) == 1
+    before, after, *rest = found[0].splitlines()
+    text = source("12_parallelism")
+    build, cut, count = "blocks = [", "for part in (*blocks", "kept = sum("
+    assert text.count(build) == text.count(cut) == text.count(count) == 1
+    stop = "torch.save(model.state_dict(), 'model.pt')\nraise SystemExit\n"
+    output_of(text.replace(cut, stop + cut), tmp_path / "save.py")
+
+    text = text.replace(build, f"{before}\n{build}").replace(cut, f"{after}\n{cut}")
+    text = text.replace(count, "\n".join([*rest, count]))
+    script = tmp_path / "changed.py"
+    script.write_text(text, encoding="utf-8")
+    result = result_of(start(script, tmp_path, processes=2))
+    for name, value in run("12_parallelism").items():
+        assert abs(result[name] - value) <= CASES["12_parallelism"][name]
 
 
 def test_12_the_usual_script_trains_alike_on_two_processes(tmp_path):
