@@ -2,7 +2,8 @@
 
 One process: python FILE. Four GPUs: accelerate launch --num_processes 4 FILE. Two on a CPU:
 ACCELERATE_USE_CPU=yes OMP_NUM_THREADS=1 torchrun --standalone --nproc_per_node 2 FILE.
-Not for DeepSpeed, which clips by its own settings and may return no norm.
+Not for DeepSpeed, which clips by its own settings and may return no norm. Under FSDP2 a
+norm is a distributed tensor: read it as norm.full_tensor().
 """
 
 import torch
@@ -50,17 +51,17 @@ for epoch in range(1, EPOCHS + 1):
             optimizer.step()  # between two updates neither does anything
             optimizer.zero_grad()
     seen = torch.stack(norms[-len(train) // STEPS :])
-    middle, largest = seen.median().item(), seen.max().item()
-    accelerator.print(f"epoch {epoch}: median norm {middle:.2f}, largest {largest:.2f}")
+    middle, largest = seen.nanmedian().item(), seen.max().item()
+    left_out = int((~seen.isfinite()).sum())
+    text = f"median norm {middle:.2f}, largest {largest:.2f}, {left_out} updates left out"
+    accelerator.print(f"epoch {epoch}: {text}")
 
 model.eval()
 with torch.no_grad():
     pairs = [accelerator.gather_for_metrics((model(x), y)) for x, y in test]
 accuracy = torch.cat([x.argmax(1) == y for x, y in pairs]).float().mean()
 seen = torch.stack(norms)
-left_out = int((~seen.isfinite()).sum())
 seen = seen[seen.isfinite()]
 share = (seen > MAX_NORM).float().mean().item()
-accelerator.print(f"updates left out: {left_out}")
 accelerator.print(f"clipped {share:.0%}, test accuracy {accuracy:.4f}")
 accelerator.end_training()
