@@ -11,10 +11,12 @@ from sklearn.datasets import load_digits
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset, random_split
 
-ACTIVATION, GAIN = nn.ReLU, 2**0.5  # GELU 1.534, SiLU 1.677; else mean(f(z)**2)**-0.5
+ACTIVATION = nn.ReLU  # in your model a module, too: a hook does not see F.relu
 UNITS = 1  # the dimension of units or channels; -1 for (rows, tokens, units)
 RATE, BATCH, EPOCHS = 0.1, 32, 5  # BATCH: rows an update, on all processes together
-awake = {}  # of each nn.ReLU, used in one place: its units that were not 0 on some row
+z = torch.special.ndtri((torch.arange(100_000) + 0.5) / 100_000)  # a standard normal
+GAIN = ACTIVATION()(z).square().mean().item() ** -0.5  # 1.414 for ReLU
+calls, awake = [], {}  # of one forward pass; of each call, the units above 0 on some row
 
 
 def start(model, gain=1.0):  # a new, plain stack: no norms, residual paths or attention
@@ -31,29 +33,32 @@ def look_inside(model, inputs, targets):  # before training, and before prepare
     seen = []
     layers = [layer for layer in model.modules() if isinstance(layer, ACTIVATION)]
     hooks = [m.register_forward_hook(lambda *run: seen.append(run[2])) for m in layers]
-    grads = torch.autograd.grad(F.cross_entropy(model(inputs), targets), seen)
+    loss = F.cross_entropy(model(inputs), targets)
     for hook in hooks:
         hook.remove()
-    spread = [(h.std(0).mean() / h.square().mean().sqrt()).item() for h in seen]
+    assert seen, "no ACTIVATION module ran: put an nn.ReLU() in place of F.relu"
+    grads = torch.autograd.grad(loss, seen)
+    signal = seen[-1].std(0).mean() / seen[-1].square().mean().sqrt()  # of the last
     ratio = grads[0].norm() / grads[-1].norm()
-    return f"least spread {min(spread):.2f}, gradient first / last {ratio:.2f}"
+    return f"loss {loss:.2f}, signal {signal:.2f}, gradient first / last {ratio:.2f}"
 
 
 def note_awake(layer, inputs, outputs):
     if not layer.training:
-        units = (outputs != 0).movedim(UNITS, 0).flatten(1).any(dim=1)
-        awake[layer] = awake[layer] | units if layer in awake else units
+        units = (outputs > 0).movedim(UNITS, 0).flatten(1).any(dim=1)
+        calls.append(layer)  # one module may serve in several places
+        awake[len(calls)] = awake.get(len(calls), False) | units
 
 
 @torch.no_grad()
-def report(name, loader):  # accuracy, and units of each layer that are 0 on all its rows
+def report(name, loader):  # accuracy, and units of each layer above 0 on no row
     model.eval()
     awake.clear()
     hits = [accelerator.gather_for_metrics(model(x).argmax(1) == y) for x, y in loader]
     right = torch.cat(hits).float().mean()
     seen = [accelerator.reduce(mask.float(), reduction="sum") for mask in awake.values()]
     dead = [int((count == 0).sum()) for count in seen]  # awake on no process
-    count = f"dead units {sum(dead)} {dead}" if dead else "no nn.ReLU to watch"
+    count = f"dead units {sum(dead)} {dead}" if dead else "no module to watch"
     accelerator.print(f"{name} accuracy {right:.4f}, {count}")
 
 
@@ -69,8 +74,9 @@ hidden = [nn.Conv2d(1, 16, 3), ACTIVATION(), nn.Flatten(), nn.Linear(576, 64)]
 model = nn.Sequential(*hidden, ACTIVATION(), nn.Linear(64, 10))  # no softmax: logits
 start(model)
 accelerator.print("start:", look_inside(model, *parts[0][:256]))
+model.register_forward_pre_hook(lambda *run: calls.clear())
 for layer in model.modules():
-    if isinstance(layer, nn.ReLU):  # a GELU or SiLU is hardly ever exactly 0
+    if isinstance(layer, (nn.ReLU, nn.GELU, nn.SiLU)):  # the last two: asleep, not dead
         layer.register_forward_hook(note_awake)
 optimizer = torch.optim.SGD(model.parameters(), lr=RATE)
 loaders = [train, DataLoader(parts[1], 100), DataLoader(parts[2], 100)]

@@ -34,7 +34,7 @@ LONGER = {
     "03_regularization": 79,  # each constant with its reason, and when to change it
     "05_initialization": 80,  # a start, a look at all layers, equal weights
     "08_learning_rate_decay": 80,  # a range test of all groups, undone, before the run
-    "06_activations": 86,  # a start, a look inside, a monitor
+    "06_activations": 92,  # a start for any activation, a look inside, a monitor
     "09_model_compression": 84,  # a weight that stays packed, whatever the layer
     "10_data_augmentation": 87,  # data sets to replace, a collate function, a report
     "11_gradient_accumulation": 76,  # one sum of rows or tokens, for training and test
