@@ -54,7 +54,7 @@ def train(seed, rate=RATE, decay=DECAY, dropout=DROPOUT, kept=KEPT):
     groups = [{"params": matrices}, {"params": spared, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=rate, weight_decay=decay)
     model, optimizer = accelerator.prepare(bare, optimizer)
-    average = AveragedModel(bare, multi_avg_fn=get_ema_multi_avg_fn(kept))
+    ema = AveragedModel(bare, multi_avg_fn=get_ema_multi_avg_fn(kept), use_buffers=True)
     torch.manual_seed(1000 * seed + accelerator.process_index)  # each drops other units
     best, best_epoch = -1.0, 0
     for epoch in range(EPOCHS):
@@ -62,16 +62,16 @@ def train(seed, rate=RATE, decay=DECAY, dropout=DROPOUT, kept=KEPT):
             optimizer.zero_grad()
             accelerator.backward(F.cross_entropy(model.train()(inputs), targets))
             optimizer.step()
-            average.update_parameters(bare)  # once an update, after the step
-        found = evaluate(average, loaders[1])
+            ema.update_parameters(bare)  # once an update, after the step
+        found = evaluate(ema, loaders[1])
         if found > best:  # accelerator.save(weights, FILE) would store it
-            best, best_epoch, weights = found, epoch, copy.deepcopy(average.state_dict())
+            best, best_epoch, weights = found, epoch, copy.deepcopy(ema.state_dict())
         if accelerator.is_main_process and epoch - best_epoch >= PATIENCE:
             accelerator.set_trigger()  # one process judges,
         if accelerator.check_trigger():  # and all leave the loop together
             break
-    average.load_state_dict(weights)
-    return evaluate(average, loaders[2])
+    ema.load_state_dict(weights)
+    return evaluate(ema, loaders[2])
 
 
 results = [train(seed) for seed in range(3)]
