@@ -7,7 +7,6 @@ ACCELERATE_USE_CPU=yes OMP_NUM_THREADS=1 torchrun --standalone --nproc_per_node 
 import copy
 
 import torch
-import torch.nn.functional as F
 from accelerate import Accelerator
 from sklearn.datasets import load_digits
 from torch import nn
@@ -20,14 +19,14 @@ MOMENTUM, EPOCHS, TRAIN_ROWS = 0.9, 5, 1472
 
 
 def update(inputs, targets):  # one update; returns the mean loss of all processes
-    loss = F.cross_entropy(model(inputs), targets)
+    loss = nn.functional.cross_entropy(model(inputs), targets)
     accelerator.backward(loss)
     optimizer.step()
     optimizer.zero_grad()
     return accelerator.reduce(loss.detach(), "mean")  # a tensor: nothing waits for it
 
 
-def range_test():  # train while the rate grows, then put everything back
+def range_test():  # train while the rate grows, put all back, return a share of a rate
     weights, state = copy.deepcopy((model.state_dict(), optimizer.state_dict()))
     smoothed, mean = {}, 0.0
     for rate, batch in zip(RATES, (b for _ in RATES for b in train), strict=False):
@@ -39,8 +38,9 @@ def range_test():  # train while the rate grows, then put everything back
             break
     model.load_state_dict(weights)
     optimizer.load_state_dict(state)
-    sgd = isinstance(optimizer.optimizer, torch.optim.SGD)  # Adam wants a smaller share
-    return min(smoothed, key=smoothed.get) / (3 if sgd else 10)  # NaN is never less
+    best = min(smoothed, key=smoothed.get)  # NaN is never less
+    assert RATES[9] < best < RATES[-1], "lowest at an end: widen RATES, or set RATE"
+    return best / (3 if isinstance(optimizer.optimizer, torch.optim.SGD) else 10)
 
 
 accelerator = Accelerator()

@@ -1041,8 +1041,8 @@ def test_08_adam_gets_a_smaller_share(tmp_path):
     assert text.count(sgd) == 1
     text = text.replace(sgd, "torch.optim.AdamW(model.parameters(), lr=1e-3)")
     text = text.replace(
-        "    return min(smoothed",
-        "    print(min(smoothed, key=smoothed.get))\n    return min(smoothed",
+        "    return best",
+        "    print(best)\n    return best",
     )
     *tests, last = output_of(text, tmp_path / "adam.py").strip().splitlines()
     lowest = min(float(line) for line in tests[:2])
@@ -1055,12 +1055,25 @@ def test_08_a_run_of_one_update_or_three(tmp_path, rows):
     text = source("08_learning_rate_decay")
     changed = "EPOCHS, TRAIN_ROWS = 0.9, 1, " + str(rows)
     text = text.replace("EPOCHS, TRAIN_ROWS = 0.9, 5, 1472", changed)
+    text = text.replace("RATE = None", "RATE = 0.1")  # 32 rows are learnt at any rate
     text += "print([scheduler.lr_lambdas[0](t) for t in range(total + 3)], total)\n"
     printed = output_of(text, tmp_path / "short.py")
     *rates, total = re.findall(r"[-\d.e]+", printed.strip().splitlines()[-1])
     rates = [float(rate) for rate in rates]
     assert int(total) == rows // 32
     assert min(rates[: int(total)]) > 0 and rates[int(total) :] == [0, 0, 0]
+
+
+@pytest.mark.parametrize("ends", ["-4, -2", "1, 3"])
+def test_08_a_lowest_loss_at_an_end_is_refused(tmp_path, ends):
+    """Rates that are all too low, or all too high, give no answer."""
+    changed = tmp_path / "ends.py"
+    text = source("08_learning_rate_decay")
+    assert text.count("logspace(-4, 1, 100)") == 1
+    changed.write_text(text.replace("logspace(-4, 1, 100)", f"logspace({ends}, 100)"))
+    done = start(changed, tmp_path)
+    assert done.returncode != 0
+    assert "lowest at an end: widen RATES" in done.stderr
 
 
 @pytest.mark.parametrize("rows", [33, 1])

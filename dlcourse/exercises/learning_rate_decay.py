@@ -311,8 +311,8 @@ EXERCISES = (
     Exercise(
         "Write rescale(lr, batch_size, new_batch_size, optimizer): the rate at the new batch size "
         "by the two rules of thumb: linear where optimizer is 'sgd', the square root where it is "
-        "'adam'. (Rules of thumb: for Adam the chapter found the square root right from its best "
-        "rate, and the linear rule from a low one.)",
+        "'adam'. (Rules of thumb: for Adam the chapter found the square root better from its "
+        "best rate, and the linear rule from a low one.)",
         _check_rescale,
         _solve_rescale,
         {
