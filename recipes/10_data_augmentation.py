@@ -76,7 +76,7 @@ def main():
             accelerator.backward(loss)
             optimizer.step()
             optimizer.zero_grad()
-        if epoch % 10 == 0:  # its loss still falls at the end? train longer
+        if epoch % 10 == 0 or epoch == EPOCHS:  # its loss still falls? train longer
             report(accelerator, model, "validation", validation)
     if TEST:
         report(accelerator, model, "test", test)

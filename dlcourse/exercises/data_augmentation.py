@@ -603,9 +603,9 @@ EXERCISES = (
     Exercise(
         "Write epochs(images, transform, count, training, generator): return, or yield, the "
         "images (n, c, h, w) of each of `count` epochs, in their order. In training each "
-        "epoch shows a fresh version of every image, made by transform(images, generator) "
-        "from images (any number, c, h, w); otherwise each epoch shows the images as they "
-        "are.",
+        "epoch shows a fresh version of every image, made by transform(images, generator), "
+        "which takes any number of images (n, c, h, w) and decides for each; otherwise "
+        "each epoch shows the images as they are.",
         _check_epochs,
         _solve_epochs,
         {

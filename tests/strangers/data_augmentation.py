@@ -397,32 +397,32 @@ def epochs_changes_given(images, transform, count, training, generator):
 
 
 def choose_list(candidates, score):
-    least = score([]) - 0.03 - 1e-9
+    least = score([]) + 0.01 - 1e-9
     return [name for name, transform in candidates.items() if score([transform]) >= least]
 
 
 def choose_set(candidates, score):
     plain = score([])
-    return {n for n in candidates if round(plain - score([candidates[n]]), 6) <= 0.03}
+    return {n for n in candidates if round(score([candidates[n]]) - plain, 6) >= 0.01}
 
 
 def choose_filter(candidates, score):
-    cost = dict.fromkeys(candidates, score([]))
+    gain = dict.fromkeys(candidates, -score([]))
     for name in candidates:
-        cost[name] -= score([candidates[name]])
-    return tuple(filter(lambda name: not cost[name] > 0.03 + 1e-7, cost))
+        gain[name] += score([candidates[name]])
+    return tuple(filter(lambda name: not gain[name] < 0.01 - 1e-7, gain))
 
 
 def choose_numpy(candidates, score):
     names = np.array(list(candidates), dtype=object)
     alone = np.array([score([t]) for t in candidates.values()])
-    return names[score([]) - alone <= 0.03 + 1e-8].tolist()
+    return names[alone - score([]) >= 0.01 - 1e-8].tolist()
 
 
 def choose_removes(candidates, score):
     kept, plain = dict(candidates), score([])
     for name, transform in candidates.items():
-        if plain - score([transform]) > 0.03000001:
+        if score([transform]) - plain < 0.00999999:
             del kept[name]
     return kept.keys()
 
@@ -432,7 +432,7 @@ def choose_points(candidates, score):
     plain = round(10_000 * score([]))
     names = []
     for name, transform in sorted(candidates.items()):
-        if plain - round(10_000 * score([transform])) <= 300:
+        if round(10_000 * score([transform])) - plain >= 100:
             names.append(name)
     return frozenset(names)
 
@@ -442,9 +442,8 @@ def choose_recursion(candidates, score):
         if not names:
             return []
         here = score([candidates[names[0]]])
-        kept = (
-            names[:1] if here > plain - 0.03 or math.isclose(here, plain - 0.03) else []
-        )
+        least = plain + 0.01
+        kept = names[:1] if here > least or math.isclose(here, least) else []
         return kept + rest(names[1:], plain)
 
     return rest(list(candidates), score([]))
@@ -452,33 +451,28 @@ def choose_recursion(candidates, score):
 
 def choose_improves(candidates, score):
     plain = score([])
-    return [name for name, t in candidates.items() if score([t]) >= plain]
-
-
-def choose_strictly_less(candidates, score):
-    plain = score([])
-    return [n for n, t in candidates.items() if plain - score([t]) < 0.03 - 1e-9]
+    return [name for name, t in candidates.items() if score([t]) > plain]
 
 
 def choose_absolute(candidates, score):
     plain = score([])
-    return [n for n, t in candidates.items() if abs(plain - score([t])) <= 0.03 + 1e-9]
+    return [n for n, t in candidates.items() if abs(score([t]) - plain) >= 0.01 - 1e-9]
 
 
 def choose_no_list(candidates, score):
     plain = score([])
-    return [n for n, t in candidates.items() if plain - score(t) <= 0.03 + 1e-9]
+    return [n for n, t in candidates.items() if score(t) - plain >= 0.01 - 1e-9]
 
 
 def choose_names_to_score(candidates, score):
     plain = score([])
-    return [n for n in candidates if plain - score([n]) <= 0.03 + 1e-9]
+    return [n for n in candidates if score([n]) - plain >= 0.01 - 1e-9]
 
 
 def choose_one_on_another(candidates, score):
     plain, kept = score([]), []
     for name, t in candidates.items():
-        if plain - score([candidates[k] for k in kept] + [t]) <= 0.03 + 1e-9:
+        if score([candidates[k] for k in kept] + [t]) - plain >= 0.01 - 1e-9:
             kept.append(name)
     return kept
 
@@ -487,28 +481,23 @@ def choose_best(candidates, score):
     return [max(candidates, key=lambda name: score([candidates[name]]))]
 
 
-def choose_per_cent(candidates, score):
+def choose_one(candidates, score):
     plain = score([])
-    return [n for n, t in candidates.items() if score([t]) >= plain * 0.97 - 1e-9]
-
-
-def choose_three(candidates, score):
-    plain = score([])
-    return [n for n, t in candidates.items() if plain - score([t]) <= 3]
+    return [n for n, t in candidates.items() if score([t]) - plain >= 1]
 
 
 def choose_tenth_of_it(candidates, score):
     plain = score([])
-    return [n for n, t in candidates.items() if plain - score([t]) <= 0.003]
+    return [n for n, t in candidates.items() if score([t]) - plain >= 0.001]
 
 
 def choose_against_perfect(candidates, score):
-    return [n for n, t in candidates.items() if 1.0 - score([t]) <= 0.03 + 1e-9]
+    return [n for n, t in candidates.items() if 1.0 - score([t]) <= 0.01 + 1e-9]
 
 
 def choose_against_all(candidates, score):
     every = score(list(candidates.values()))
-    return [n for n, t in candidates.items() if every - score([t]) <= 0.03 + 1e-9]
+    return [n for n, t in candidates.items() if score([t]) - every >= 0.01 - 1e-9]
 
 
 def choose_leave_one_out(candidates, score):
@@ -516,36 +505,36 @@ def choose_leave_one_out(candidates, score):
     kept = []
     for name in candidates:
         others = [t for other, t in candidates.items() if other != name]
-        if plain - score(others) <= 0.03 + 1e-9:
+        if score(others) - plain >= 0.01 - 1e-9:
             kept.append(name)
     return kept
 
 
 def choose_transforms(candidates, score):
     plain = score([])
-    return [t for t in candidates.values() if plain - score([t]) <= 0.03 + 1e-9]
+    return [t for t in candidates.values() if score([t]) - plain >= 0.01 - 1e-9]
 
 
 def choose_rejected(candidates, score):
     plain = score([])
-    return [n for n, t in candidates.items() if plain - score([t]) > 0.03 + 1e-9]
+    return [n for n, t in candidates.items() if score([t]) - plain < 0.01 - 1e-9]
 
 
 def choose_against_best(candidates, score):
     alone = {n: score([t]) for n, t in candidates.items()}
     best = max(alone.values(), default=0.0)
-    return [n for n in alone if best - alone[n] <= 0.03 + 1e-9]
+    return [n for n in alone if best - alone[n] <= 0.01 + 1e-9]
 
 
 def choose_sign(candidates, score):
     plain = score([])
-    return [n for n, t in candidates.items() if score([t]) - plain <= 0.03 + 1e-9]
+    return [n for n, t in candidates.items() if plain - score([t]) >= 0.01 - 1e-9]
 
 
 def choose_stops_early(candidates, score):
     plain, kept = score([]), []
     for name, t in candidates.items():
-        if plain - score([t]) > 0.03 + 1e-9:
+        if score([t]) - plain < 0.01 - 1e-9:
             break
         kept.append(name)
     return kept
@@ -553,7 +542,7 @@ def choose_stops_early(candidates, score):
 
 def choose_twice_each(candidates, score):
     plain = score([])
-    return [n for n, t in candidates.items() if plain - score([t, t]) <= 0.03 + 1e-9]
+    return [n for n, t in candidates.items() if score([t, t]) - plain >= 0.01 - 1e-9]
 
 
 # --- Exercise 3: mix(images, labels, weights, classes) -------------------------------
@@ -853,24 +842,22 @@ WRONG = {
         (epochs_changes_given, "overwrites the images, so versions pile up"),
     ],
     2: [
-        (choose_improves, "drops those that cost a little"),
-        (choose_strictly_less, "exactly three points are allowed"),
-        (choose_absolute, "drops those that gain more than three points"),
+        (choose_improves, "keeps those that gain less than a point"),
+        (choose_absolute, "keeps those that lose a point or more"),
         (choose_no_list, "score takes a list of transforms"),
         (choose_names_to_score, "score takes transforms, not their names"),
         (choose_one_on_another, "tests each with the ones kept so far, not alone"),
         (choose_best, "returns the best only"),
-        (choose_per_cent, "three per cent of the accuracy, not three points"),
-        (choose_three, "3 instead of 0.03: keeps all"),
-        (choose_tenth_of_it, "0.003 instead of 0.03"),
+        (choose_one, "1 instead of 0.01: keeps none"),
+        (choose_tenth_of_it, "0.001 instead of 0.01"),
         (choose_against_perfect, "compares with an accuracy of 1"),
         (choose_against_all, "compares with all transforms together"),
         (choose_leave_one_out, "leaves each out instead of using it alone"),
         (choose_transforms, "returns the transforms, not the names"),
-        (choose_rejected, "returns those that cost too much"),
+        (choose_rejected, "returns those that gain too little"),
         (choose_against_best, "compares with the best candidate"),
-        (choose_sign, "the sign is wrong: keeps the harmful, drops the good"),
-        (choose_stops_early, "stops at the first that costs too much"),
+        (choose_sign, "the sign is wrong: keeps the harmful"),
+        (choose_stops_early, "stops at the first that gains too little"),
         (choose_twice_each, "uses each one twice"),
     ],
     3: [
