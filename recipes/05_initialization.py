@@ -20,7 +20,7 @@ RATE, BATCH, UPDATES, TRAIN = 0.01, 32, 100, 1472
 def start(model, last, factor=0.1, plain=True):  # plain: no shortcuts past the layers
     gain = 1.0  # of the first layer, which reads no activation
     for layer in model.modules():
-        if plain and isinstance(layer, (nn.Linear, nn.Conv2d)):
+        if plain and isinstance(layer, (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)):
             fan_in = layer.weight[0].numel()  # a convolution's kernel included
             layer.weight.normal_(0, gain / fan_in**0.5)
             if layer.bias is not None:

@@ -668,8 +668,8 @@ EXERCISES = (
         "Write layer_stds(model, inputs). Run model(inputs) once, as it is, and return a "
         "dictionary: for every nn.Linear and nn.Conv2d in the model, however deep inside, "
         "its name in model.named_modules() and the standard deviation of its output, over "
-        "all entries. Each layer runs once. Afterwards the model is as before: no hook "
-        "of yours is left, and those of others are.",
+        "all entries. Each layer runs once. Afterwards no hook of yours is left, and "
+        "those of others are.",
         _check_stds,
         _solve_stds,
         {
