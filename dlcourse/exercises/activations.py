@@ -530,7 +530,7 @@ EXERCISES = (
     ),
     Exercise(
         "Write std(fan_in, activation): the SD of normal weights, of mean 0, for which a layer "
-        "keeps the size of the signal. That is: where z has fan_in numbers from a standard "
+        "keeps the size of its numbers. That is: where z has fan_in numbers from a standard "
         "normal, the sum of weight * activation(z) has the mean square 1. `activation` is any "
         "function of a tensor, number by number. Within 2 %, which some 100,000 draws give.",
         _check_std,
