@@ -1,7 +1,8 @@
 """Search AdamW's settings, a line over the rate first; test on fresh seeds, once.
 
 One worker: python THIS. Four GPUs, a worker each: torchrun --nproc_per_node 4 THIS.
-All share the study in FILE. Killed? Start it again as before. Delete FILE to begin anew.
+All share the study in FILE. Killed? When all workers have ended, start it again as before:
+trials that were running are run again. Delete FILE to begin anew.
 """
 
 import os
@@ -101,18 +102,24 @@ study.sampler = optuna.samplers.TPESampler(
     n_startup_trials=RANDOM, constant_liar=True, seed=seed
 )
 if WORKER == 0:
+    for trial in study.get_trials(states=[State.RUNNING]):  # a kill left it: once more
+        settings = trial.system_attrs.get("fixed_params", trial.params)
+        study.enqueue_trial(settings, trial.user_attrs | {"again": trial.number})
+        study.tell(trial.number, state=State.FAIL)
     for settings in LINE:
         study.enqueue_trial(settings, {"line": True}, skip_if_exists=True)
 to_do = "tests" not in from_all(study.user_attrs)[0]  # else the test has been looked at
 
 ended = State.COMPLETE, State.PRUNED, State.FAIL
-if to_do and len(study.get_trials(states=ended)) < TRIALS:
-    enough = optuna.study.MaxTrialsCallback(TRIALS, ended)
+limit = TRIALS + sum("again" in trial.user_attrs for trial in study.trials)
+if to_do and len(study.get_trials(states=ended)) < limit:
+    enough = optuna.study.MaxTrialsCallback(limit, ended)  # those killed do not count
     study.optimize(objective, callbacks=[enough], catch=torch.OutOfMemoryError)
 from_all("has ended its last trial")
 
 full = sorted(study.get_trials(states=[State.COMPLETE]), key=lambda trial: trial.value)
 line = [trial for trial in full if "line" in trial.user_attrs]
+assert line, "no trial of LINE has run to its end: does it fit the memory?"
 chosen = {"start": START, "line": line[0].params, "tuned": full[0].params}
 if WORKER == 0:
     print("line:", chosen["line"], "\ntuned:", chosen["tuned"])

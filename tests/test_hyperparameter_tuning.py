@@ -8,7 +8,6 @@ import math
 import re
 import runpy
 import warnings
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -785,12 +784,9 @@ def test_two_workers_share_the_search_and_one_scores_the_winner(tmp_path):
     pytest.importorskip("optuna")
     script = tmp_path / "recipe.py"
     script.write_text(shorter(), encoding="utf-8")
-    with ThreadPoolExecutor(2) as pool:
-        workers = list(pool.map(run_worker, range(2), [script, script]))
-    for worker in workers:
-        assert worker.returncode == 0, worker.stderr
-    printed = [worker.stdout for worker in workers]
-    assert printed[0].count("tuned test accuracy") == 1 and printed[1] == ""
+    workers = run_script(script, tmp_path, 2)
+    assert workers.returncode == 0, workers.stderr
+    assert workers.stdout.count("tuned test accuracy") == 1
     ended = facts(stored_study(tmp_path))
     assert 5 <= len(ended) <= 6  # a worker ends the trial that it is in
     assert len({params for params, _ in ended}) == len(ended)  # no trial twice

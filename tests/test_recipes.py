@@ -30,7 +30,7 @@ RECIPES = Path(__file__).resolve().parent.parent / "recipes"
 LINES = 70
 LONGER = {
     "01_data_splitting": 123,  # names in a file that grows, folds, a final model
-    "02_hyperparameter_tuning": 133,  # a search around the training, shared final runs
+    "02_hyperparameter_tuning": 140,  # a search around the training, shared final runs
     "03_regularization": 79,  # each constant with its reason, and when to change it
     "05_initialization": 80,  # a start, a look at all layers, equal weights
     "08_learning_rate_decay": 80,  # a range test of all groups, undone, before the run
@@ -304,6 +304,57 @@ def run_03_with_sam(processes: int) -> dict[str, float]:
         script = Path(folder) / "sam.py"
         script.write_text(text, encoding="utf-8")
         return result_of(start(script, folder, processes))
+
+
+OBJECTIVE = "def objective(trial):\n"
+KILLS = {  # what the first start does in a trial, in place of ending it
+    "in its first trial": "    os._exit(1)\n",
+    "five workers at once": "    [study.ask() for _ in LINE[1:]]\n    os._exit(1)\n",
+    "past the line": "    if trial.number == 6:\n"
+    "        settings_of(trial)\n        os._exit(1)\n",
+}
+
+
+@pytest.mark.parametrize("kill", KILLS)
+def test_02_what_ran_when_a_search_was_killed_is_run_again(tmp_path, kill):
+    text = source("02_hyperparameter_tuning")
+    for long, short in (
+        ("25, 15", "8, 7"),
+        ("EPOCHS, FIRST_LOOK = 9", "EPOCHS, FIRST_LOOK = 2"),
+    ):
+        assert text.count(long) == 1
+        text = text.replace(long, short)
+    text = text.replace("range(100, 105)", "range(100, 101)")
+    assert text.count(OBJECTIVE) == 1
+    show = """
+for trial in study.trials:
+    print(json.dumps([trial.state.name, trial.params, "line" in trial.user_attrs]))
+"""
+    dies = tmp_path / "dies.py"
+    dies.write_text(text.replace(OBJECTIVE, OBJECTIVE + KILLS[kill]), encoding="utf-8")
+    for _ in range(1 + (kill == "in its first trial")):  # killed in the same one twice
+        assert start(dies, tmp_path).returncode == 1
+    printed = output_of(text + "import json\n" + show, tmp_path / "again.py")
+    trials = [json.loads(row) for row in printed.splitlines() if row.startswith('["')]
+    ran = [(params, line) for state, params, line in trials if state != "FAIL"]
+    assert "RUNNING" not in printed and len(ran) == 8
+    lost = [params for state, params, line in trials if state == "FAIL"]
+    assert len(lost) == {"five workers at once": 5, "past the line": 1}.get(kill, 2)
+    again = [params for params, _ in ran]
+    assert all(params in again for params in lost if params)
+    on_line = [params["rate"] for params, line in ran if line]
+    assert sorted(on_line) == [1e-4, 1e-3, 1e-2, 1e-1, 1.0]
+    if kill == "past the line":
+        assert len(lost[0]) == 3
+
+
+def test_02_a_line_that_never_ends_is_named(tmp_path):
+    text = source("02_hyperparameter_tuning").replace("25, 15", "6, 6")
+    fails = "    if trial.number < 5:\n        raise torch.OutOfMemoryError\n"
+    script = tmp_path / "fails.py"
+    script.write_text(text.replace(OBJECTIVE, OBJECTIVE + fails), encoding="utf-8")
+    done = start(script, tmp_path)
+    assert done.returncode != 0 and "no trial of LINE" in done.stderr
 
 
 @pytest.mark.parametrize("processes", [1, 2])
