@@ -19,7 +19,7 @@ from sklearn.datasets import load_digits
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-TEST, FOLDS = 4, 5  # writers that test, folds of the others; of many groups test 20 %
+TEST, FOLDS = 4, 5  # writers that test; folds of the others, 2 or more; of many test 20 %
 BATCH, RATE, EPOCHS = 64, 0.2, 16  # BATCH: rows an update, on all processes together
 SPLIT_FILE, MODEL_FILE = Path("split.json"), Path("model.pt")
 # the last row of each writer's sheet; with your data comes a list of names instead
