@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from accelerate import Accelerator, DataLoaderConfiguration
 from sklearn.datasets import load_digits
 from torch import nn
-from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+from torch.distributed.checkpoint import state_dict as sd
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, Subset, TensorDataset
@@ -34,13 +34,21 @@ if not dist.is_initialized():  # one process: a group of one, so that the rest i
     dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
 full = {"reduce_dtype": torch.float32, "output_dtype": torch.float32}  # not 16 bits
 policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16 if gpu else None, **full)
-torch.manual_seed(SEED)  # the same first weights on all processes
-blocks = [nn.TransformerEncoderLayer(DIM, **BLOCK) for _ in range(LAYERS)]
-model = nn.Sequential(nn.Linear(8, DIM), *blocks, nn.Flatten(), nn.Linear(8 * DIM, 10))
-for part in (*blocks, model):  # each block goes to the GPU and is cut, then the rest
+torch.manual_seed(SEED)  # the first weights
+first = accelerator.is_main_process  # it alone makes weights, in the CPU's memory
+with torch.device("cpu" if first else "meta"):  # meta: shapes, which need no memory
+    blocks = [nn.TransformerEncoderLayer(DIM, **BLOCK) for _ in range(LAYERS)]
+    end = nn.Flatten(), nn.Linear(8 * DIM, 10)
+    model = nn.Sequential(nn.Linear(8, DIM), *blocks, *end)
+weights = model.state_dict() if first else {}  # or torch.load(your file, mmap=True)
+model.to("meta")
+for part in (*blocks, model):  # each block is cut, then the rest
     if RECOMPUTE and part is not model:
         part.forward = partial(checkpoint, part.forward, use_reentrant=False)
     fully_shard(part, mp_policy=policy)
+model.to_empty(device=accelerator.device)  # memory for the parts that it keeps
+options = sd.StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
+sd.set_model_state_dict(model, weights, options=options)  # all that state_dict() holds
 kept = sum(p.to_local().numel() for p in model.parameters())
 size = sum(p.numel() for p in model.parameters())
 accelerator.print(f"the first process keeps {kept} of {size} weights")
@@ -54,9 +62,9 @@ train, test = accelerator.prepare(train, test)  # neither the model nor the opti
 
 done = max((int(path.parent.name) for path in FOLDER.glob("*/.metadata")), default=0)
 if done:  # saved by any number of processes: each reads the parts that it keeps now
-    weights, state = get_state_dict(model, optimizer)
+    weights, state = sd.get_state_dict(model, optimizer)
     dcp.load({"model": weights, "optimizer": state}, checkpoint_id=FOLDER / f"{done}")
-    set_state_dict(model, optimizer, model_state_dict=weights, optim_state_dict=state)
+    sd.set_state_dict(model, optimizer, model_state_dict=weights, optim_state_dict=state)
     accelerator.print(f"goes on after epoch {done} of {EPOCHS}; new run: delete {FOLDER}")
 for epoch in range(done, EPOCHS):
     train.set_epoch(epoch)  # the order of this epoch, also after a resume
@@ -67,7 +75,7 @@ for epoch in range(done, EPOCHS):
         nn.utils.clip_grad_norm_(model.parameters(), MAX_NORM)  # the norm of all parts
         optimizer.step()
         optimizer.zero_grad()
-    weights, state = get_state_dict(model, optimizer)  # of each process its own parts
+    weights, state = sd.get_state_dict(model, optimizer)  # each process has its parts
     dcp.save(dict(model=weights, optimizer=state), checkpoint_id=FOLDER / f"{epoch + 1}")
 
 model.eval()

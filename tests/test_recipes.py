@@ -38,7 +38,7 @@ LONGER = {
     "09_model_compression": 84,  # a weight that stays packed, whatever the layer
     "10_data_augmentation": 87,  # data sets to replace, a collate function, a report
     "11_gradient_accumulation": 76,  # one sum of rows or tokens, for training and test
-    "12_parallelism": 80,  # blocks, checkpoints in parts, two ways to save memory
+    "12_parallelism": 88,  # blocks, weights from one process, checkpoints in parts
     "13_warmup": 76,  # a transformer, the rates used, the count in a checkpoint
     "16_data_loading": 71,  # rows mixed before they are split
 }
@@ -952,21 +952,16 @@ def test_12_blocks_that_compute_again_change_nothing(tmp_path):
 
 
 def test_12_a_large_model_comes_from_one_file(tmp_path):
-    """The change that the chapter prints: built without memory, filled part by part."""
-    chapter = RECIPES.parent / "chapters" / "12_parallelism.ipynb"
-    cells = json.loads(chapter.read_text(encoding="utf-8"))["cells"]
-    prose = "\n".join("".join(cell["source"]) for cell in cells)
-    found = re.findall(r"```python\n(torch\.set_default_device.*?)```", prose, re.DOTALL)
-    assert len(found) == 1
-    before, after, *rest = found[0].splitlines()
+    """The line that the recipe names: the first process reads, the second has shapes."""
     text = source("12_parallelism")
-    build, cut, count = "blocks = [", "for part in (*blocks", "kept = sum("
-    assert text.count(build) == text.count(cut) == text.count(count) == 1
+    own, seed = "weights = model.state_dict() if first else {}", "manual_seed(SEED)"
+    assert text.count(own) == text.count(seed) == 1
     stop = "torch.save(model.state_dict(), 'model.pt')\nraise SystemExit\n"
-    output_of(text.replace(cut, stop + cut), tmp_path / "save.py")
+    output_of(text.replace(own, stop + own), tmp_path / "save.py")
 
-    text = text.replace(build, f"{before}\n{build}").replace(cut, f"{after}\n{cut}")
-    text = text.replace(count, "\n".join([*rest, count]))
+    shapes = "assert first != all(p.is_meta for p in model.parameters())\n"
+    read = 'weights = torch.load("model.pt", mmap=True) if first else {}'
+    text = text.replace(own, shapes + read).replace(seed, "manual_seed(7)")
     script = tmp_path / "changed.py"
     script.write_text(text, encoding="utf-8")
     result = result_of(start(script, tmp_path, processes=2))
