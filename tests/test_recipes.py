@@ -397,25 +397,11 @@ def warnings_05(its: dict, model: nn.Module, layers, shape=(128, 196)) -> str:
 def test_05_a_convolution_counts_its_kernel_and_the_first_layer_has_gain_1():
     torch.manual_seed(0)
     layers = [nn.Conv2d(16, 128, 3), nn.Conv2d(128, 64, 3, groups=2), nn.Linear(200, 50)]
-    recipe_05()["start"](nn.Sequential(*layers), last=layers[2])
-    expected = (144**-0.5, (2 / 576) ** 0.5, 0.1 * (2 / 200) ** 0.5)
+    recipe_05()["start"](nn.Sequential(*layers))
+    expected = (144**-0.5, (2 / 576) ** 0.5, (2 / 200) ** 0.5)
     for layer, std in zip(layers, expected, strict=True):
         assert layer.weight.std().item() == pytest.approx(std, rel=0.05)
         assert not layer.bias.any()
-
-
-def test_05_with_shortcuts_only_the_last_layer_is_drawn_small():
-    torch.manual_seed(0)
-    words = nn.Embedding(500, 64, padding_idx=3)
-    head = nn.Linear(64, 500, bias=False)
-    head.weight = words.weight
-    model = nn.Sequential(words, nn.Linear(64, 64), nn.LayerNorm(64), head)
-    before = model[1].weight.clone()
-    recipe_05()["start"](model, last=head, factor=0.02, plain=False)
-    assert torch.equal(model[1].weight, before)
-    assert words.weight is head.weight
-    assert words.weight[4:].std().item() == pytest.approx(0.02, rel=0.05)
-    assert not words.weight[3].any()  # the padding
 
 
 def plain_05(seed: int, depth: int, rule: str, activation=nn.ReLU) -> nn.Sequential:
@@ -429,7 +415,8 @@ def plain_05(seed: int, depth: int, rule: str, activation=nn.ReLU) -> nn.Sequent
     if rule != "default":
         its = recipe_05()
         its["GAIN"] = {"rule": 2**0.5, "no gain": 1.0, "twice": 8**0.5}[rule]
-        its["start"](model, last=model[-1])
+        its["start"](model)
+        model[-1].weight.data.mul_(0.1)
     return model
 
 
@@ -482,7 +469,7 @@ def test_05_the_look_takes_the_tokens_of_a_text():
     text = torch.randint(500, (32, 17))
     look = functools.partial(its["look"], model, blocks, text[:, :-1], text[:, 1:])
     assert "first loss" in look()[1][0]  # torch's default, shared
-    its["start"](model, last=head, factor=0.02, plain=False)
+    head.weight.data.mul_(0.02)
     loss, warnings = look()
     assert abs(loss - math.log(500)) < 0.5 and not warnings
 
@@ -492,7 +479,7 @@ def test_05_two_processes_that_draw_after_prepare_are_noticed(tmp_path):
     wrapped = "    model, optimizer = accelerator.prepare(model, optimizer)\n"
     assert wrapped in text
     mistake = "    torch.manual_seed(accelerator.process_index)\n"
-    mistake += "    start(model, last=model.module[-1])\n"
+    mistake += "    start(model)\n"
     for name, changed in (
         ("right", text),
         ("wrong", text.replace(wrapped, wrapped + mistake)),

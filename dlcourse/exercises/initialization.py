@@ -648,7 +648,7 @@ EXERCISES = (
         },
     ),
     Exercise(
-        "Write gain(f), where f takes and returns a tensor, such as F.gelu. Return the "
+        "Write gain_of(f), where f takes and returns a tensor, such as F.gelu. Return the "
         "factor on 1 / sqrt(fan_in), the standard deviation of the weights, that keeps a "
         "mean square of 1 when f stands before the layer: with z standard normal, "
         "gain^2 times the mean of f(z)^2 is 1. Within 1 percent.",
