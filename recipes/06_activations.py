@@ -29,11 +29,15 @@ def start(model, gain=1.0):  # a new, plain stack: no norms, residual paths or a
             gain = GAIN  # the first layer's inputs have a mean square near 1
 
 
+def loss_of(logits, targets):  # (rows, classes), or (rows, tokens, classes)
+    return F.cross_entropy(logits.flatten(0, -2), targets.flatten())
+
+
 def look_inside(model, inputs, targets):  # before training, and before prepare
     seen = []
     layers = [layer for layer in model.modules() if isinstance(layer, ACTIVATION)]
     hooks = [m.register_forward_hook(lambda *run: seen.append(run[2])) for m in layers]
-    loss = F.cross_entropy(model(inputs), targets)
+    loss = loss_of(model(inputs), targets)
     for hook in hooks:
         hook.remove()
     assert seen, "no ACTIVATION module ran: put an nn.ReLU() in place of F.relu"
@@ -54,7 +58,7 @@ def note_awake(layer, inputs, outputs):
 def report(name, loader):  # accuracy, and units of each layer above 0 on no row
     model.eval()
     awake.clear()
-    hits = [accelerator.gather_for_metrics(model(x).argmax(1) == y) for x, y in loader]
+    hits = [accelerator.gather_for_metrics(model(x).argmax(-1) == y) for x, y in loader]
     right = torch.cat(hits).float().mean()
     seen = [accelerator.reduce(mask.float(), reduction="sum") for mask in awake.values()]
     dead = [int((count == 0).sum()) for count in seen]  # awake on no process
@@ -84,7 +88,7 @@ model, optimizer, *loaders = accelerator.prepare(model, optimizer, *loaders)
 for epoch in range(1, EPOCHS + 1):
     model.train()
     for inputs, targets in loaders[0]:
-        accelerator.backward(F.cross_entropy(model(inputs), targets))
+        accelerator.backward(loss_of(model(inputs), targets))
         optimizer.step()
         optimizer.zero_grad()
     report(f"epoch {epoch}: validation", loaders[1])

@@ -34,7 +34,7 @@ LONGER = {
     "03_regularization": 79,  # each constant with its reason, and when to change it
     "05_initialization": 80,  # a start, a look at all layers, equal weights
     "08_learning_rate_decay": 80,  # a range test of all groups, undone, before the run
-    "06_activations": 92,  # a start for any activation, a look inside, a monitor
+    "06_activations": 96,  # a start for any activation, a look inside, a monitor
     "09_model_compression": 84,  # a weight that stays packed, whatever the layer
     "10_data_augmentation": 87,  # data sets to replace, a collate function, a report
     "11_gradient_accumulation": 76,  # one sum of rows or tokens, for training and test
@@ -519,6 +519,27 @@ def test_06_equals_a_plain_loop():
     found = run("06_activations")
     assert abs(found["test accuracy"] - correct(model, inputs, targets)) < 4e-3
     assert abs(found["dead units"] - int(dead)) <= 1
+
+
+def test_06_looks_into_a_model_of_tokens():
+    """With UNITS = -1 the loss, the look and the count take (rows, tokens, units)."""
+    its: dict = {"__name__": "recipe"}
+    text = source("06_activations").replace("UNITS = 1 ", "UNITS = -1 ")
+    exec(compile(text.partition("accelerator = Accel")[0], "recipe", "exec"), its)
+    model = nn.Sequential(
+        nn.Embedding(20, 8), nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 5)
+    )
+    with torch.no_grad():
+        model[1].bias[:3] = -100  # three units that are dead
+    words, targets = torch.randint(20, (6, 7)), torch.randint(5, (6, 7))
+    expected = F.cross_entropy(model(words).transpose(1, 2), targets)
+    torch.testing.assert_close(its["loss_of"](model(words), targets), expected)
+    assert its["look_inside"](model, words, targets).startswith(f"loss {expected:.2f}")
+    model.register_forward_pre_hook(lambda *run: its["calls"].clear())
+    model[2].register_forward_hook(its["note_awake"])
+    model.eval()(words)
+    (units,) = its["awake"].values()
+    assert units.shape == (16,) and not units[:3].any()
 
 
 def short_07_in_float64() -> str:
