@@ -1391,7 +1391,7 @@ def test_the_chapters_loop_over_a_stream_takes_equally_many_steps(tmp_path):
     files = write_shards(tmp_path, [4, 4, 4, 4])
     (first, weight), (second, other) = launch(
         training_on_a_stream,
-        args=(fenced("for epoch in range(EPOCHS)"), files),
+        args=(fenced("stream.epoch.fill_(epoch)"), files),
         timeout=120,
     )
     assert len(first) == len(second) == 12

@@ -1,0 +1,25 @@
+"""The questions of the guides: right answers pass, the usual wrong ones get their hint."""
+
+import pytest
+
+from dlcourse.capstone.questions import EXERCISES
+from dlcourse.workshop.first_question import first_loss
+
+
+@pytest.mark.parametrize("exercise", [*EXERCISES, first_loss(10), first_loss(3)])
+def test_a_solution_passes_and_a_usual_mistake_gets_its_hint(exercise, capsys):
+    assert exercise.check(exercise.solve)
+    for wrong in exercise.wrong.values():
+        assert wrong.hint in exercise.hint_for(wrong.answer)
+    exercise.solution()
+    assert str(exercise.solve)[:5] in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("words", ["", "--lr 0.1", 3, None])
+def test_other_words_are_told_what_is_missing(words):
+    assert EXERCISES[0].hint_for(words)
+
+
+@pytest.mark.parametrize("count", [90, 0, -1, 2.5, 5000])
+def test_other_counts_are_rejected(count):
+    assert EXERCISES[1].hint_for(count)
