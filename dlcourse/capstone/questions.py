@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from typing import Any
 
 import numpy as np
 
@@ -26,7 +27,7 @@ LETTERS = dict(
 LETTERS = {letter: str(cause) for letter, cause in LETTERS.items()}
 
 
-def _check_words(words: object) -> None:
+def _check_words(words: Any) -> None:
     expect(isinstance(words, str), 'Give one text, such as "--lr 0.003".')
     one = read(shlex.split(f"{FLAGS} {words}"))[1]
     expect(
@@ -47,7 +48,7 @@ def _width(count: int) -> float:
     return high - low
 
 
-def _check_count(count: object) -> None:
+def _check_count(count: Any) -> None:
     expect(isinstance(count, int) and count > 0, "Give a whole number of pictures.")
     expect(
         abs(count - 2 * TESTED) > 20,
@@ -61,7 +62,7 @@ def _check_count(count: object) -> None:
     )
 
 
-def _check_diagnosis(answer: object) -> None:
+def _check_diagnosis(answer: Any) -> None:
     expect(isinstance(answer, dict) and set(answer) == set("ABC"), "Name A, B and C.")
     hints = {
         "rate too high": "its first updates threw the loss far above guessing.",
