@@ -18,7 +18,7 @@ from scipy import stats
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import ConstantKernel, Matern
 from sklearn.model_selection import ParameterGrid
-from warm import environment, run, run_script
+from warm import run_script
 
 from dlcourse import hyperparameter_tuning as ht
 from dlcourse.exercises.hyperparameter_tuning import EXERCISES
@@ -682,11 +682,6 @@ def stored_study(folder):
     return optuna.create_study(study_name="tuning", storage=storage, load_if_exists=True)
 
 
-def run_worker(number, script):
-    """Run the script as a worker of its own; return its end and its words."""
-    return run(script, cwd=script.parent, env=environment(RANK=str(number)))
-
-
 def quiet_optuna():
     optuna = pytest.importorskip("optuna")
     optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -702,7 +697,7 @@ def test_the_recipe_goes_on_where_it_was_killed_and_tests_once(tmp_path):
     assert dies != text
     script = tmp_path / "dies.py"
     script.write_text(dies, encoding="utf-8")
-    assert run_worker(0, script).returncode == 1
+    assert run_script(script, tmp_path).returncode == 1
     before = stored_study(tmp_path).trials
     states = [trial.state.name for trial in before]
     assert states == ["COMPLETE", "COMPLETE", "RUNNING"]
@@ -727,7 +722,7 @@ def test_a_search_killed_in_its_final_runs_ends_when_started_again(tmp_path):
     dies = shorter().replace("    tests = []\n", "    os._exit(1)\n")
     assert dies != shorter()
     script.write_text(dies, encoding="utf-8")
-    assert run_worker(0, script).returncode == 1
+    assert run_script(script, tmp_path).returncode == 1
     assert len(facts(stored_study(tmp_path))) == 5
     assert "tests" not in stored_study(tmp_path).user_attrs
     again = run_recipe(shorter(), tmp_path)

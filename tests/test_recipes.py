@@ -121,6 +121,13 @@ def source(name: str) -> str:
     return (RECIPES / f"{name}.py").read_text(encoding="utf-8")
 
 
+def names_of(text: str) -> dict:
+    """Run a recipe, or its first part, in this process; return its names."""
+    its: dict = {"__name__": "recipe"}
+    exec(compile(text, "recipe", "exec"), its)
+    return its
+
+
 @functools.cache
 def run(name: str, processes: int = 1) -> dict[str, float]:
     """Run a recipe in a folder of its own, once; return the numbers of its last line."""
@@ -188,8 +195,7 @@ def test_01_equals_a_plain_loop(tmp_path):
     chosen = output_of(text, tmp_path / "choose.py")
     tested = output_of(text.replace('"--test" in sys.argv', "True"), tmp_path / "look.py")
     assert "test" not in chosen and "validation" not in tested
-    its: dict = {"__name__": "recipe"}
-    exec(compile(text.partition("accelerator = Accel")[0], "recipe", "exec"), its)
+    its = names_of(text.partition("accelerator = Accel")[0])
     images, labels = (torch.tensor(part) for part in load_digits(return_X_y=True))
     blocks = torch.bucketize(torch.arange(len(labels)), torch.tensor(its["ENDS"]))
     split = json.loads((tmp_path / "split.json").read_text())
@@ -370,9 +376,7 @@ def test_03_a_longer_run_keeps_its_decay_and_its_average():
     """With 60 epochs its constants do better than constants stretched with the run."""
     text = source("03_regularization").partition("results = [")[0]
     assert "EPOCHS, PATIENCE = 9, 4" in text
-    its: dict = {"__name__": "recipe"}
-    text = text.replace("EPOCHS, PATIENCE = 9, 4", "EPOCHS, PATIENCE = 60, 60")
-    exec(compile(text, "recipe", "exec"), its)
+    its = names_of(text.replace("EPOCHS, PATIENCE = 9, 4", "EPOCHS, PATIENCE = 60, 60"))
     seeds = range(20, 23)
     kept = sum(its["train"](seed) for seed in seeds)
     share = 9 / 60
@@ -380,12 +384,9 @@ def test_03_a_longer_run_keeps_its_decay_and_its_average():
     assert kept > sum(its["train"](seed, **stretched) for seed in seeds)
 
 
-def recipe_05(width: int = 64, blocks: int = 2) -> dict:
-    """Return the names of recipe 5, its model built and filled, nothing trained."""
-    its: dict = {"__name__": "recipe"}
-    text = source("05_initialization").partition("torch.manual_seed(0)")[0]
-    exec(compile(text, "recipe", "exec"), its)
-    return its
+def recipe_05() -> dict:
+    """Return the names of recipe 5, its model not yet built."""
+    return names_of(source("05_initialization").partition("torch.manual_seed(0)")[0])
 
 
 def warnings_05(its: dict, model: nn.Module, layers, shape=(128, 196)) -> str:
@@ -523,9 +524,8 @@ def test_06_equals_a_plain_loop():
 
 def test_06_looks_into_a_model_of_tokens():
     """With UNITS = -1 the loss, the look and the count take (rows, tokens, units)."""
-    its: dict = {"__name__": "recipe"}
     text = source("06_activations").replace("UNITS = 1 ", "UNITS = -1 ")
-    exec(compile(text.partition("accelerator = Accel")[0], "recipe", "exec"), its)
+    its = names_of(text.partition("accelerator = Accel")[0])
     model = nn.Sequential(
         nn.Embedding(20, 8), nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 5)
     )
@@ -663,10 +663,7 @@ def test_augmentation_equals_a_plain_loop(tmp_path):
 
 def recipe_09() -> dict:
     """Return the names of recipe 9, its model not yet built."""
-    its: dict = {"__name__": "recipe"}
-    text = source("09_model_compression").partition("accelerator = Accel")[0]
-    exec(compile(text, "recipe", "exec"), its)
-    return its
+    return names_of(source("09_model_compression").partition("accelerator = Accel")[0])
 
 
 def rounded_to_4_bits(model: nn.Module) -> nn.Module:
@@ -752,8 +749,7 @@ def test_09_a_student_learns_with_the_loss_of_the_chapter(tmp_path):
 
 def plain_augmented_training(text: str) -> tuple[float, float]:
     """Return the test accuracy and loss of recipe 10 without Accelerate, in one process."""
-    its = {"__name__": "recipe"}
-    exec(compile(text, "recipe", "exec"), its)  # its names; main() is not called
+    its = names_of(text)  # main() is not called
     images, labels = load_digits(return_X_y=True)
     images = torch.tensor(images * 255 / 16).to(torch.uint8).view(-1, 1, 8, 8)
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
@@ -868,11 +864,10 @@ def test_13_trains_as_a_plain_loop(tmp_path):
     ending = f"torch.save(accelerator.unwrap_model(model).state_dict(), {str(saved)!r})"
     output_of(f"{text}\n{ending}\n", tmp_path / "changed.py")
 
-    recipe: dict = {"__name__": "recipe"}
     parts = [text[: text.index("accelerator = Accelerator()")]]
     first, last = text.index("images, digits ="), text.index("train = DataLoader(")
     parts.append(text[first:last])
-    exec("\n".join(parts), recipe)
+    recipe = names_of("\n".join(parts))
     loader = DataLoader(
         recipe["train"], 64, shuffle=True, generator=recipe["order"], drop_last=True
     )
@@ -1175,8 +1170,7 @@ def test_the_chapter_launches_as_many_processes_as_the_recipe_takes(name):
 
 def test_16_equals_a_plain_loop():
     """Workers and Accelerate change nothing: a plain loop over the same dataset agrees."""
-    its = {"__name__": "recipe"}
-    exec(compile(source("16_data_loading"), "recipe", "exec"), its)
+    its = names_of(source("16_data_loading"))
     images, labels = (torch.tensor(part) for part in load_digits(return_X_y=True))
     seed, cut = its["SEED"], its["TRAIN_ROWS"]
     mixed = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))

@@ -21,10 +21,8 @@ CAUSES = {
     "rate too low": {"lr": 1e-5},
     "labels shuffled": {"labels": "shuffled.csv"},
 }
-LETTERS = dict(
-    zip("ABC", np.random.default_rng(5).permutation(list(CAUSES)), strict=True)
-)
-LETTERS = {letter: str(cause) for letter, cause in LETTERS.items()}
+_DRAWN = np.random.default_rng(5).permutation(list(CAUSES)).tolist()
+LETTERS = dict(zip("ABC", _DRAWN, strict=True))
 
 
 def _check_words(words: Any) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from dlcourse.lab.exercises import Exercise, Wrong, expect
@@ -11,9 +13,9 @@ def first_loss(classes: int) -> Exercise:
     """Return guide 00's question: the cross entropy where all classes are equally likely."""
     right = float(np.log(classes))
 
-    def check(answer: object) -> None:
+    def check(answer: Any) -> None:
         expect(hasattr(answer, "__float__"), "Give a number, such as 1.5.")
-        number = float(answer)  # type: ignore[arg-type]
+        number = float(answer)
         expect(
             abs(number - 1 / classes) > 0.01,
             "That is the probability of each class. The loss is minus its logarithm.",
