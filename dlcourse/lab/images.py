@@ -33,7 +33,8 @@ GAP = 2  # a JPEG is decoded at this many times the wanted side, or more
 @lru_cache
 def endings() -> frozenset[str]:
     """Return the endings of image files, in small letters, with their dot."""
-    known = Image.registered_extensions()  # also loads Pillow's readers
+    Image.preinit()  # the usual formats first: an image is tried with each reader in turn
+    known = Image.registered_extensions()  # also loads Pillow's other readers
     readable = set(Image.OPEN) - NO_PICTURES
     return frozenset({end for end, name in known.items() if name in readable} | HEIC)
 
