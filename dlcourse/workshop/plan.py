@@ -129,7 +129,8 @@ def read_chapters(folder: Path) -> list[Chapter]:
         minutes = [int(n) for n in re.findall(r"\d+", card_line(text, "Minutes"))]
         known = len(minutes) >= 2
         used = modules_in(code) - {path.stem[3:]}
-        reading_time, exercise_time = minutes[:2] if known else ASSUMED
+        # between them may stand what is for a second visit ("5 more for *Deeper*")
+        reading_time, exercise_time = (minutes[0], minutes[-1]) if known else ASSUMED
         chapter = Chapter(
             path,
             title[1] if title else path.stem[3:].replace("_", " "),
