@@ -68,7 +68,7 @@ ENTRIES = {
     ),
     "activations": Entry(
         "Which function between the layers?",
-        "a start fitted to tanh gained {} of accuracy",
+        "with tanh, a start fitted to it gained {} of accuracy over PyTorch's",
         ("tanh: accuracy gained",),
     ),
     "batch_normalization": Entry(
