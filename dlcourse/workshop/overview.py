@@ -73,7 +73,7 @@ ENTRIES = {
     ),
     "batch_normalization": Entry(
         "When does batch norm help, and when does it hurt?",
-        "it led layer norm by {} of accuracy with 16 images a batch, by {} with 2",
+        "its lead in accuracy over layer norm: {} with 16 images a batch, {} with 2",
         ("16 images: difference", "2 images: difference"),
     ),
     "learning_rate_decay": Entry(
