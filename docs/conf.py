@@ -19,6 +19,7 @@ extensions = ["myst_nb", "sphinx_design", "sphinx_copybutton", "book.extension"]
 nb_execution_mode = "off"
 nb_ipywidgets_js = {}
 myst_enable_extensions = ["dollarmath", "colon_fence", "attrs_inline", "deflist"]
+nb_render_markdown_format = "myst"  # for the tables and links in outputs
 myst_heading_anchors = 3
 myst_links_external_new_tab = False
 # two classes may share a name; a type that names one is then left without a link

@@ -94,11 +94,14 @@ def helpers_on(text: str) -> set[int]:
 
     >>> sorted(helpers_on("splits (chapter 1); chapters 7 and 8 help. Chapter 9 is not needed."))
     [1, 7, 8]
+    >>> sorted(helpers_on("Chapters 11 (sums) and 15 (bf16) help."))
+    [11, 15]
     """
     found = set()
     for sentence in re.split(r"[.;](?:\s|$)", text):
         if "not needed" in sentence:
             continue
+        sentence = re.sub(r"(\d) \((?!chapter)[^)]*\)", r"\1", sentence)  # 15 (bf16)
         if re.search(r"\(chapters? |\bhelps?\b|\bneed|\bfrom chapters? ", sentence):
             for numbers in re.findall(
                 r"[Cc]hapters?((?:\W+(?:and\W+|to\W+)?\d+)+)", sentence
@@ -129,7 +132,8 @@ def read_chapters(folder: Path) -> list[Chapter]:
         minutes = [int(n) for n in re.findall(r"\d+", card_line(text, "Minutes"))]
         known = len(minutes) >= 2
         used = modules_in(code) - {path.stem[3:]}
-        reading_time, exercise_time = minutes[:2] if known else ASSUMED
+        # between them may stand what is for a second visit ("5 more for *Deeper*")
+        reading_time, exercise_time = (minutes[0], minutes[-1]) if known else ASSUMED
         chapter = Chapter(
             path,
             title[1] if title else path.stem[3:].replace("_", " "),

@@ -98,7 +98,7 @@ class Chapter:
         numbers = [int(number) for number in re.findall(r"\d+", self.card["Minutes"])]
         if len(numbers) < 2:
             raise BookError(f"{self.path.name}: the card has no two numbers of minutes")
-        return numbers[0], numbers[1]
+        return numbers[0], numbers[-1]  # between them: for a second visit
 
     def section(self, title: str) -> list[nbformat.NotebookNode]:
         """Return the Markdown of a section, cell by cell, without its heading."""

@@ -11,6 +11,7 @@ from book import settings
 from book.notebooks import BookError, Chapter, seconds
 from book.verdicts import verdicts
 from dlcourse.workshop import plan
+from dlcourse.workshop.overview import COLUMNS
 
 ROOT = settings.ROOT
 HERE = Path(__file__).resolve().parents[1]
@@ -31,32 +32,23 @@ def recipe(chapter: Chapter) -> Path | None:
 # --- the map ----------------------------------------------------------------------------
 
 
-def map_of(start: Chapter) -> tuple[dict[str, list[int]], list[tuple[int, int]]]:
-    """Return the columns of the map, as the first notebook has them, and its arrows, from
-    the chapters' cards.
-    """
-    columns = None
-    for cell in start.book.cells:
-        if cell.cell_type == "code" and cell.source.startswith("COLUMNS = {"):
-            columns = ast.literal_eval(ast.parse(cell.source).body[0].value)
-    if columns is None:
-        raise BookError(f"{start.path.name}: no cell that begins with COLUMNS = {{")
-    there = {number for numbers in columns.values() for number in numbers}
-    helps = [
+def arrows(folder: Path) -> list[tuple[int, int]]:
+    """Return (chapter, one that it helps) for the chapters of the map, from their cards."""
+    there = {number for numbers in COLUMNS.values() for number in numbers}
+    return [
         (helper, chapter.number)
-        for chapter in plan.read_chapters(start.path.parent)
+        for chapter in plan.read_chapters(folder)
         for helper in sorted(chapter.helped_by | chapter.needs)
         if chapter.number in there
     ]
-    return columns, helps
 
 
 def chapter_map(chapters: list[Chapter]) -> str:
     """Return the map of the chapters as lists of links, one list a column."""
-    columns, helps = map_of(chapters[0])
+    helps = arrows(chapters[0].path.parent)
     by_number = {chapter.number: chapter for chapter in chapters}
     lines = ["::::::{div} chapter-map", ""]
-    for name, numbers in columns.items():
+    for name, numbers in COLUMNS.items():
         lines += [":::::{div} map-column", f"**{name}**", ""]
         for number in numbers:
             later = [str(end) for start, end in helps if start == number]

@@ -22,7 +22,7 @@ import pytest
 for needed in ("sphinx", "myst_nb", "sphinx_book_theme", "sphinx_design", "latex2mathml"):
     pytest.importorskip(needed, reason='for the book: pip install -e ".[docs]"')
 
-from book import notebooks, pages, settings, terms, verdicts  # noqa: E402
+from book import notebooks, settings, terms, verdicts  # noqa: E402
 from house_rules import TECHNIQUES  # noqa: E402
 from site_pages import Page, broken  # noqa: E402
 from site_pages import pages as pages_of  # noqa: E402
@@ -117,9 +117,6 @@ def test_the_home_page_leads_to_every_chapter(site):
     links = pages_of(site)[site / "index.html"].links
     for chapter in CHAPTERS:
         assert f"chapters/{chapter.stem}.html" in links
-    columns, helps = pages.map_of(CHAPTERS[0])
-    numbers = [number for column in columns.values() for number in column]
-    assert sorted(numbers) == list(range(1, 17))
 
 
 def test_the_name_of_every_public_function_of_a_technique_is_on_its_page(site):

@@ -1,0 +1,184 @@
+"""The sixteen chapters in one table: what each asks, how long it takes, and one result.
+
+Titles, minutes and what helps come from the chapters' first cells, the values from the
+claims among their stored outputs. Only the words around the values stand here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from dlcourse.lab.claims import LINE
+from dlcourse.workshop import plan, reading
+
+# The columns of the map of chapters, by number.
+COLUMNS = {
+    "measure": [1, 2],
+    "the data": [10, 16],
+    "the network": [3, 5, 6, 7, 9],
+    "the updates": [8, 13, 14, 4],
+    "the machine": [11, 12, 15],
+}
+ROUTE = (1, 8, 3)  # for those who have no question yet; the first of `plan.PRIORITY`
+NOT_STORED = "(run the chapter)"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A chapter's question, and one result: words with a pair of braces for each claim.
+
+    `claims` are sentences of the chapter's claims, whose stored values fill the braces.
+    """
+
+    question: str
+    result: str
+    claims: tuple[str, ...]
+
+
+ENTRIES = {
+    "data_splitting": Entry(
+        "Does a score hold for what is new?",
+        "folds of shuffled rows promised {} more accuracy than new writers kept",
+        ("shuffled minus truth",),
+    ),
+    "hyperparameter_tuning": Entry(
+        "How do I choose settings, and compare fairly?",
+        "momentum gained {} of accuracy at one rate, {} with the rate tuned for both",
+        (
+            "gain of momentum at the used rate",
+            "gain of momentum, each at its best rate",
+        ),
+    ),
+    "regularization": Entry(
+        "What stops a network from learning wrong labels?",
+        "three methods at once gained {} of accuracy at a high rate, {} at the best rates",
+        ("three at once: gain at 0.004", "three at once: gain"),
+    ),
+    "gradient_clipping": Entry(
+        "How do I stop gradients that explode?",
+        "of 5 runs at a high rate {} died without clipping, {} with it",
+        ("unclipped: dead runs of 5", "clipped: dead runs of 5"),
+    ),
+    "initialization": Entry(
+        "From which weights does a deep network learn?",
+        "the rule gained {} of accuracy over PyTorch's start, in eight layers",
+        ("8 layers: the rule's gain",),
+    ),
+    "activations": Entry(
+        "Which function between the layers?",
+        "with tanh, a start fitted to it gained {} of accuracy over PyTorch's",
+        ("tanh: accuracy gained",),
+    ),
+    "batch_normalization": Entry(
+        "When does batch norm help, and when does it hurt?",
+        "its lead in accuracy over layer norm: {} with 16 images a batch, {} with 2",
+        ("16 images: difference", "2 images: difference"),
+    ),
+    "learning_rate_decay": Entry(
+        "Which learning rate, and should it fall?",
+        "there is a cliff: at 1.28 the accuracy was lower by {} than at 0.64",
+        ("rate 0.64: accuracy above that of 1.28",),
+    ),
+    "model_compression": Entry(
+        "How small may a trained network be?",
+        "4 bits a weight, with a scale a row, cost {} of accuracy",
+        ("4 bits, a row: accuracy lost",),
+    ),
+    "data_augmentation": Entry(
+        "Which random changes of the images help?",
+        "on clean images affine maps lost {} of accuracy in the shortest run, "
+        "and gained {} in the longest",
+        ("the shortest run: affine loses", "the longest run: affine gains"),
+    ),
+    "gradient_accumulation": Entry(
+        "How do I train with a batch that does not fit?",
+        "activations took {} times less memory, for the same curve",
+        ("activations, at once over accumulated",),
+    ),
+    "parallelism": Entry(
+        "How do several processes train one model?",
+        "`fully_shard` divides the memory over the processes, and sent {} times what DDP "
+        "sends",
+        ("sent by fully_shard over DDP",),
+    ),
+    "warmup": Entry(
+        "Why begin with a small rate, and for how long?",
+        "ten updates of it gained {} of accuracy at a high rate, {} with each rate tuned",
+        ("at rate 0.2: 10 updates gain", "each at its best rate: 10 updates gain"),
+    ),
+    "lr_schedulers": Entry(
+        "Which shape should the rate follow?",
+        "a line to 0 changed the loss of a constant rate by {}, each at its best peak",
+        ("best peaks: linear to 0 minus constant",),
+    ),
+    "mixed_precision": Entry(
+        "What may be computed in 16 bits?",
+        "autocast changed the accuracy by {} at the best rates; all in bfloat16 lost {} at "
+        "the lowest",
+        (
+            "best rates: accuracy gained with autocast",
+            "lowest rate: accuracy lost with all in bfloat16",
+        ),
+    ),
+    "data_loading": Entry(
+        "In which order, and how fast, do samples arrive?",
+        "read in the order in which they were stored, images lost {} of accuracy",
+        ("lost: as stored",),
+    ),
+}
+
+
+def claims_in(book) -> dict[str, str]:
+    """Return the values of the claims that hold in a notebook's outputs, by sentence."""
+    found: dict[str, str] = {}
+    for cell in book.cells:
+        for output in cell.get("outputs", ()):
+            for line in LINE.finditer(str(output.get("text", ""))):
+                found.setdefault(line["sentence"], line["value"])
+    return found
+
+
+def result_of(entry: Entry, values: Mapping[str, str]) -> str:
+    """Return a chapter's result with its values; one that is not stored says so.
+
+    Each value stands between marks, so that a rerun of its chapter breaks no test.
+    """
+    from dlcourse.lab.tables import measured
+
+    numbers = [measured(values.get(claim, NOT_STORED)) for claim in entry.claims]
+    return entry.result.format(*numbers)
+
+
+def chapter_table(folder: Path = reading.CHAPTERS) -> str:
+    """Return the table of the chapters in a folder, as Markdown with links.
+
+    Guides and chapters that have no entry here are passed over.
+    """
+    lines = [
+        "| Chapter | It asks | Minutes | Helps before | One result |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for chapter in plan.read_chapters(folder):
+        entry = ENTRIES.get(chapter.name)
+        if entry is None:
+            continue
+        before = sorted((chapter.needs | chapter.helped_by) - {chapter.number})
+        cells = [
+            f"[{chapter.number} {chapter.title}]({chapter.path.name})",
+            entry.question,
+            f"{chapter.reading} + {chapter.exercises}",
+            ", ".join(map(str, before)),
+            result_of(entry, claims_in(reading.load_book(chapter.path))),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def show_chapters(folder: Path = reading.CHAPTERS) -> None:
+    """Show that table under a cell, with links that open the chapters."""
+    from IPython.display import display
+
+    text = chapter_table(folder)
+    display({"text/markdown": text, "text/plain": text}, raw=True)
