@@ -147,7 +147,11 @@ def result_of(entry: Entry, values: Mapping[str, str]) -> str:
     """
     from dlcourse.lab.tables import measured
 
-    numbers = [measured(values.get(claim, NOT_STORED)) for claim in entry.claims]
+    numbers = []
+    for claim in entry.claims:
+        value = values.get(claim)
+        shown = NOT_STORED if value is None else f"{round(float(value), 3):g}"
+        numbers.append(measured(shown))
     return entry.result.format(*numbers)
 
 
