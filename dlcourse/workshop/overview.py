@@ -40,12 +40,14 @@ class Entry:
 ENTRIES = {
     "data_splitting": Entry(
         "Does a score hold for what is new?",
-        "folds of shuffled rows promised {} more accuracy than new writers kept",
+        "tested on rows of writers whose other rows it had learned, a network promised {} "
+        "more accuracy than it kept with new writers",
         ("shuffled minus truth",),
     ),
     "hyperparameter_tuning": Entry(
         "How do I choose settings, and compare fairly?",
-        "momentum gained {} of accuracy at one rate, {} with the rate tuned for both",
+        "momentum gained {} of accuracy at one rate, and nothing ({}) with the rate tuned "
+        "for both",
         (
             "gain of momentum at the used rate",
             "gain of momentum, each at its best rate",
@@ -53,7 +55,8 @@ ENTRIES = {
     ),
     "regularization": Entry(
         "What stops a network from learning wrong labels?",
-        "three methods at once gained {} of accuracy at a high rate, {} at the best rates",
+        "three methods at once gained {} of accuracy at a rate too high, and little ({}) at "
+        "the best rates",
         ("three at once: gain at 0.004", "three at once: gain"),
     ),
     "gradient_clipping": Entry(
@@ -63,7 +66,8 @@ ENTRIES = {
     ),
     "initialization": Entry(
         "From which weights does a deep network learn?",
-        "the rule gained {} of accuracy over PyTorch's start, in eight layers",
+        "in eight layers, weights scaled by the width gained {} of accuracy over PyTorch's "
+        "start",
         ("8 layers: the rule's gain",),
     ),
     "activations": Entry(
@@ -78,23 +82,25 @@ ENTRIES = {
     ),
     "learning_rate_decay": Entry(
         "Which learning rate, and should it fall?",
-        "there is a cliff: at 1.28 the accuracy was lower by {} than at 0.64",
+        "there is a cliff: doubling the rate from 0.64 to 1.28 cost {} of accuracy",
         ("rate 0.64: accuracy above that of 1.28",),
     ),
     "model_compression": Entry(
         "How small may a trained network be?",
-        "4 bits a weight, with a scale a row, cost {} of accuracy",
+        "4 bits a weight in place of 32, with a scale for each row, cost next to nothing: {} "
+        "of accuracy",
         ("4 bits, a row: accuracy lost",),
     ),
     "data_augmentation": Entry(
         "Which random changes of the images help?",
-        "on clean images affine maps lost {} of accuracy in the shortest run, "
-        "and gained {} in the longest",
+        "small turns, shifts and scalings lost {} of accuracy in a short run, and gained {} "
+        "in a long one",
         ("the shortest run: affine loses", "the longest run: affine gains"),
     ),
     "gradient_accumulation": Entry(
         "How do I train with a batch that does not fit?",
-        "activations took {} times less memory, for the same curve",
+        "a batch in sixteen parts took {} times less memory for activations, and gave the "
+        "same curve",
         ("activations, at once over accumulated",),
     ),
     "parallelism": Entry(
@@ -105,18 +111,20 @@ ENTRIES = {
     ),
     "warmup": Entry(
         "Why begin with a small rate, and for how long?",
-        "ten updates of it gained {} of accuracy at a high rate, {} with each rate tuned",
+        "ten updates of it gained {} of accuracy at a high rate, and next to nothing ({}) "
+        "with each rate tuned",
         ("at rate 0.2: 10 updates gain", "each at its best rate: 10 updates gain"),
     ),
     "lr_schedulers": Entry(
         "Which shape should the rate follow?",
-        "a line to 0 changed the loss of a constant rate by {}, each at its best peak",
+        "a rate that falls to 0 in a line changed the loss of a constant rate by {}, each at "
+        "its best",
         ("best peaks: linear to 0 minus constant",),
     ),
     "mixed_precision": Entry(
         "What may be computed in 16 bits?",
-        "autocast changed the accuracy by {} at the best rates; all in bfloat16 lost {} at "
-        "the lowest",
+        "autocast changed the accuracy by next to nothing ({}); all in bfloat16 lost {} at a "
+        "low rate",
         (
             "best rates: accuracy gained with autocast",
             "lowest rate: accuracy lost with all in bfloat16",
@@ -124,7 +132,8 @@ ENTRIES = {
     ),
     "data_loading": Entry(
         "In which order, and how fast, do samples arrive?",
-        "read in the order in which they were stored, images lost {} of accuracy",
+        "images read in the order in which they are stored, class by class, cost {} of "
+        "accuracy",
         ("lost: as stored",),
     ),
 }
