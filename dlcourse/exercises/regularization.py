@@ -235,7 +235,11 @@ def _group_models() -> list[nn.Module]:
     second = nn.ModuleDict({"scale": nn.LayerNorm(3), "norm": nn.Linear(3, 2)})
     tied = nn.ModuleDict({"one": nn.Linear(3, 3), "two": nn.Linear(3, 3)})
     tied["two"].weight = tied["one"].weight
-    return [first, second, _Block(), tied]
+    words = nn.Sequential(nn.Embedding(9, 4), nn.LayerNorm((5, 4)), nn.Linear(4, 9))
+    return [first, second, _Block(), tied, words]
+
+
+_DECAYS = (0.1, 0.3, 0.02, 0.7, 0.4)  # of each model
 
 
 def _must_decay(model: nn.Module) -> dict[str, bool]:
@@ -252,7 +256,7 @@ def _must_decay(model: nn.Module) -> dict[str, bool]:
 
 
 def _check_groups(answer: Callable) -> None:
-    for model, weight_decay in zip(_group_models(), (0.1, 0.3, 0.02, 0.7), strict=True):
+    for model, weight_decay in zip(_group_models(), _DECAYS, strict=True):
         groups = answer(model, weight_decay)
         expect(
             groups is not None,
@@ -310,15 +314,33 @@ def _check_decays(model: nn.Module, decay: dict[int, float], wanted: float) -> N
             )
         elif name.endswith("bias"):
             expect(got[name] == 0, f"{name}, of a {layer}, decays: a bias must not.")
+        elif layer == "Embedding":
+            expect(
+                got[name] == 0,
+                f"{name} decays: it has two dimensions, but it is the weight of an "
+                "Embedding. Go by the layer.",
+            )
         else:
             expect(
                 got[name] == 0,
                 f"{name} decays: it is the scale of a norm layer, {layer}, though its name "
-                "says weight. Go by its one dimension, or by the layer.",
+                "says weight. Go by the layer.",
             )
 
 
 def _solve_groups(model, weight_decay):
+    matrices = {}  # by the number of each, so that a shared one is there once
+    for layer in model.modules():
+        if isinstance(layer, (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)):
+            matrices[id(layer.weight)] = layer.weight
+    others = [weight for weight in model.parameters() if id(weight) not in matrices]
+    return [
+        {"params": list(matrices.values()), "weight_decay": weight_decay},
+        {"params": others, "weight_decay": 0.0},
+    ]
+
+
+def _by_dimensions(model, weight_decay):
     matrices = [weight for weight in model.parameters() if weight.ndim >= 2]
     others = [weight for weight in model.parameters() if weight.ndim < 2]
     return [
@@ -743,9 +765,9 @@ EXERCISES = (
     ),
     Exercise(
         "Write your_groups(model, weight_decay): parameter groups for torch.optim.AdamW. "
-        "The weights of linear and convolution layers decay by weight_decay; biases, and "
-        "the scales of norm layers (batch, group, instance, layer or RMS norm, over one "
-        "dimension), do not decay. All are trained.",
+        "The weights of linear and convolution layers decay by weight_decay. Biases, the "
+        "scales of norm layers (batch, group, instance, layer or RMS norm, also over two "
+        "dimensions), and the weights of nn.Embedding do not decay. All are trained.",
         _check_groups,
         _solve_groups,
         {
@@ -756,6 +778,7 @@ EXERCISES = (
             "the wrong way round": Wrong(_groups_swapped, "must decay"),
             "two kinds of norm": Wrong(_two_norms_only, "GroupNorm"),
             "go by the name norm": Wrong(_by_name, "scale of a norm layer"),
+            "go by the dimensions": Wrong(_by_dimensions, "Go by the layer"),
             "always 0.1": Wrong(_always_a_tenth, "use the argument"),
         },
     ),

@@ -573,6 +573,31 @@ def test_each_seed_may_have_rows_of_its_own():
     outputs = stacked.predict(own, of_each_seed=True)
     torch.testing.assert_close(outputs[:, 1], stacked.predict(own[1])[:, 1])
     torch.testing.assert_close(outputs, loop.predict(own, True), atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("ema", [None, 0.9])
+def test_each_seed_may_be_judged_by_rows_of_its_own(ema):
+    def own(seed):
+        order = torch.randperm(70, generator=torch.Generator().manual_seed(seed))[:30]
+        return X[order], Y[order]
+
+    stacked, loop = both_ways(
+        build, (X, Y), test=(X, Y), probe=own, validate_every=5, ema=ema
+    )
+    for trials in (stacked, loop):
+        assert trials.probe["accuracy"].shape == trials.test["accuracy"].shape
+        last = trials.curves["probe"]["accuracy"][:, :, -1]
+        np.testing.assert_allclose(last, trials.probe["accuracy"])
+        for place, seed in enumerate(trials.seeds):
+            alone = trials.accuracy_on(*own(seed))[:, place]
+            np.testing.assert_allclose(alone, trials.probe["accuracy"][:, place])
+        whole = trials.accuracy_on(X, Y)
+        np.testing.assert_allclose(whole, trials.test["accuracy"])
+    np.testing.assert_allclose(stacked.probe["loss"], loop.probe["loss"], atol=1e-4)
+    early = stacked.after(5)
+    np.testing.assert_array_equal(
+        early.probe["accuracy"], stacked.curves["probe"]["accuracy"][:, :, 1]
+    )
     with pytest.raises(ValueError, match="as many"):
         run_trials(
             build,

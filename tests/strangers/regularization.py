@@ -12,6 +12,7 @@ NORMS = (
     nn.LayerNorm,
     nn.GroupNorm,
     nn.RMSNorm,
+    nn.Embedding,  # spared, too
 )
 
 # Exercise 0: your_step(w, grad, lr, strength)
@@ -246,7 +247,9 @@ def groups_one_each(model, weight_decay):
 
 def groups_tuples(model, weight_decay):
     norm_names = {
-        name for name, module in model.named_modules() if "Norm" in type(module).__name__
+        name
+        for name, module in model.named_modules()
+        if "Norm" in type(module).__name__ or isinstance(module, nn.Embedding)
     }
     free, decay = (), ()
     for name, p in model.named_parameters():

@@ -53,6 +53,7 @@ def run_looped(job: Job) -> Trials:
         forward=_prediction(job, replicas),
         validation=results.get("validation", {}),
         test=results.get("test", {}),
+        probe=results.get("probe", {}),
     )
 
 
@@ -180,10 +181,11 @@ class OneRun:
 
     def _held_out(self) -> dict[str, dict]:
         with self._averaged():
-            return {
-                part: evaluate(self.model, rows, self.job.loss_fn)
-                for part, rows in self.job.held_out.items()
-            }
+            found = {}
+            for part in self.job.held_out:
+                rows = self.job.held_out_for(part, self.number)
+                found[part] = evaluate(self.model, rows, self.job.loss_fn)
+            return found
 
 
 def _table(shape: tuple[int, int]) -> dict[str, np.ndarray]:

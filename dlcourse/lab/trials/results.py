@@ -40,8 +40,8 @@ class Trials:
     """The results of runs over learning rates x seeds.
 
     `train_loss`: (lrs, seeds, steps). `logged[name]`: (lrs, seeds, steps).
-    `validation` and `test`: {"loss", "accuracy"}, each (lrs, seeds); empty where not
-    asked for.
+    `validation`, `test` and `probe`: {"loss", "accuracy"}, each (lrs, seeds); empty where
+    not asked for.
     `curves["validation"]` and `curves["test"]`: the same after the updates `times`, each
     (lrs, seeds, times); empty without validate_every=.
     `weights[name]`: the trained parameters (or their average), each (lrs, seeds, ...).
@@ -54,6 +54,7 @@ class Trials:
     train_loss: np.ndarray
     validation: dict[str, np.ndarray] = field(default_factory=dict)
     test: dict[str, np.ndarray] = field(default_factory=dict)
+    probe: dict[str, np.ndarray] = field(default_factory=dict)
     logged: dict[str, np.ndarray] = field(default_factory=dict)
     stacked: bool = True
     times: list[int] = field(default_factory=list)
@@ -141,6 +142,11 @@ class Trials:
             raise ValueError("these results hold no models: ask the trials they are from")
         outputs = self.forward(inputs, of_each_seed)
         return outputs.unflatten(0, (len(self.lrs), len(self.seeds)))
+
+    def accuracy_on(self, inputs: Tensor, targets: Tensor) -> np.ndarray:
+        """Return the share of these rows that each trained model gets right: (lrs, seeds)."""
+        right = self.predict(inputs).argmax(-1) == targets
+        return right.double().mean(-1).numpy()
 
 
 def best_of_rates(

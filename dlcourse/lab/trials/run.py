@@ -52,6 +52,7 @@ def run_trials(
     test=None,
     validate_every: int | None = None,
     order: Callable[[int, int], Tensor] | None = None,
+    probe: Callable | None = None,
     stack: bool | None = None,
 ) -> Trials:
     """Train `build(seed)` for every learning rate and seed, all at once, and return the
@@ -84,6 +85,8 @@ def run_trials(
     `validate_every`: also evaluate each so many updates; see `Trials.curves`.
     `order(seed, epoch)`: the rows of one pass as a tensor of numbers, equally many for
     each seed, in place of a new random order. Such runs are always stacked.
+    `probe(seed)`: (inputs, targets), rows of its own for each seed, equally many. They
+    are judged as the test rows are; the results are `Trials.probe` and a curve.
     `stack`: by default the faster way of the two is chosen: all replicas as one, or one
     by one. Both draw the same numbers and agree within the rounding of float32. Only a
     model or transform with random numbers of its own differs, and it is always stacked.
@@ -116,6 +119,7 @@ def run_trials(
         test=test,
         validate_every=validate_every,
         order=order,
+        probe=probe,
     )
     if order is not None:
         return _in_order(job, stack)

@@ -52,6 +52,7 @@ class Job:
     test: object
     validate_every: int | None
     order: Callable[[int, int], Tensor] | None = None
+    probe: Callable | None = None
 
     def __post_init__(self) -> None:
         self._check()
@@ -71,6 +72,8 @@ class Job:
         for part in ("validation", "test"):
             if getattr(self, part) is not None:
                 self.held_out[part] = getattr(self, part)
+        if self.probe is not None:
+            self.held_out["probe"] = rows_of_each_seed(self.probe, self.seeds)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -87,6 +90,13 @@ class Job:
         if self.own_rows:
             return self.inputs[number], self.targets[number]
         return self.inputs, self.targets
+
+    def held_out_for(self, part: str, number: int):
+        """Return the rows of `part` by which the seed at place `number` is judged."""
+        if part == "probe":
+            inputs, targets = self.held_out[part]
+            return inputs[number], targets[number]
+        return self.held_out[part]
 
     def times(self) -> list[int]:
         """Return the updates after which the held-out rows are looked at."""
@@ -164,8 +174,8 @@ def rows_of_each_seed(data: Callable, seeds: list[int]) -> tuple[Tensor, Tensor]
     lengths = sorted({len(targets) for _, targets in parts})
     if len(lengths) > 1:
         raise ValueError(
-            f"data(seed) gives from {lengths[0]} to {lengths[-1]} rows: give each seed as "
-            "many, so that all have the same batches"
+            f"there are from {lengths[0]} to {lengths[-1]} rows a seed: give each seed as "
+            "many, so that all have batches of one size"
         )
     inputs = torch.stack([inputs for inputs, _ in parts])
     targets = torch.stack([targets for _, targets in parts])

@@ -122,7 +122,7 @@ class _Replicas:
         """Evaluate on the held-out rows, where that is due after so many updates."""
         if updates in self.times:
             for part, rows in self.job.held_out.items():
-                self.curves[part].append(self.evaluate(rows))
+                self.curves[part].append(self.evaluate(rows, part == "probe"))
 
     def weights_now(self) -> list[Tensor]:
         """Return the weights to evaluate: the last ones, or their average."""
@@ -130,22 +130,32 @@ class _Replicas:
             return [weight.detach() for weight in self.stack.weights]
         return self.stack.views(self.average)
 
-    def evaluate(self, data) -> dict[str, np.ndarray]:
-        """Return {"loss", "accuracy"}, each (lrs, seeds)."""
+    def evaluate(self, data, of_each_seed: bool = False) -> dict[str, np.ndarray]:
+        """Return {"loss", "accuracy"}, each (lrs, seeds).
+
+        With `of_each_seed` the rows are (seeds, rows, ...), else (rows, ...) for all.
+        """
         inputs, targets = as_tensors(data)
         loss_of = stacked_loss(self.job.loss_fn, targets)
         loss_sum = torch.zeros(self.job.replicas, dtype=torch.float64)
         right = torch.zeros(self.job.replicas, dtype=torch.float64)
         chunk = max(1, EVALUATED_ROWS // self.job.replicas)
-        for x, y in zip(inputs.split(chunk), targets.split(chunk), strict=True):
-            y = y.expand(self.job.replicas, *y.shape)
-            outputs = self.outputs(x.expand(self.job.replicas, *x.shape))
+        inputs = self.of_all(inputs, of_each_seed)
+        targets = self.of_all(targets, of_each_seed)
+        for x, y in zip(inputs.split(chunk, 1), targets.split(chunk, 1), strict=True):
+            outputs = self.outputs(x)
             loss_sum += loss_of(outputs, y).double() * y.shape[1]
             right += (outputs.argmax(-1) == y).sum(-1) if outputs.ndim > 2 else math.nan
         return {
-            "loss": (loss_sum / len(inputs)).reshape(self.job.shape).numpy(),
-            "accuracy": (right / len(inputs)).reshape(self.job.shape).numpy(),
+            "loss": (loss_sum / inputs.shape[1]).reshape(self.job.shape).numpy(),
+            "accuracy": (right / inputs.shape[1]).reshape(self.job.shape).numpy(),
         }
+
+    def of_all(self, rows: Tensor, of_each_seed: bool) -> Tensor:
+        """Return rows for every replica: (replicas, rows, ...)."""
+        if of_each_seed:
+            return rows.repeat(len(self.job.lrs), *[1] * (rows.ndim - 1))
+        return rows.expand(self.job.replicas, *rows.shape)
 
     @torch.no_grad()
     def outputs(self, x: Tensor) -> Tensor:
@@ -157,10 +167,7 @@ class _Replicas:
             self.skeleton.train()
 
     def predict(self, inputs: Tensor, of_each_seed: bool) -> Tensor:
-        if of_each_seed:
-            inputs = inputs.repeat(len(self.job.lrs), *[1] * (inputs.ndim - 1))
-        else:
-            inputs = inputs.expand(self.job.replicas, *inputs.shape)
+        inputs = self.of_all(inputs, of_each_seed)
         chunk = max(1, EVALUATED_ROWS // self.job.replicas)
         return torch.cat([self.outputs(part) for part in inputs.split(chunk, 1)], 1)
 
@@ -173,13 +180,16 @@ class _Replicas:
         weights = {}
         for name, weight in zip(self.stack.names, self.weights_now(), strict=True):
             weights[name] = weight.unflatten(0, job.shape)
-        held_out = {part: self.evaluate(rows) for part, rows in job.held_out.items()}
+        held_out = {}
+        for part, rows in job.held_out.items():
+            held_out[part] = self.evaluate(rows, part == "probe")
         return Trials(
             job.lrs,
             job.seeds,
             over_steps(self.losses),
             validation=held_out.get("validation", {}),
             test=held_out.get("test", {}),
+            probe=held_out.get("probe", {}),
             logged={name: over_steps(values) for name, values in self.logged.items()},
             times=self.times,
             curves=join_curves(self.curves) if self.times else {},
