@@ -34,7 +34,7 @@ LONGER = {
     "03_regularization": 79,  # each constant with its reason, and when to change it
     "05_initialization": 80,  # a start, a look at all layers, equal weights
     "08_learning_rate_decay": 80,  # a range test of all groups, undone, before the run
-    "06_activations": 96,  # a start for any activation, a look inside, a monitor
+    "06_activations": 89,  # a look layer by layer, a monitor, in a block to copy
     "09_model_compression": 84,  # a weight that stays packed, whatever the layer
     "10_data_augmentation": 87,  # data sets to replace, a collate function, a report
     "11_gradient_accumulation": 76,  # one sum of rows or tokens, for training and test
@@ -498,21 +498,18 @@ def test_06_equals_a_plain_loop():
     images = torch.tensor(images / 8 - 1).float().view(-1, 1, 8, 8)
     rows = TensorDataset(images, torch.tensor(labels))
     torch.manual_seed(0)
-    train, _, test = torch.utils.data.random_split(rows, [1217, 280, 300])
+    train, test = torch.utils.data.random_split(rows, [1497, 300])
     order = torch.Generator().manual_seed(0)
     loader = DataLoader(train, 32, shuffle=True, generator=order, drop_last=True)
     convolution = [nn.Conv2d(1, 16, 3), nn.ReLU(), nn.Flatten()]
     model = nn.Sequential(*convolution, nn.Linear(576, 64), nn.ReLU(), nn.Linear(64, 10))
-    for place, gain in ((0, 1.0), (3, 2**0.5), (5, 2**0.5)):
-        fan_in = model[place].weight[0].numel()
-        nn.init.normal_(model[place].weight, std=gain / fan_in**0.5)
-        nn.init.zeros_(model[place].bias)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     for _ in range(5):
         for inputs, targets in loader:
             F.cross_entropy(model(inputs), targets).backward()
             optimizer.step()
             optimizer.zero_grad()
+        list(loader)  # the recipe goes through the training rows once more, to count
     inputs, targets = test[:]
     with torch.no_grad():
         channels, units = model[:2](inputs), model[:5](inputs)
@@ -522,10 +519,20 @@ def test_06_equals_a_plain_loop():
     assert abs(found["dead units"] - int(dead)) <= 1
 
 
+def block_of_06(units: int) -> dict:
+    """Return the names of the block to copy, run with the three imports alone."""
+    text = source("06_activations").replace("UNITS = 1 ", f"UNITS = {units} ")
+    block = text.partition("# --- copy from here ---")[2].partition("# --- to here ---")[
+        0
+    ]
+    assert "accelerator.prepare" not in block and "def report" in block
+    imports = "import torch\nimport torch.nn.functional as F\nfrom torch import nn\n"
+    return names_of(imports + block)
+
+
 def test_06_looks_into_a_model_of_tokens():
-    """With UNITS = -1 the loss, the look and the count take (rows, tokens, units)."""
-    text = source("06_activations").replace("UNITS = 1 ", "UNITS = -1 ")
-    its = names_of(text.partition("accelerator = Accel")[0])
+    """With UNITS = -1 the look and the count take (rows, tokens, units)."""
+    its = block_of_06(units=-1)
     model = nn.Sequential(
         nn.Embedding(20, 8), nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 5)
     )
@@ -533,13 +540,36 @@ def test_06_looks_into_a_model_of_tokens():
         model[1].bias[:3] = -100  # three units that are dead
     words, targets = torch.randint(20, (6, 7)), torch.randint(5, (6, 7))
     expected = F.cross_entropy(model(words).transpose(1, 2), targets)
-    torch.testing.assert_close(its["loss_of"](model(words), targets), expected)
-    assert its["look_inside"](model, words, targets).startswith(f"loss {expected:.2f}")
-    model.register_forward_pre_hook(lambda *run: its["calls"].clear())
-    model[2].register_forward_hook(its["note_awake"])
+    first, second = its["look_inside"](model, words, targets).splitlines()
+    assert first.startswith(f"loss {expected:.2f} (guessing: 1.61)")
+    assert second.startswith("2: signal ") and ", gradient 1, " in second
+    its["watch"](model)
     model.eval()(words)
     (units,) = its["awake"].values()
     assert units.shape == (16,) and not units[:3].any()
+
+
+@pytest.mark.parametrize("activation", [nn.GELU(), nn.ReLU()])
+def test_06_looks_into_a_transformer(activation):
+    """A line a block; in evaluation, too, PyTorch calls the module and not a fused path."""
+    its = block_of_06(units=-1)
+    layer = nn.TransformerEncoderLayer(8, 2, 16, activation=activation, batch_first=True)
+    model = nn.TransformerEncoder(layer, 3, enable_nested_tensor=False)
+    inputs, targets = torch.randn(6, 7, 8), torch.randint(8, (6, 7))
+    lines = its["look_inside"](model, inputs, targets).splitlines()
+    names = [line.partition(":")[0] for line in lines[1:]]
+    assert names == [f"layers.{number}.activation" for number in range(3)]
+    its["watch"](model)
+    with torch.no_grad():
+        model.eval()(inputs)
+    assert [len(units) for units in its["awake"].values()] == [16] * 3
+
+
+def test_06_says_where_no_module_ran():
+    """A model that calls F.relu has no module for a hook."""
+    model = nn.Sequential(nn.Linear(4, 3))
+    with pytest.raises(AssertionError, match="F.relu"):
+        block_of_06(units=1)["look_inside"](model, torch.randn(5, 4), torch.arange(5) % 3)
 
 
 def short_07_in_float64() -> str:
