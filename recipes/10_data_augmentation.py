@@ -15,7 +15,7 @@ from torchvision.transforms import v2
 
 AUGMENTS, MIXES = True, False  # keep what gains on the validation images
 TEST = False  # True once, at the end, when all else is decided
-BATCH, RATE, EPOCHS = 20, 0.005, 40  # BATCH: rows an update, on all processes together
+BATCH, RATE, EPOCHS = 20, 0.005, 20  # BATCH: rows an update, on all processes together
 PARTS, WORKERS = (100, 400, 1297), 0  # train, validation, test; for photographs 4 to 8
 maps = v2.RandomAffine(  # degrees, shift, scale, slant; fill=None: edges right
     15, (0.1, 0.1), (0.85, 1.15), 10, v2.InterpolationMode.BILINEAR, fill=None

@@ -680,7 +680,7 @@ def test_clipping_recipe_without_clipping_fails(tmp_path):
 
 def test_augmentation_equals_a_plain_loop(tmp_path):
     text = source("10_data_augmentation")
-    text = text.replace("EPOCHS = 20, 0.005, 40", "EPOCHS = 20, 0.005, 2")
+    text = text.replace("EPOCHS = 20, 0.005, 20 ", "EPOCHS = 20, 0.005, 2 ")
     text = text.replace("MIXES = True, False", "MIXES = True, True")
     text = text.replace("TEST = False", "TEST = True")
     printed = output_of(text, tmp_path / "short.py")
