@@ -11,14 +11,14 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from dlcourse.lab.progress import bar
 from dlcourse.lab.training import as_tensors, epoch_order
 from dlcourse.lab.trials.noise import DropoutNoise
 from dlcourse.lab.trials.results import Trials
 from dlcourse.lab.trials.settings import Job
-from dlcourse.lab.trials.stack import Stack, StackError, stacked_forward
+from dlcourse.lab.trials.stack import Stack, StackError, built, stacked_forward
 from dlcourse.lab.trials.updates import StackedOptimizer
 
 EVALUATED_ROWS = 16_384  # of all replicas in one pass
@@ -53,7 +53,7 @@ class _Replicas:
 
     def __init__(self, job: Job):
         self.job = job
-        self.stack = Stack(job, _built(job))
+        self.stack = Stack(job, built(job.build, job.seeds, len(job.lrs)))
         self.skeleton = self.stack.skeleton
         self.noise = DropoutNoise(job.seeds, len(job.lrs), job.dropout)
         self.ones = torch.ones(job.replicas, dtype=self.stack.flat.dtype)
@@ -185,26 +185,6 @@ class _Replicas:
             weights=weights,
             forward=self.predict,
         )
-
-
-def _built(job: Job) -> list[nn.Module]:
-    """Return the model of each replica, where the seed alone decides one for all rates.
-
-    Building takes milliseconds, most of them `torch.manual_seed`. A second model of the
-    first seed tells whether `build` draws without a seed; then each replica has its own.
-    """
-    models = [job.build(seed) for seed in job.seeds]
-    if len(job.lrs) == 1:
-        return models
-    state = torch.get_rng_state()
-    again = job.build(job.seeds[0])
-    pairs = zip(models[0].state_dict().values(), again.state_dict().values(), strict=True)
-    if all(torch.equal(one, other) for one, other in pairs):
-        torch.set_rng_state(state)
-        return models * len(job.lrs)
-    models.append(again)
-    left = [seed for _ in job.lrs for seed in job.seeds][len(models) :]
-    return models + [job.build(seed) for seed in left]
 
 
 def join_curves(curves: dict[str, list[dict]]) -> dict[str, dict[str, np.ndarray]]:
