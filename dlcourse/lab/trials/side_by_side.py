@@ -105,7 +105,8 @@ def run_side_by_side(
         loss.sum().backward()
         # rates differ: the gradient takes the network's own
         grads = [cast(Tensor, p.grad).view(count, -1) for p in parameters]
-        torch._foreach_mul_(grads, [rates[:, None]] * len(grads))
+        own = [rates[:, None]] * len(grads)
+        torch._foreach_mul_(grads, own)  # pyright: ignore[reportPrivateImportUsage]
         optimizer.step()
         optimizer.zero_grad()
         losses.append(loss.detach())

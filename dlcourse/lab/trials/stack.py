@@ -7,6 +7,7 @@ under `torch.vmap`.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -21,13 +22,14 @@ ELEMENTWISE = (
 )  # fmt: skip
 
 
+Model = TypeVar("Model", bound=nn.Module)
+
+
 class StackError(RuntimeError):
     """Raised where the replicas cannot be stacked."""
 
 
-def built(
-    build: Callable[[int], nn.Module], seeds: Sequence[int], rates: int
-) -> list[nn.Module]:
+def built(build: Callable[[int], Model], seeds: Sequence[int], rates: int) -> list[Model]:
     """Return the first model of each rate and seed: one object for all rates of a seed,
     where the seed alone decides.
 
