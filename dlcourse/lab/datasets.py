@@ -5,6 +5,7 @@ its kin, or a folder of your own.
 from __future__ import annotations
 
 import importlib.resources
+import importlib.util
 import os
 import warnings
 from collections.abc import Sequence
@@ -278,13 +279,27 @@ def digits_blocks() -> Tensor:
 
 
 def _load_digits() -> tuple[Split, tuple[str, ...]]:
-    from sklearn.datasets import load_digits  # here, as the import takes a second
+    table = _read_digits()
+    # stored as 0 to 16
+    images = torch.from_numpy(table[:, :-1].reshape(-1, 1, 8, 8)).float() / 16
+    labels = torch.from_numpy(table[:, -1]).long()
+    return Split(images, labels, digits_blocks()), tuple("0123456789")
+
+
+def _read_digits() -> np.ndarray:
+    """Return scikit-learn's digits as float64 (1797, 65): 64 pixels, then the class.
+
+    They are read where they lie, since the import of sklearn.datasets takes a second.
+    """
+    found = importlib.util.find_spec("sklearn")
+    for folder in (found and found.submodule_search_locations) or ():
+        stored = Path(folder) / "datasets" / "data" / "digits.csv.gz"
+        if stored.exists():
+            return np.loadtxt(stored, delimiter=",")
+    from sklearn.datasets import load_digits  # another version keeps them elsewhere
 
     digits: Any = load_digits()
-    # stored as 0 to 16
-    images = torch.from_numpy(digits.images).float().unsqueeze(1) / 16
-    labels = torch.from_numpy(digits.target).long()
-    return Split(images, labels, digits_blocks()), tuple("0123456789")
+    return np.column_stack([digits.data, digits.target])
 
 
 def _load_mnist_5k(size: int) -> tuple[Split, tuple[str, ...]]:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import struct
+import subprocess
 import sys
 from types import SimpleNamespace
 
@@ -63,6 +64,22 @@ def test_digits_has_the_promised_types_and_shapes():
     assert "1x8x8" in repr(data) and len(repr(data)) < 100
     assert len(data.validation) == pytest.approx(0.15 * 1797, abs=5)
     assert len(data.test) == pytest.approx(0.15 * 1797, abs=5)
+
+
+@pytest.mark.parametrize("found", [True, False])
+def test_digits_are_scikit_learns_wherever_it_keeps_them(found, monkeypatch):
+    if not found:
+        monkeypatch.setattr(datasets.importlib.util, "find_spec", lambda name: None)
+    table = datasets._read_digits()
+    np.testing.assert_array_equal(table[:, :-1], load_digits().data)
+    np.testing.assert_array_equal(table[:, -1], load_digits().target)
+
+
+def test_digits_and_intervals_spare_the_import_of_scikit_learn():
+    code = "from dlcourse.lab import datasets, trials; datasets.load(); "
+    code += "trials.interval([0.0, 1.0]); import sys; "
+    code += "sys.exit(bool({'sklearn', 'scipy.stats'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
 def test_digits_splits_are_disjoint_cover_all_and_keep_the_classes_in_proportion():

@@ -1,5 +1,7 @@
 """Networks side by side in the channels of one: each is trained as it would be alone."""
 
+import functools
+
 import numpy as np
 import pytest
 import torch
@@ -80,14 +82,14 @@ def alone(build, data, seed, lr, steps, batch_size, momentum):
     return model.eval(), losses
 
 
+@pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize("build", BUILDERS.values(), ids=BUILDERS)
-def test_each_network_is_trained_as_alone(build):
+def test_each_network_is_trained_as_alone(build, channels_last):
     data, held_out = made_up(40, 0), made_up(25, 1)
     settings = {"steps": 9, "batch_size": 12, "momentum": 0.9}
     seeds, rates = [3, 5], [0.02, 0.1]
-    trials = run_side_by_side(
-        build, data, seeds=seeds, lr=rates, validation=held_out, test=data, **settings
-    )
+    run = functools.partial(run_side_by_side, channels_last=channels_last, **settings)
+    trials = run(build, data, seeds=seeds, lr=rates, validation=held_out, test=data)
     for i, lr in enumerate(rates):
         for j, seed in enumerate(seeds):
             model, losses = alone(build, data, seed, lr, **settings)

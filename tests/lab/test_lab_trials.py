@@ -776,3 +776,28 @@ def test_settings_of_arms_that_cannot_work(settings, message, stack):
 def test_arms_that_cannot_be(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_a_stack_builds_the_model_of_a_seed_once_for_all_rates():
+    built = []
+
+    def counted(seed):
+        built.append(seed)
+        torch.manual_seed(seed)
+        return sequential()
+
+    run_trials(counted, (X, Y), seeds=[3, 4], lr=[0.1, 0.2, 0.3], steps=2, stack=True)
+    state = torch.get_rng_state()
+    assert built == [3, 4, 3]  # the last tells whether the seed alone decides
+    counted(4)  # the random state is that after the last seed, as in a loop
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def test_a_model_without_a_seed_is_another_for_each_rate():
+    settings = dict(seeds=[0, 1], lr=[0.1, 0.2], steps=3, batch_size=16)
+    losses = []
+    for stack in (True, False):
+        torch.manual_seed(5)
+        trials = run_trials(lambda seed: sequential(), (X, Y), stack=stack, **settings)
+        losses.append(trials.train_loss)
+    np.testing.assert_allclose(*losses, atol=2e-5)

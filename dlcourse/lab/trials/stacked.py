@@ -18,7 +18,7 @@ from dlcourse.lab.training import as_tensors, epoch_order
 from dlcourse.lab.trials.noise import DropoutNoise
 from dlcourse.lab.trials.results import Trials
 from dlcourse.lab.trials.settings import Job
-from dlcourse.lab.trials.stack import Stack, StackError, stacked_forward
+from dlcourse.lab.trials.stack import Stack, StackError, built, stacked_forward
 from dlcourse.lab.trials.updates import StackedOptimizer
 
 EVALUATED_ROWS = 16_384  # of all replicas in one pass
@@ -53,8 +53,7 @@ class _Replicas:
 
     def __init__(self, job: Job):
         self.job = job
-        models = [job.build(seed) for _ in job.lrs for seed in job.seeds]
-        self.stack = Stack(job, models)
+        self.stack = Stack(job, built(job.build, job.seeds, len(job.lrs)))
         self.skeleton = self.stack.skeleton
         self.noise = DropoutNoise(job.seeds, len(job.lrs), job.dropout)
         self.ones = torch.ones(job.replicas, dtype=self.stack.flat.dtype)
