@@ -40,11 +40,22 @@ import numpy as np
 import torch
 from dlcourse.lab.claims import claim
 from dlcourse.lab.datasets import load
+from dlcourse.lab.launching import launch
 
 torch.manual_seed(0)
 claim("global generator", torch.rand(()), at_least=2)
 claim("own generator", torch.rand((), generator=torch.Generator().manual_seed(1)), at_least=2)
 claim("NumPy", np.random.default_rng(0).random(), at_least=2)
+
+
+def draw():
+    import torch
+
+    torch.manual_seed(0)
+    return torch.rand(()).item()
+
+
+claim("another process", launch(draw, processes=1)[0], at_least=2)
 claim("split", load("digits").train.labels[:50].float().mean(), at_least=20)
 """
     path = tmp_path / "04_small.ipynb"
@@ -55,7 +66,7 @@ claim("split", load("digits").train.labels[:50].float().mean(), at_least=20)
         assert stopped == [] and not any(claim["holds"] for claim in claims)
         found[place] = {claim["sentence"]: claim["value"] for claim in claims}
     here, shifted, moved = found.values()
-    drawn = ("global generator", "own generator", "NumPy")
+    drawn = ("global generator", "own generator", "NumPy", "another process")
     assert all(here[name] != shifted[name] for name in drawn)
     assert all(here[name] == moved[name] for name in drawn)
     assert here["split"] == shifted["split"] != moved["split"]

@@ -24,7 +24,8 @@ from nbclient import NotebookClient
 LOOSE = 0.75  # a bound further from the value than this share of it says little
 CELL_TIMEOUT = 600
 
-# Runs before the chapter's first cell, in its namespace: hence the underscores.
+# The module that Python imports when it starts: in the kernel, and in each process that
+# the chapter launches.
 SHIFT = '''
 import random
 import numpy
@@ -95,9 +96,11 @@ datasets.load = load_elsewhere
 def measure(path: Path, offset: int, split: int) -> tuple[list[dict], list[str]]:
     """Return (its claims with values, the cells that stopped) of a chapter run elsewhere."""
     book = nbformat.read(path, as_version=4)
-    start = nbformat.v4.new_code_cell(SHIFT.format(offset=offset, split=split))
-    book.cells.insert(0, start)
+    check = f"import sitecustomize\nassert sitecustomize._OFFSET == {offset}"
+    book.cells.insert(0, nbformat.v4.new_code_cell(check))
     with tempfile.TemporaryDirectory() as folder:
+        shift = Path(folder) / "sitecustomize.py"
+        shift.write_text(SHIFT.format(offset=offset, split=split), encoding="utf-8")
         file = Path(folder) / "claims.jsonl"
         file.touch()
         manager = AsyncKernelManager(kernel_spec_manager=ThisPython())
@@ -109,6 +112,8 @@ def measure(path: Path, offset: int, split: int) -> tuple[list[dict], list[str]]
             resources={"metadata": {"path": str(path.parent)}},
         )
         environment = {**kernel_environment(), "DLCOURSE_CLAIMS": str(file)}
+        paths = [folder, environment.get("PYTHONPATH", "")]
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
         client.execute(env=environment)
         claims = [json.loads(line) for line in file.read_text().splitlines()]
     stopped = []
