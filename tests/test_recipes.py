@@ -41,6 +41,7 @@ LONGER = {
     "12_parallelism": 88,  # blocks, weights from one process, checkpoints in parts
     "13_warmup": 76,  # a transformer, the rates used, the count in a checkpoint
     "16_data_loading": 71,  # rows mixed before they are split
+    "17_your_own_run": 156,  # the guide's run, from a folder to the names of new pictures
 }
 LIBRARIES = {"torch", "accelerate", "sklearn"}
 ALSO = {
@@ -49,6 +50,7 @@ ALSO = {
     "09_model_compression": {"safetensors"},
     "10_data_augmentation": {"torchvision"},
     "16_data_loading": {"numpy"},
+    "17_your_own_run": {"torchvision", "PIL"},  # torchvision brings Pillow
 }
 TRIES = 3  # two gloo processes sometimes abort while they exit
 LOST = re.compile(r"SIGABRT|exitcode: -6|EADDRINUSE|address already in use")
@@ -87,6 +89,8 @@ CASES = {
     # bfloat16 rounds the gradient of half the rows otherwise than that of all
     "15_mixed_precision": {"test accuracy": 0.01, "test loss": 0.02},
     "16_data_loading": {"test accuracy": 0.004, "test loss": 0.001},
+    # other shifts on each process, and batch norm over half the rows
+    "17_your_own_run": {"validation accuracy": 0.05, "validation loss": 0.15},
 }
 NAMES = sorted(CASES)
 SETTINGS = {"ACCELERATE_USE_CPU": "yes", "OMP_NUM_THREADS": "1"}
