@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from torchvision.datasets.folder import ImageFolder, is_image_file
 from torchvision.transforms.functional import resize, to_tensor
 
-SIZE, WIDTH, EPOCHS, RATE, SEED = 28, 8, 8, 0.01, 0  # photographs: 64, 24, 100 or more
+SIZE, WIDTH, EPOCHS, RATE, SEED = 28, 8, 20, 0.01, 0  # photographs: 64, 24, 100 or more
 
 
 class Residual(nn.Sequential):  # x plus what its layers make of it
