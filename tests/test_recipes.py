@@ -44,7 +44,7 @@ LONGER = {
     "12_parallelism": 88,  # blocks, weights from one process, checkpoints in parts
     "13_warmup": 76,  # a transformer, the rates used, the count in a checkpoint
     "16_data_loading": 71,  # rows mixed before they are split
-    "17_your_own_run": 156,  # the guide's run, from a folder to the names of new pictures
+    "17_your_own_run": 161,  # the guide's run, from a folder to the names of new pictures
 }
 LIBRARIES = {"torch", "accelerate", "sklearn"}
 ALSO = {
