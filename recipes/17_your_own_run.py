@@ -76,7 +76,7 @@ def plain_run(train, validation, width, epochs, seed, rate=0.01):
     warm = max(1, round(0.05 * steps))
 
     def factor(t):  # on the rate: up in a line (13), then down a cosine (8, 14)
-        down = 0.5 + 0.5 * math.cos(math.pi * max(0, t - warm) / (steps - warm))
+        down = 0.5 + 0.5 * math.cos(math.pi * max(0, t - warm) / max(1, steps - warm))
         return min((t + 1) / warm, down)
 
     # not prepared: Accelerate would step it once for each process at each update
