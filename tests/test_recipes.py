@@ -19,6 +19,9 @@ import nbformat
 import pytest
 import torch
 import torch.nn.functional as F
+import warm
+from accelerate.state import AcceleratorState
+from PIL import Image
 from sklearn.datasets import load_digits
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -41,6 +44,7 @@ LONGER = {
     "12_parallelism": 88,  # blocks, weights from one process, checkpoints in parts
     "13_warmup": 76,  # a transformer, the rates used, the count in a checkpoint
     "16_data_loading": 71,  # rows mixed before they are split
+    "17_your_own_run": 161,  # the guide's run, from a folder to the names of new pictures
 }
 LIBRARIES = {"torch", "accelerate", "sklearn"}
 ALSO = {
@@ -49,6 +53,7 @@ ALSO = {
     "09_model_compression": {"safetensors"},
     "10_data_augmentation": {"torchvision"},
     "16_data_loading": {"numpy"},
+    "17_your_own_run": {"torchvision", "PIL"},  # torchvision brings Pillow
 }
 TRIES = 3  # two gloo processes sometimes abort while they exit
 LOST = re.compile(r"SIGABRT|exitcode: -6|EADDRINUSE|address already in use")
@@ -87,6 +92,8 @@ CASES = {
     # bfloat16 rounds the gradient of half the rows otherwise than that of all
     "15_mixed_precision": {"test accuracy": 0.01, "test loss": 0.02},
     "16_data_loading": {"test accuracy": 0.004, "test loss": 0.001},
+    # other shifts on each process, and batch norm over half the rows
+    "17_your_own_run": {"validation accuracy": 0.05, "validation loss": 0.15},
 }
 NAMES = sorted(CASES)
 SETTINGS = {"ACCELERATE_USE_CPU": "yes", "OMP_NUM_THREADS": "1"}
@@ -1226,3 +1233,70 @@ def test_16_equals_a_plain_loop():
     result = run("16_data_loading")
     assert result["test accuracy"] > 0.92
     assert abs(result["test loss"] - loss) < 5e-4
+
+
+def test_17_is_the_cells_of_its_guide():
+    """What the script defines stands in the guide word for word, so that they never part."""
+    text = source("17_your_own_run")
+    guide = nbformat.read(RECIPES.parent / "chapters/17_your_own_run.ipynb", 4)
+    cells = "\n".join(cell.source for cell in guide.cells if cell.cell_type == "code")
+    defined = [
+        ast.get_source_segment(text, node)
+        for node in ast.parse(text).body
+        if isinstance(node, ast.FunctionDef | ast.ClassDef)
+    ]
+    assert len(defined) >= 8
+    assert [part for part in defined if part not in cells] == []
+
+
+def own_pictures(folder: Path, mode: str) -> None:
+    """Write two classes, each of one colour, or of one grey."""
+    for name, colour in {"blue": (30, 30, 220), "red": (220, 30, 30)}.items():
+        (folder / name).mkdir(parents=True)
+        for number in range(20):
+            spread = [value + number for value in colour]
+            shade = tuple(spread) if mode == "RGB" else sum(spread[:1])
+            image = Image.new(mode, (40, 30), shade)
+            image.save(folder / name / f"{number}.{'JPG' if number % 2 else 'png'}")
+
+
+def call_17(folder: Path, *words: str) -> subprocess.CompletedProcess:
+    return warm.run(RECIPES / "17_your_own_run.py", *words, cwd=folder)
+
+
+@pytest.mark.parametrize(("mode", "channels"), [("RGB", 3), ("L", 1)])
+def test_17_chooses_tests_and_names_pictures_of_your_own(tmp_path, mode, channels):
+    own_pictures(tmp_path / "own", mode)
+    said = call_17(tmp_path, "own").stdout
+    assert said.startswith("validation accuracy") and "test" not in said
+    kept = torch.load(tmp_path / "plain.pt")
+    assert kept["channels"] == channels and kept["mean"].shape == (channels, 1, 1)
+    assert call_17(tmp_path, "test", "own").stdout == "test accuracy 1.0000\n"
+    named = call_17(tmp_path, "predict", "own").stdout.splitlines()
+    assert len(named) == 40
+    assert all(Path(line.split()[0]).parent.name == line.split()[1] for line in named)
+
+    (tmp_path / "own" / "red" / "0.png").unlink()  # else the split would be another one
+    other = call_17(tmp_path, "test", "own")
+    assert other.returncode == 1 and "train anew" in other.stderr
+
+
+def test_17_takes_the_precision_that_accelerate_is_given(tmp_path, monkeypatch):
+    its = names_of(source("17_your_own_run").partition("\naccelerator, words")[0])
+    seen = set()
+
+    class Watched(nn.Conv2d):
+        def forward(self, x):
+            seen.add(super().forward(x).dtype)
+            return super().forward(x)
+
+    monkeypatch.setattr(nn, "Conv2d", Watched)
+    rows = torch.rand(8, 1, 16, 16), torch.arange(8) % 2
+    its["plain_run"](rows, rows, 2, 1, 0)
+    assert seen == {torch.float32}
+    seen.clear()
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    AcceleratorState._reset_state(True)
+    its["plain_run"](rows, rows, 2, 1, 0)
+    AcceleratorState._reset_state(True)
+    assert seen == {torch.bfloat16}

@@ -277,7 +277,8 @@ def recipe_list(chapters: list[Chapter]) -> str:
         "# Recipes to take home",
         "",
         "One script a technique: a complete training run in torch and Accelerate alone, "
-        "its constants on top. It runs alike on a CPU, one GPU, several, several machines.",
+        "its constants on top; the last is a whole run on a folder of pictures of yours. "
+        "It runs alike on a CPU, one GPU, several, several machines.",
         "",
     ]
     for chapter in chapters:
