@@ -41,12 +41,12 @@ ENTRIES = {
     "data_splitting": Entry(
         "Does a score hold for what is new?",
         "tested on rows of writers whose other rows it had learned, a network promised {} "
-        "more accuracy than it kept with new writers",
+        "more accuracy than it had with new writers",
         ("shuffled minus truth",),
     ),
     "hyperparameter_tuning": Entry(
         "How do I choose settings, and compare fairly?",
-        "momentum gained {} of accuracy at one rate, and nothing ({}) with the rate tuned "
+        "momentum gained {} of accuracy at one rate, and nothing sure ({}) with the rate tuned "
         "for both",
         (
             "gain of momentum at the used rate",
@@ -88,8 +88,7 @@ ENTRIES = {
     ),
     "model_compression": Entry(
         "How small may a trained network be?",
-        "4 bits a weight in place of 32, with a scale for each row, cost next to nothing: {} "
-        "of accuracy",
+        "4 bits a weight in place of 32, with a scale for each row, cost {} of accuracy",
         ("4 bits, a row: accuracy lost",),
     ),
     "data_augmentation": Entry(
@@ -112,7 +111,7 @@ ENTRIES = {
     ),
     "warmup": Entry(
         "Why begin with a small rate, and for how long?",
-        "ten updates of it gained {} of accuracy at a high rate, and next to nothing ({}) "
+        "ten updates of it gained {} of accuracy at a high rate, and nothing sure ({}) "
         "with each rate tuned",
         ("at rate 0.2: 10 updates gain", "each at its best rate: 10 updates gain"),
     ),
@@ -124,8 +123,7 @@ ENTRIES = {
     ),
     "mixed_precision": Entry(
         "What may be computed in 16 bits?",
-        "autocast changed the accuracy by next to nothing ({}); all in bfloat16 lost {} at a "
-        "low rate",
+        "autocast changed nothing for sure ({}); all in bfloat16 lost {} at a low rate",
         (
             "best rates: accuracy gained with autocast",
             "lowest rate: accuracy lost with all in bfloat16",
