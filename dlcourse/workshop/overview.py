@@ -123,7 +123,7 @@ ENTRIES = {
     ),
     "mixed_precision": Entry(
         "What may be computed in 16 bits?",
-        "autocast changed nothing for sure ({}); all in bfloat16 lost {} at a low rate",
+        "autocast changed nothing that shows ({}); all in bfloat16 lost {} at a low rate",
         (
             "best rates: accuracy gained with autocast",
             "lowest rate: accuracy lost with all in bfloat16",
