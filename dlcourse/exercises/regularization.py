@@ -235,7 +235,7 @@ def _group_models() -> list[nn.Module]:
     second = nn.ModuleDict({"scale": nn.LayerNorm(3), "norm": nn.Linear(3, 2)})
     tied = nn.ModuleDict({"one": nn.Linear(3, 3), "two": nn.Linear(3, 3)})
     tied["two"].weight = tied["one"].weight
-    words = nn.Sequential(nn.Embedding(9, 4), nn.LayerNorm((5, 4)), nn.Linear(4, 9))
+    words = nn.Sequential(nn.Embedding(9, 4), nn.LayerNorm([5, 4]), nn.Linear(4, 9))
     return [first, second, _Block(), tied, words]
 
 
