@@ -14,6 +14,7 @@ import sys
 import tempfile
 import textwrap
 from pathlib import Path
+from types import SimpleNamespace
 
 import nbformat
 import pytest
@@ -37,7 +38,7 @@ LONGER = {
     "03_regularization": 79,  # each constant with its reason, and when to change it
     "05_initialization": 80,  # a start, a look at all layers, equal weights
     "08_learning_rate_decay": 80,  # a range test of all groups, undone, before the run
-    "06_activations": 89,  # a look layer by layer, a monitor, in a block to copy
+    "06_activations": 102,  # a start, a look layer by layer, a monitor, in a block to copy
     "09_model_compression": 84,  # a weight that stays packed, whatever the layer
     "10_data_augmentation": 87,  # data sets to replace, a collate function, a report
     "11_gradient_accumulation": 76,  # one sum of rows or tokens, for training and test
@@ -510,6 +511,9 @@ def test_06_equals_a_plain_loop():
     loader = DataLoader(train, 32, shuffle=True, generator=order, drop_last=True)
     convolution = [nn.Conv2d(1, 16, 3), nn.ReLU(), nn.Flatten()]
     model = nn.Sequential(*convolution, nn.Linear(576, 64), nn.ReLU(), nn.Linear(64, 10))
+    for number, fan_in, gain in ((0, 9, 1.0), (3, 576, 2**0.5), (5, 64, 2**0.5)):
+        nn.init.normal_(model[number].weight, std=gain / fan_in**0.5)
+        nn.init.zeros_(model[number].bias)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     for _ in range(5):
         for inputs, targets in loader:
@@ -570,6 +574,33 @@ def test_06_looks_into_a_transformer(activation):
     with torch.no_grad():
         model.eval()(inputs)
     assert [len(units) for units in its["awake"].values()] == [16] * 3
+
+
+@pytest.mark.parametrize("activation", [torch.tanh, nn.GELU(), torch.relu])
+def test_06_starts_a_plain_stack_at_its_size(activation):
+    """Each layer but the first has the gain of the activation, a kernel counts as fan-in."""
+    start = block_of_06(units=1)["start"]
+    layers = [nn.Conv2d(4, 300, 5), nn.Linear(200, 500, bias=False), nn.Linear(500, 300)]
+    torch.manual_seed(0)
+    start(nn.Sequential(*layers), activation)
+    gain = activation(torch.randn(400_000)).square().mean() ** -0.5
+    for layer, expected in zip(layers, (1.0, gain, gain), strict=True):
+        found = layer.weight.std() * layer.weight[0].numel() ** 0.5
+        assert abs(found / expected - 1) < 0.02
+    assert not layers[0].bias.any() and not layers[2].bias.any()
+
+
+def test_06_report_leaves_out_labels_of_minus_100_and_the_mode_as_it_was():
+    its = block_of_06(units=-1)
+    model = nn.Sequential(nn.Linear(3, 3, bias=False), nn.ReLU())
+    with torch.no_grad():
+        model[0].weight.copy_(torch.eye(3))
+    inputs = torch.eye(3)[torch.tensor([[0, 1], [2, 0]])]  # its answers: 0 1, 2 0
+    targets = torch.tensor([[0, -100], [2, 1]])
+    its["watch"](model)
+    alone = SimpleNamespace(gather_for_metrics=torch.clone, reduce=torch.clone)
+    text = its["report"](alone, model, [(inputs, targets)])
+    assert text == "accuracy 0.6667, dead units 0 [0]" and model.training
 
 
 def test_06_says_where_no_module_ran():
