@@ -136,7 +136,7 @@ def read_folder(root, size):
     if (images == images[:, :1]).all():  # grey: one channel says all
         images = images[:, :1]
     names = [Path(file).relative_to(root).as_posix() for file, _ in folder.samples]
-    groups = names  # each alone; by the names' start: [x[: x.index("_")] for x in names]
+    groups = names  # each alone; by camera1_: [Path(x).name.split("_")[0] for x in names]
     # the same split in every run: no test row ever trains
     rest, test = split_off(4, range(len(names)), labels, groups)
     parts = *split_off(5, rest, labels, groups), test
