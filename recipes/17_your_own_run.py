@@ -56,7 +56,7 @@ def network(channels, width, classes):
     return nn.Sequential(*layers, nn.Linear(wide, classes))
 
 
-def shifted(images):
+def shifted(images):  # chapter 10
     side, most = images.shape[-1], images.shape[-1] // 8
     # photographs, mirrored too: images[::2] = images[::2].flip(3)
     padded = F.pad(images, [most] * 4, value=images.min().item())  # the batch's darkest
@@ -137,7 +137,7 @@ def read_folder(root, size):
         images = images[:, :1]
     names = [Path(file).relative_to(root).as_posix() for file, _ in folder.samples]
     groups = names  # each alone; by camera1_: [Path(x).name.split("_")[0] for x in names]
-    # the same split in every run: no test row ever trains
+    # the same split in every run: no test row ever trains (1)
     rest, test = split_off(4, range(len(names)), labels, groups)
     parts = *split_off(5, rest, labels, groups), test
     kept = {"size": size, "channels": images.shape[1], "classes": folder.classes}
