@@ -45,7 +45,7 @@ LONGER = {
     "12_parallelism": 88,  # blocks, weights from one process, checkpoints in parts
     "13_warmup": 76,  # a transformer, the rates used, the count in a checkpoint
     "16_data_loading": 71,  # rows mixed before they are split
-    "17_your_own_run": 161,  # the guide's run, from a folder to the names of new pictures
+    "17_your_own_run": 193,  # the guide's run, from a folder to the names of new pictures
 }
 LIBRARIES = {"torch", "accelerate", "sklearn"}
 ALSO = {
@@ -1296,20 +1296,94 @@ def call_17(folder: Path, *words: str) -> subprocess.CompletedProcess:
 
 
 @pytest.mark.parametrize(("mode", "channels"), [("RGB", 3), ("L", 1)])
-def test_17_chooses_tests_and_names_pictures_of_your_own(tmp_path, mode, channels):
+def test_17_chooses_tests_and_names_pictures_of_your_own(
+    tmp_path, monkeypatch, mode, channels
+):
     own_pictures(tmp_path / "own", mode)
     said = call_17(tmp_path, "own").stdout
-    assert said.startswith("validation accuracy") and "test" not in said
+    assert said.startswith("training together: 1 cpu") and "test" not in said
+    losses = {
+        float(rate): float(loss)
+        for rate, loss in re.findall(r"rate ([\d.]+): loss ([\d.]+)", said)
+    }
     kept = torch.load(tmp_path / "plain.pt")
-    assert kept["channels"] == channels and kept["mean"].shape == (channels, 1, 1)
+    assert len(losses) == 3 and losses[kept["rate"]] == min(losses.values())
+    assert kept["channels"] == channels
+    assert kept["model"]["0.mean"].shape == (channels, 1, 1)
+    monkeypatch.setenv("OMP_NUM_THREADS", "4")  # sums may differ in their last bit
     assert call_17(tmp_path, "test", "own").stdout == "test accuracy 1.0000\n"
     named = call_17(tmp_path, "predict", "own").stdout.splitlines()
     assert len(named) == 40
     assert all(Path(line.split()[0]).parent.name == line.split()[1] for line in named)
 
-    (tmp_path / "own" / "red" / "0.png").unlink()  # else the split would be another one
+    name = kept["files"][2][0][0]  # another picture in the place of one that tests
+    Image.new(mode, (40, 30)).save(tmp_path / "own" / name)
     other = call_17(tmp_path, "test", "own")
     assert other.returncode == 1 and "train anew" in other.stderr
+
+
+def test_17_turns_upright_and_keeps_groups_whole(tmp_path):
+    its = names_of(source("17_your_own_run").partition("\naccelerator, words")[0])
+    lying, turned = Image.new("L", (40, 20)), Image.Exif()
+    lying.paste(255, (0, 0, 20, 20))  # its left half is light
+    turned[0x0112] = 6  # to be shown turned to the right: the light half is above
+    lying.save(tmp_path / "phone.png", exif=turned)
+    upright = its["picture"](tmp_path / "phone.png", 8, 1)
+    assert upright[0, 0].min() > 250 and upright[0, -1].max() < 5
+
+    labels = torch.arange(120) % 3
+    groups = [row // 6 for row in range(120)]
+    rest, test = its["split_off"](4, range(120), labels, groups)
+    assert sorted(rest + test) == list(range(120)) and len(test) == 30
+    assert not {groups[row] for row in rest} & {groups[row] for row in test}
+    rest, test = its["split_off"](4, range(120), labels, list(range(120)))
+    assert labels[test].bincount().tolist() == [10, 10, 10]
+
+
+def test_17_fine_tunes_a_network_in_two_stages(monkeypatch):
+    """The lines of section 5 run as they stand; a small network takes the place of theirs."""
+    its = names_of(source("17_your_own_run").partition("\naccelerator, words")[0])
+    guide = nbformat.read(RECIPES.parent / "chapters/17_your_own_run.ipynb", 4)
+    blocks = [
+        block
+        for cell in guide.cells
+        if cell.cell_type == "markdown"
+        for block in re.findall(r"```python\n(.*?)```", cell.source, re.DOTALL)
+        if "efficientnet" in block
+    ]
+    lines = blocks[0]
+    assert len(blocks) == 1 and lines.count("plain_run(") == 2
+    lines = lines[lines.index("class Pretrained") :]  # after the two optional packages
+
+    class Stand(nn.Sequential):  # what a pretrained network has: batch norm, and _fc
+        def __init__(self):
+            pooled = nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 1280)
+            super().__init__(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), *pooled)
+            self.add_module("_fc", nn.Linear(1280, 1000))
+
+    body = Stand()
+    before = {name: value.clone() for name, value in body.state_dict().items()}
+    rows = torch.randint(256, (48, 1, 16, 16), dtype=torch.uint8), torch.arange(48) % 3
+    needs = {"classes": ["a", "b", "c"]}
+    moved, losses = [], []
+    train = its["plain_run"]
+
+    def watched(*words, **settings):
+        model, now = train(*words, **settings)
+        after = model.body.state_dict()
+        moved.append(
+            {name for name in after if not torch.equal(after[name], before[name])}
+        )
+        losses.append(now[0])
+        return model, now
+
+    space = {**its, "body": body, "plain_run": watched}
+    space["read_folder"] = lambda root, size: (rows, rows, rows, needs)
+    exec(lines, space)
+    assert {name.partition(".")[0] for name in moved[0]} == {"_fc"}  # the new layer
+    assert "0.weight" in moved[1] and "1.weight" in moved[1]
+    assert not {name for name in moved[1] if "running" in name}
+    assert space["model"](rows[0]).shape == (48, 3)
 
 
 def test_17_takes_the_precision_that_accelerate_is_given(tmp_path, monkeypatch):

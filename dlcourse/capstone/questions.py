@@ -38,7 +38,7 @@ def _check_words(words: Any) -> None:
     )
     expect(one.patience == 3, "Three epochs without a better validation loss: patience.")
     expect(one.augment != "flip", "A mirrored three is no three: which augmentation?")
-    expect(one.augment == "affine", "Turned, moved and scaled together: see --help.")
+    expect(one.augment == "affine", "Which one turns each picture?")
 
 
 def _width(count: int) -> float:
@@ -76,9 +76,10 @@ def _check_diagnosis(answer: Any) -> None:
 EXERCISES = [
     Exercise(
         "Memory suffices for 12 pictures at a time, but the update must stay one of 48. "
-        "Stop after three epochs without a better validation loss. Let the pictures be "
-        "turned, too, not mirrored (one of none, shift, flip, affine, colour, trivial, "
-        "mixup).",
+        "Stop after three epochs without a better validation loss. Let each picture be "
+        "turned a little, too, and none mirrored (--augment: none; shift; flip mirrors and "
+        "shifts; affine turns, moves and scales; colour; trivial makes one change, drawn "
+        "for each picture, and shifts; mixup blends two).",
         _check_words,
         "--accumulation-steps 4 --patience 3 --augment affine",
         {"smaller batch": Wrong("--batch-size 12 --patience 3", "divide it instead")},
