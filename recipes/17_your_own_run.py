@@ -154,7 +154,7 @@ def name_of(file, model, kept):  # a new picture's class, and its probability
 
 
 accelerator, words = Accelerator(), sys.argv[1:] or ["digits"]
-if words == ["digits"] and accelerator.is_main_process:  # scikit-learn's, as pictures
+if not sys.argv[1:] and accelerator.is_main_process:  # scikit-learn's, as pictures
     images, labels = load_digits(return_X_y=True)
     for row in range(600):
         place = Path("digits", str(labels[row]))
