@@ -82,7 +82,7 @@ def plain_run(train, validation, width, epochs, seed, rate=0.01, model=None):
     images, labels = train
     if model is None:
         model = network(images.shape[1], width, int(labels.max()) + 1)
-        some = images[:1000].float()  # a thousand tell the mean and spread of channels
+        some = images[:: max(1, len(images) // 1000)].float()  # of all classes
         model[0].mean.copy_(some.mean((0, 2, 3)).view(-1, 1, 1))
         model[0].std.copy_(some.std((0, 2, 3)).view(-1, 1, 1))
     optimizer = torch.optim.AdamW(model.parameters(), rate, weight_decay=0.05)  # 2, 3

@@ -1340,8 +1340,9 @@ def test_17_turns_upright_and_keeps_groups_whole(tmp_path):
     assert labels[test].bincount().tolist() == [10, 10, 10]
 
 
-def test_17_fine_tunes_a_network_in_two_stages(monkeypatch):
+def test_17_fine_tunes_a_network_in_two_stages(monkeypatch, tmp_path):
     """The lines of section 5 run as they stand; a small network takes the place of theirs."""
+    monkeypatch.chdir(tmp_path)  # they save the network
     its = names_of(source("17_your_own_run").partition("\naccelerator, words")[0])
     guide = nbformat.read(RECIPES.parent / "chapters/17_your_own_run.ipynb", 4)
     blocks = [
