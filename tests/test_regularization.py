@@ -1289,11 +1289,14 @@ def test_other_right_answers_are_accepted():
         return w
 
     def by_module(model, weight_decay):
-        return rg.param_groups(model, weight_decay)
+        words = [n for n, m in model.named_modules() if isinstance(m, nn.Embedding)]
+        return rg.param_groups(model, weight_decay, [f"{name}.weight" for name in words])
 
     def one_group_each(model, weight_decay):
+        kinds = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+        decayed = {id(m.weight) for m in model.modules() if isinstance(m, kinds)}
         return [
-            {"params": [w], "weight_decay": weight_decay if w.ndim > 1 else 0}
+            {"params": [w], "weight_decay": weight_decay if id(w) in decayed else 0}
             for w in model.parameters()
         ]
 
@@ -1352,8 +1355,14 @@ def test_other_groups_are_accepted():
 
     def with_names(model, weight_decay):
         groups = []
+        others = {
+            f"{name}.weight"
+            for name, layer in model.named_modules()
+            if isinstance(layer, (nn.Embedding, nn.LayerNorm))
+        }
         for name, weight in model.named_parameters():
-            own = weight_decay if weight.dim() != 1 else 0.0
+            spared = weight.dim() == 1 or name in others or name.endswith("bias")
+            own = 0.0 if spared else weight_decay
             groups.append({"params": [weight], "weight_decay": own, "name": name})
         return tuple(groups)
 
