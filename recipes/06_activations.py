@@ -18,9 +18,7 @@ UNITS = 1  # the dimension of units or channels; -1 for (rows, tokens, units)
 calls, awake = [], {}  # of one forward pass; of each call, the units above 0 on some row
 
 
-def start(
-    model, activation
-):  # a NEW PLAIN stack (no norms, no shortcuts), before prepare
+def start(model, activation):  # a NEW PLAIN stack: no norm, no shortcut; before prepare
     gain, z = 1.0, torch.special.ndtri(torch.arange(1, 100_000) / 100_000)  # z: normal
     for layer in model.modules():
         if isinstance(layer, (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)):

@@ -38,7 +38,7 @@ LONGER = {
     "03_regularization": 79,  # each constant with its reason, and when to change it
     "05_initialization": 80,  # a start, a look at all layers, equal weights
     "08_learning_rate_decay": 80,  # a range test of all groups, undone, before the run
-    "06_activations": 102,  # a start, a look layer by layer, a monitor, in a block to copy
+    "06_activations": 100,  # a start, a look layer by layer, a monitor, in a block to copy
     "09_model_compression": 84,  # a weight that stays packed, whatever the layer
     "10_data_augmentation": 87,  # data sets to replace, a collate function, a report
     "11_gradient_accumulation": 76,  # one sum of rows or tokens, for training and test
