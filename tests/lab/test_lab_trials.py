@@ -739,6 +739,28 @@ def test_a_run_stopped_early_is_the_one_with_the_lowest_validation_loss():
         run_trials(build, (X, Y), **settings).stopped_early()
 
 
+def test_arms_at_one_rate_and_stopped_early_hold_the_runs_they_are_from():
+    common = dict(seeds=[0, 1], lr=[0.1, 0.3, 3.0], steps=20, validate_every=4)
+    common |= {"validation": (X[:30], Y[:30]), "test": (X, Y)}
+    arms = run_arms({"none": {}, "L2": {"l2": 0.1}}, build, (X, Y), **common)
+    at, early = arms.at(0.3), arms.stopped_early("accuracy")
+    for name, (runs,) in arms.trials.items():
+        (one,), (stopped,) = at.trials[name], early.trials[name]
+        alone = run_arms(
+            {name: arms.settings[name]}, build, (X, Y), **common | {"lr": 0.3}
+        )
+        for key, values in runs.test.items():
+            np.testing.assert_array_equal(one.test[key], values[[1]])
+            np.testing.assert_allclose(one.test[key], alone.trials[name][0].test[key])
+        assert one.lrs == [0.3] and one.train_loss.shape == (1, 2, 20)
+        expected = runs.stopped_early("accuracy").test["accuracy"]
+        np.testing.assert_array_equal(stopped.test["accuracy"], expected)
+    gain = paired(*[at.trials[name][0].test["accuracy"][0] for name in ("L2", "none")])
+    assert at.difference("L2", "none") == gain
+    with pytest.raises(ValueError, match="no runs at the rate 0.2, only at"):
+        arms.at(0.2)
+
+
 @pytest.mark.parametrize(
     "settings, message",
     [

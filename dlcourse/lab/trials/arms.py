@@ -58,6 +58,16 @@ class Arms:
         check_pairs(self.trials[a][0].seeds, self.trials[b][0].seeds)
         return paired(self._test(a, metric), self._test(b, metric))
 
+    def at(self, lr: float) -> Arms:
+        """Return the results of one learning rate, the same for all arms."""
+        return self._each(lambda trials: trials.at(lr))
+
+    def stopped_early(self, metric: str = "loss") -> Arms:
+        """Return the results as if each run had stopped where it was best on the
+        validation rows (`Trials.stopped_early`).
+        """
+        return self._each(lambda trials: trials.stopped_early(metric))
+
     def at_edge(self, metric: str = "accuracy") -> dict[str, float]:
         """Return the arms whose best learning rate lies at the edge of its grid, with
         that rate. Such an arm is not tuned yet: a better rate may lie outside.
@@ -77,6 +87,12 @@ class Arms:
                 f"the best rate lies at the edge of its grid for {', '.join(found)}: give "
                 "these arms rates beyond it"
             )
+
+    def _each(self, change: Callable[[Trials], Trials]) -> Arms:
+        changed = {
+            name: [change(one) for one in arm] for name, arm in self.trials.items()
+        }
+        return Arms(changed, self.settings)
 
     def _test(self, name: str, metric: str) -> np.ndarray:
         test = self.best(name, metric).test

@@ -90,6 +90,29 @@ class Trials:
         lr = self.lrs[index]
         return BestRate(index, lr, lr in (min(self.lrs), max(self.lrs)))
 
+    def at(self, lr: float) -> Trials:
+        """Return the results of one learning rate of `lrs`."""
+        if lr not in self.lrs:
+            raise ValueError(f"no runs at the rate {lr:g}, only at {self.lrs}")
+        only = slice(self.lrs.index(lr), self.lrs.index(lr) + 1)
+
+        def cut(values):
+            return {name: value[only] for name, value in values.items()}
+
+        return dataclasses.replace(
+            self,
+            lrs=[lr],
+            train_loss=self.train_loss[only],
+            validation=cut(self.validation),
+            test=cut(self.test),
+            probe=cut(self.probe),
+            logged=cut(self.logged),
+            curves={part: cut(values) for part, values in self.curves.items()},
+            weights=cut(self.weights),
+            forward=None,
+            networks=self.networks[only],
+        )
+
     def after(self, updates: int) -> Trials:
         """Return the results as if each run had ended after so many updates, one of
         `times`.
