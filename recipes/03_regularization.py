@@ -14,17 +14,16 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, TensorDataset, random_split
 
-# Start with PLAIN. THREE is for labels many of which are wrong, where a point of accuracy
-# matters. Both were chosen for 480 rows, a third of their labels noise: 15 updates an epoch,
-# 135 in all. "Alike" below: the means of 5 other seeds were within a point.
-PLAIN = {"rate": 0.002, "decay": 0.0, "dropout": 0.0, "kept": 0.0}  # tune the rate
-THREE = {
-    "rate": 0.008,  # tune it anew. Alike: half of it, and twice
-    "decay": 1.0,  # a third of a weight is left after 1 / (rate * decay) updates: 8 epochs
-    # of your data. Alike: 4 to 33 epochs. Set it anew for another rate or number of rows.
-    "dropout": 0.3,
-    "kept": 0.97,  # the average looks back over 1 / (1 - kept) updates, here 33: 2 epochs
-}  # of your data. Alike: 10 to 67 updates. Not tested: above 1200 rows, or 60 epochs.
+# Start with PLAIN and tune its rate. THREE is for labels many of which are wrong, where a
+# point of accuracy matters. Both were chosen for 480 rows, a third of their labels noise:
+# 15 updates an epoch, 135 in all. "Alike": on 5 other seeds the mean was within a point.
+# rate: tune it anew for THREE. Alike: half of it, and twice.
+# decay: a third of a weight is left after 1 / (rate * decay) updates, 8 epochs of your data;
+#     set it anew for another rate or number of rows. Alike: 4 to 33 epochs.
+# kept: the average looks back over 1 / (1 - kept) updates, here 33, 2 epochs of your data.
+#     Alike: 10 to 67 updates. Not tested: above 1200 rows, or 60 epochs.
+PLAIN = {"rate": 0.002, "decay": 0.0, "dropout": 0.0, "kept": 0.0}
+THREE = {"rate": 0.008, "decay": 1.0, "dropout": 0.3, "kept": 0.97}
 BATCH = 32  # rows an update, on all processes together
 EPOCHS, PATIENCE = 9, 4  # PATIENCE: epochs without a new best before the run stops
 
