@@ -221,24 +221,6 @@ def binary_cross_entropy_with_logits(
     return _reduce(losses, reduction)
 
 
-def half_squared_error(
-    outputs: Tensor, targets: Tensor, reduction: str = "mean"
-) -> Tensor:
-    """Return (outputs - targets)^2 / 2: the loss that belongs to an output without an
-    activation.
-
-    The gradient of an entry is output - target; `torch.nn.functional.mse_loss` is twice
-    as large.
-    Raises ValueError for shapes that differ.
-    """
-    if outputs.shape != targets.shape:
-        raise ValueError(
-            f"outputs {tuple(outputs.shape)} and targets {tuple(targets.shape)} differ: give one "
-            "target for each output, or they would be broadcast against each other"
-        )
-    return _reduce(0.5 * (outputs - targets) ** 2, reduction)
-
-
 def _reduce(losses: Tensor, reduction: str) -> Tensor:
     if reduction == "none":
         return losses
@@ -350,58 +332,6 @@ def gradient_factor(activation: Callable[[Tensor], Tensor]) -> float:
     is 1 for ReLU and for the identity.
     """
     return forward_gain(activation) * math.sqrt(moments(activation)[1])
-
-
-def matched_init_(
-    layers: Iterable[nn.Linear],
-    activation: Callable[[Tensor], Tensor],
-    generator: torch.Generator | None = None,
-) -> None:
-    """Draw the weights of a chain of layers so that every pre-activation has mean square
-    1.
-
-    Inputs of mean square 1 are assumed: the first layer has SD 1 / sqrt(fan_in), each
-    later one forward_gain(activation) / sqrt(fan_in). Biases become 0. Raises TypeError,
-    and changes nothing, where something is no Linear layer.
-    """
-    gain = 1.0
-    for layer in _only_linear(layers):
-        _normal_(layer, gain, generator)
-        gain = forward_gain(activation)
-
-
-def as_sigmoid_(layers: Iterable[nn.Linear]) -> None:
-    """Rewrite a chain of layers with tanh between them, so that it computes the same with
-    sigmoid.
-
-    From tanh(x) = 2 sigmoid(2 x) - 1: all layers but the last are doubled, and all but
-    the first take 2 s - 1 where they took tanh. Invariant: the outputs stay the same.
-    Raises TypeError where something is no Linear layer, ValueError where a layer has no
-    bias, and then changes nothing.
-    """
-    layers = _only_linear(layers)
-    if any(layer.bias is None for layer in layers):
-        raise ValueError(
-            "a layer has no bias to take the half out of: build it with bias=True"
-        )
-    with torch.no_grad():
-        for number, layer in enumerate(layers):
-            if number > 0:  # W (2 s - 1) + b = 2 W s + (b - the row sums of W)
-                layer.bias.sub_(layer.weight.sum(1))
-                layer.weight.mul_(2)
-            if number < len(layers) - 1:
-                layer.weight.mul_(2)
-                layer.bias.mul_(2)
-
-
-def _only_linear(layers: Iterable[nn.Linear]) -> list[nn.Linear]:
-    layers = list(layers)
-    for layer in layers:
-        if not isinstance(layer, nn.Linear):
-            raise TypeError(
-                f"{type(layer).__name__} among the layers: give the Linear ones alone"
-            )
-    return layers
 
 
 def _empty_linear(in_features: int, out_features: int, bias: bool) -> nn.Linear:

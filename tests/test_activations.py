@@ -267,12 +267,10 @@ def test_starts_draw_from_the_given_generator_alone(given):
     def drawn(seed):
         g = torch.Generator().manual_seed(3) if given else None
         torch.manual_seed(seed)
-        layers = [nn.Linear(3, 3), nn.Linear(3, 3)]
         before = torch.get_rng_state()
-        act.matched_init_(layers, act.relu, g)
-        weights = [*layers, act.SwiGLU(4, 4, generator=g).down]
+        layer = act.SwiGLU(4, 4, generator=g).down
         kept = torch.equal(torch.get_rng_state(), before)
-        return torch.cat([layer.weight.ravel() for layer in weights]), kept
+        return layer.weight, kept
 
     (first, kept), (second, _) = drawn(0), drawn(1)
     assert torch.equal(first, second) == kept == given
@@ -356,7 +354,6 @@ def test_losses_equal_torch(reduction):
                 F.binary_cross_entropy_with_logits,
                 soft,
             ),
-            (lambda a, b, r: 2 * act.half_squared_error(a, b, r), F.mse_loss, soft),
         ):
             pair = (
                 lambda x, f=ours, t=targets: f(x, t, reduction),
@@ -411,7 +408,6 @@ def test_gradient_is_output_minus_target():
     for loss, wanted in (
         (act.cross_entropy(x, classes, "sum"), act.softmax(x) - one_hot),
         (act.binary_cross_entropy_with_logits(x, soft, "sum"), act.sigmoid(x) - soft),
-        (act.half_squared_error(x, soft, "sum"), x - soft),
     ):
         (grad,) = torch.autograd.grad(loss, x)
         torch.testing.assert_close(grad, wanted.detach(), rtol=1e-12, atol=1e-13)
@@ -427,11 +423,10 @@ def test_losses_refuse_what_cannot_be_meant():
             act.cross_entropy(x, targets)
     with pytest.raises(TypeError, match="int64"):
         act.cross_entropy(x, torch.zeros(3))
-    for loss in (act.binary_cross_entropy_with_logits, act.half_squared_error):
-        with pytest.raises(ValueError, match="broadcast"):
-            loss(torch.zeros(3, 1), torch.zeros(3))
-        with pytest.raises(ValueError, match="'mean', 'sum' or 'none'"):
-            loss(x, x, reduction="max")
+    with pytest.raises(ValueError, match="broadcast"):
+        act.binary_cross_entropy_with_logits(torch.zeros(3, 1), torch.zeros(3))
+    with pytest.raises(ValueError, match="'mean', 'sum' or 'none'"):
+        act.binary_cross_entropy_with_logits(x, x, reduction="max")
     with pytest.raises(ValueError, match="'mean', 'sum' or 'none'"):
         act.cross_entropy(x, torch.zeros(3, dtype=torch.long), "max")
 
@@ -525,54 +520,6 @@ def test_gains():
     assert (
         act.gradient_factor(torch.sigmoid) < 0.4 and act.gradient_factor(torch.tanh) < 1.1
     )
-
-
-def test_matched_init_keeps_the_size():
-    g = torch.Generator().manual_seed(0)
-    for f in (act.relu, torch.tanh, act.gelu):
-        layers = [nn.Linear(256, 256) for _ in range(6)]
-        act.matched_init_(layers, f, g)
-        x = torch.randn(100, 256, generator=g)
-        for layer in layers:
-            assert not layer.bias.any()
-            z = layer(x)
-            assert z.square().mean().item() == pytest.approx(1.0, rel=0.35)
-            x = f(z)
-    act.matched_init_([nn.Linear(3, 3, bias=False)], act.relu)
-    model = nn.Sequential(nn.Linear(3, 3), nn.ReLU())
-    weight = model[0].weight.detach().clone()
-    for call in (
-        lambda: act.matched_init_(model, act.relu),
-        lambda: act.as_sigmoid_(model),
-    ):
-        with pytest.raises(TypeError, match="ReLU among the layers"):
-            call()
-    assert torch.equal(model[0].weight, weight)
-
-
-def test_tanh_chain_as_sigmoid_chain():
-    layers = [nn.Linear(5, 7), nn.Linear(7, 7), nn.Linear(7, 3)]
-    layers = [layer.double() for layer in layers]
-    x = torch.randn(20, 5, dtype=torch.float64)
-
-    def chain(f):
-        h = x
-        for layer in layers[:-1]:
-            h = f(layer(h))
-        return layers[-1](h)
-
-    before = chain(torch.tanh)
-    act.as_sigmoid_(layers)
-    assert torch.allclose(chain(torch.sigmoid), before, atol=1e-12)
-    alone = nn.Linear(2, 2)
-    weight = alone.weight.detach().clone()
-    act.as_sigmoid_([alone])
-    assert torch.equal(alone.weight, weight)
-    chain = [nn.Linear(2, 2), nn.Linear(2, 2, bias=False)]
-    weight = chain[0].weight.detach().clone()
-    with pytest.raises(ValueError, match="bias=True"):
-        act.as_sigmoid_(chain)
-    assert torch.equal(chain[0].weight, weight)
 
 
 # --- in training ----------------------------------------------------------------------------------
@@ -692,7 +639,12 @@ def test_gradient_factor_predicts_the_gradient_through_depth(activation):
     for seed in range(8):
         model = MLP(64, 10, width=64, depth=20, activation=activation, seed=seed)
         layers = [*model.layers, model.head]
-        act.matched_init_(layers, activation, torch.Generator().manual_seed(seed))
+        g = torch.Generator().manual_seed(seed)
+        gain = 1.0  # of inputs of mean square 1
+        for layer in layers:
+            nn.init.normal_(layer.weight, std=gain * layer.in_features**-0.5, generator=g)
+            nn.init.zeros_(layer.bias)
+            gain = act.forward_gain(activation)
         F.cross_entropy(model(x), y).backward()
         logs.append(math.log(act.gradient_ratio(model.layers[1:])))
     factor = math.exp(np.mean(logs) / 18)
