@@ -57,21 +57,6 @@ def exponential_decay(gamma: float) -> Schedule:
     return factor
 
 
-def natural_exponential_decay(k: float) -> Schedule:
-    """Return factor(t) = exp(-k t) for updates t >= 0; k at least 0, per update.
-
-    Raises ValueError for other values.
-    Invariant: it is exponential_decay(exp(-k)), in another parameter.
-    """
-    _check_rate("k", k)
-
-    def factor(t: int) -> float:
-        _check_update(t)
-        return math.exp(-k * t)
-
-    return factor
-
-
 def inverse_time_decay(k: float) -> Schedule:
     """Return factor(t) = 1 / (1 + k t) for updates t >= 0; k at least 0, per update.
 

@@ -24,7 +24,6 @@ from dlcourse.learning_rate_decay import (
     inverse_time_decay,
     lr_range_test,
     max_curvature,
-    natural_exponential_decay,
     noise_floor,
     polynomial_decay,
     scale_lr,
@@ -34,7 +33,6 @@ use_one_thread()
 EACH = {
     "constant": constant(),
     "exponential": exponential_decay(0.99),
-    "natural": natural_exponential_decay(0.01),
     "inverse time": inverse_time_decay(0.05),
     "inverse sqrt": inverse_sqrt(20),
     "polynomial": polynomial_decay(100, 2.0, 0.1),
@@ -85,7 +83,6 @@ def test_equal_to_torch(seed):
     )
     pairs = [
         (exponential_decay(gamma), ExponentialLR, {"gamma": gamma}),
-        (natural_exponential_decay(k), ExponentialLR, {"gamma": math.exp(-k)}),
         (
             polynomial_decay(total, power),
             PolynomialLR,
@@ -135,7 +132,6 @@ def test_sums_are_those_of_robbins_and_monro():
         (lambda: exponential_decay(0), "gamma"),
         (lambda: exponential_decay(1.1), "gamma"),
         (lambda: exponential_decay(math.nan), "gamma"),
-        (lambda: natural_exponential_decay(-1), "k="),
         (lambda: inverse_time_decay(-0.1), "k="),
         (lambda: inverse_time_decay(math.inf), "k="),
         (lambda: inverse_sqrt(0), "shift"),
