@@ -5,8 +5,8 @@ one configuration, a dictionary from the same names to values, and returns a num
 is better. A trial that returns NaN or an infinity has failed; a search counts it and goes
 on.
 
-`spaces`: ranges, grids, draws. `searches`: grid, random, quasi-random. `gaussian_process`:
-the model of the scores. `bayesian`: the search that uses it. `halving`: stop early.
+`spaces`: ranges, grids, draws. `searches`: grid, random. `gaussian_process`: the model of
+the scores. `bayesian`: the search that uses it. `halving`: stop early.
 """
 
 from dlcourse.hyperparameter_tuning.bayesian import (
@@ -22,7 +22,6 @@ from dlcourse.hyperparameter_tuning.halving import Halving, Rung, successive_hal
 from dlcourse.hyperparameter_tuning.searches import (
     Search,
     grid_search,
-    quasi_random_search,
     random_search,
 )
 from dlcourse.hyperparameter_tuning.spaces import (
@@ -48,7 +47,6 @@ __all__ = [
     "grid_points",
     "grid_search",
     "loguniform",
-    "quasi_random_search",
     "random_search",
     "successive_halving",
     "suggest",

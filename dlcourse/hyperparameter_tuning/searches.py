@@ -1,4 +1,4 @@
-"""Searches that never look at what they have seen: grid, random, quasi-random."""
+"""Searches that never look at what they have seen: grid, random."""
 
 from __future__ import annotations
 
@@ -11,8 +11,6 @@ import numpy as np
 from dlcourse.hyperparameter_tuning.spaces import (
     Config,
     check_count,
-    check_space,
-    config_at,
     draw_config,
     grid_points,
 )
@@ -54,13 +52,6 @@ class Search:
         """The score of the best trial."""
         return self.scores[self.best]
 
-    @property
-    def best_so_far(self) -> np.ndarray:
-        """The best score after each trial (trials,), inf before the first that did not
-        fail.
-        """
-        return np.minimum.accumulate(failed_as(self.scores, math.inf))
-
 
 def failed_as(scores: Sequence[float] | np.ndarray, value: float) -> np.ndarray:
     """Return the scores with `value` in the place of each that is not finite."""
@@ -87,27 +78,4 @@ def random_search(objective: Objective, space: Mapping, trials: int, seed=0) -> 
     search = Search()
     for _ in range(trials):
         search.run(objective, draw_config(space, rng))
-    return search
-
-
-def quasi_random_search(
-    objective: Objective, space: Mapping, trials: int, seed=0
-) -> Search:
-    """Try `trials` >= 1 configurations that fill `space` evenly: a scrambled Sobol
-    sequence.
-
-    `seed` as for `random_search`. Sources: Sobol (1967), Owen (1998) for the scrambling.
-    Invariants: a longer search begins with the trials of a shorter one; of the first 2^m
-    trials, each of 2^m equal shares of each range gets exactly one.
-    """
-    from scipy.stats import qmc  # slow to import, and only needed here
-
-    check_count("trials", trials)
-    check_space(space)
-    sequence = qmc.Sobol(len(space), rng=np.random.default_rng(seed))
-    power = math.ceil(math.log2(trials))  # the sequence is balanced at powers of two
-    points = sequence.random_base2(power)
-    search = Search()
-    for shares in points[:trials]:
-        search.run(objective, config_at(space, shares))
     return search
