@@ -32,15 +32,12 @@ from dlcourse.data_loading import (
     BucketSampler,
     DataLoader,
     Dataset,
-    FaultySamples,
     IterableDataset,
-    JpegFolder,
     KeyedDraws,
     NumberStream,
     Probe,
     RandomDraws,
     RandomSampler,
-    RowStream,
     SequentialSampler,
     ShardedLines,
     SlowSamples,
@@ -59,7 +56,6 @@ from dlcourse.data_loading import (
     seed_worker,
     shard_indices,
     steps_with_and_without,
-    write_jpegs,
 )
 from dlcourse.exercises import data_loading as exercises
 from dlcourse.lab.launching import launch
@@ -516,6 +512,23 @@ class StubbornStream(IterableDataset):
         return self.position
 
 
+class FaultySamples(Dataset):
+    """Sample i is i, but for one: reading it raises, or ends the process ("die")."""
+
+    def __init__(self, length, at, how="raise"):
+        self.length, self.at, self.how = length, at, how
+
+    def __getitem__(self, index):
+        if index == self.at and self.how == "die":
+            os._exit(3)  # as the system does to a process that takes too much memory
+        if index == self.at:
+            raise OSError(f"sample {index} cannot be read")
+        return index
+
+    def __len__(self):
+        return self.length
+
+
 @pytest.mark.parametrize("workers", [0, 1, 2, 3])
 @pytest.mark.parametrize("shuffle", [False, True])
 def test_after_an_error_the_next_batch_comes(workers, shuffle):
@@ -800,19 +813,6 @@ def test_persistent_workers_change_torch_s_order_from_the_second_epoch_on():
         )  # fmt: skip
         found.append([[int(i) for i in loader] for _ in range(2)])
     assert found[0][0] == found[1][0] and found[0][1] != found[1][1]
-
-
-def test_jpegs_are_decoded_at_each_read(tmp_path):
-    write_jpegs(tmp_path, count=3, side=40, seed=1)
-    images = JpegFolder(tmp_path, size=16)
-    assert len(images) == 3
-    assert images[0].shape == (3, 16, 16) and images[0].dtype == torch.uint8
-    assert torch.equal(images[1], images[1]) and not torch.equal(images[0], images[1])
-    first = (tmp_path / "000.jpg").read_bytes()
-    write_jpegs(tmp_path, count=1, side=40, seed=1)
-    assert (tmp_path / "000.jpg").read_bytes() == first
-    batches = batches_of(DataLoader(images, 2, num_workers=1))
-    assert torch.equal(torch.cat(batches), torch.stack([images[i] for i in range(3)]))
 
 
 class WhoAmI(Dataset):
@@ -1104,18 +1104,6 @@ def test_transform_of_the_tensor_loader():
     pixels = torch.arange(10, dtype=torch.uint8)
     loader = TensorLoader(pixels, batch_size=5, transform=lambda x: (x.float() / 10,))
     assert torch.equal(torch.cat([x for (x,) in loader]), pixels.float() / 10)
-
-
-def test_row_stream_repeats_unless_mended():
-    def rows(**settings):
-        loader = DataLoader(RowStream(10**6, 16), 4, num_workers=2, **settings)
-        return [torch.cat(batches_of(loader)).tolist() for _ in range(2)]
-
-    broken, again = rows()
-    assert len(set(broken)) == 8 and broken == again
-    mended, other = rows(worker_init_fn=seed_worker)
-    assert len({*mended, *other}) == 32
-    assert len(torch.cat(batches_of(DataLoader(RowStream(10**6, 16), 4)))) == 16
 
 
 # --------------------------------------------------------------------------- two processes
@@ -1444,7 +1432,10 @@ def test_files_of_the_chapter(tmp_path):
         pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
         return pixels.float() + torch.rand(())
 
-    write_jpegs(tmp_path, 8, 16)
+    rng = np.random.default_rng(0)
+    for number in range(8):
+        pixels = rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{number:03d}.jpg")
     names = {"Dataset": peer.Dataset, "Image": Image, "np": np, "torch": torch, "SEED": 0}
     names["keyed_transform"] = keyed_transform
     exec(fenced("class Files"), names)

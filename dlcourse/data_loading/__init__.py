@@ -10,17 +10,14 @@ the sample.
 from dlcourse.data_loading.collating import default_collate, pad_collate
 from dlcourse.data_loading.datasets import Dataset, IterableDataset
 from dlcourse.data_loading.demonstrations import (
-    FaultySamples,
     KeyedDraws,
     NumberStream,
     Probe,
     RandomDraws,
-    RowStream,
     ShardedLines,
     SlowSamples,
 )
 from dlcourse.data_loading.in_memory import TensorLoader
-from dlcourse.data_loading.jpegs import JpegFolder, write_jpegs
 from dlcourse.data_loading.loader import DataLoader, WorkerError
 from dlcourse.data_loading.prefetching import prefetch
 from dlcourse.data_loading.sampling import (
@@ -69,14 +66,10 @@ __all__ = [
     "WorkerError",
     "prefetch",
     "TensorLoader",
-    "FaultySamples",
-    "JpegFolder",
     "KeyedDraws",
     "NumberStream",
     "Probe",
     "RandomDraws",
-    "RowStream",
     "ShardedLines",
     "SlowSamples",
-    "write_jpegs",
 ]

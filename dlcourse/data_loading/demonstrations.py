@@ -147,20 +147,6 @@ class ShardedLines(IterableDataset):
         yield from held
 
 
-class RowStream(IterableDataset):
-    """Endless material: `length` row numbers below `rows` a pass, drawn by a stored
-    generator.
-    """
-
-    def __init__(self, rows: int, length: int, seed: int = 0) -> None:
-        self.rows, self.length, self.rng = rows, length, np.random.default_rng(seed)
-
-    def __iter__(self) -> Iterator[int]:
-        info = get_worker_info()
-        for _ in range(self.length // (info.num_workers if info else 1)):
-            yield int(self.rng.integers(self.rows))
-
-
 class SlowSamples(Dataset):
     """Sample i is i, after a wait of `wait` seconds (as for a disk) and `spin` turns of a
     loop.
@@ -174,25 +160,6 @@ class SlowSamples(Dataset):
             time.sleep(self.wait)
         for _ in range(self.spin):
             pass
-        return index
-
-    def __len__(self) -> int:
-        return self.length
-
-
-class FaultySamples(Dataset):
-    """Sample i is i, but for one: reading it raises ("raise") or ends the process
-    ("die").
-    """
-
-    def __init__(self, length: int, at: int, how: str = "raise") -> None:
-        self.length, self.at, self.how = length, at, how
-
-    def __getitem__(self, index: int) -> int:
-        if index == self.at and self.how == "die":
-            os._exit(3)  # as the system does to a process that takes too much memory
-        if index == self.at:
-            raise OSError(f"sample {index} cannot be read")
         return index
 
     def __len__(self) -> int:
