@@ -19,7 +19,6 @@ from sklearn.model_selection import (
     GroupShuffleSplit,
     KFold,
     ShuffleSplit,
-    StratifiedGroupKFold,
     StratifiedKFold,
     StratifiedShuffleSplit,
     TimeSeriesSplit,
@@ -39,7 +38,6 @@ from dlcourse.data_splitting import (
     hold_out_split,
     kfold_indices,
     nested_cross_val_score,
-    stratified_group_kfold_indices,
     stratified_group_split,
     stratified_kfold_indices,
     time_series_split,
@@ -215,18 +213,6 @@ def test_rare_class_warns_and_bad_labels_are_errors():
         (lambda: hold_out_split(6, 1, labels=[0, 0, 1, 1, 2, 2]), "row in both parts"),
         (lambda: hold_out_split(4, 0.5, labels=[0] * 4, groups=[0] * 4), "not both"),
         (lambda: train_val_test_split(10, 0.5, 0.5), "nothing is left"),
-        (
-            lambda: stratified_group_kfold_indices([0, 1, 1], [1, 1, 2], 3),
-            "only 2 groups",
-        ),
-        (
-            lambda: stratified_group_kfold_indices([0, 1, 2], [1, 2, 3], 2),
-            "largest class",
-        ),
-        (
-            lambda: stratified_group_kfold_indices([0, 1], [1, 2, 3], 2),
-            "one for each row",
-        ),
         (lambda: stratified_group_split([0, 1], [1, 2], 0.0), "share in"),
         (lambda: stratified_group_split([0, 1], [1, 2], 0.5, 0.5), "nothing to train"),
         (lambda: stratified_group_split([0, 1], [1, 2]), "cut the groups finer"),
@@ -316,32 +302,6 @@ def test_seeds_differ_and_repeat():
 
 
 # --------------------------------------------------------------------------- both at once
-
-
-@pytest.mark.parametrize("shuffle", [False, True])
-def test_stratified_groups_are_those_of_scikit_learn(shuffle):
-    worked = []
-    for seed in range(120):
-        rng = np.random.RandomState(seed)
-        n, k = rng.randint(2, 60), rng.randint(1, 8)
-        labels, groups = random_labels(rng, n), rng.randint(0, rng.randint(1, 25), n)
-        settings = {"n_splits": k}
-        if shuffle:
-            settings |= {"shuffle": True, "random_state": seed}
-        worked.append(
-            same(
-                partial(
-                    stratified_group_kfold_indices,
-                    labels,
-                    groups,
-                    k,
-                    shuffle=shuffle,
-                    seed=seed,
-                ),
-                partial(split_by, StratifiedGroupKFold, settings, labels, labels, groups),
-            )
-        )
-    some_of_both(worked)
 
 
 @pytest.mark.parametrize("seed", range(20))

@@ -14,10 +14,7 @@ from dlcourse.data_splitting.folds import (
     stratified_kfold_indices,
     time_series_split,
 )
-from dlcourse.data_splitting.grouped import (
-    stratified_group_kfold_indices,
-    stratified_group_split,
-)
+from dlcourse.data_splitting.grouped import stratified_group_split
 from dlcourse.data_splitting.hold_out import hold_out_split, train_val_test_split
 from dlcourse.data_splitting.leakage import STATISTICS, Leak, check_leakage
 from dlcourse.data_splitting.scores import (
@@ -35,7 +32,6 @@ __all__ = [
     "group_kfold_indices",
     "kfold_indices",
     "stratified_kfold_indices",
-    "stratified_group_kfold_indices",
     "stratified_group_split",
     "time_series_split",
     "NestedScores",

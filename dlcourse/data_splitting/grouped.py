@@ -4,60 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from dlcourse.data_splitting.checks import Fold, _check_splits, _classes, _column, _random
-from dlcourse.data_splitting.folds import _folds
-
-
-def stratified_group_kfold_indices(
-    labels, groups, n_splits: int = 5, *, shuffle: bool = False, seed: int = 0
-) -> list[Fold]:
-    """Return n_splits pairs (train, held out): whole groups, classes near their proportion.
-
-    labels: (n,) class numbers or names. groups: (n,) names. n_splits: from 2 to the number
-    of groups. The groups go one by one, those with the most uneven classes first, to the
-    fold where the shares of the classes then differ least between the folds.
-    Raises ValueError for other numbers, or for labels that are no classes.
-
-    Invariants: disjoint and covering; no group is in two folds; equal to scikit-learn's
-    StratifiedGroupKFold. The proportions are near only: a group cannot be cut.
-    """
-    counts, of_row = _classes_of_groups(labels, groups)
-    _check_splits(n_splits, len(counts), "groups")
-    totals = counts.sum(axis=0)
-    if n_splits > totals.max():
-        raise ValueError(
-            f"{n_splits} folds, but the largest class has {totals.max():g} rows: use fewer "
-            "folds"
-        )
-    order = np.arange(len(counts))
-    if shuffle:
-        _random(seed).shuffle(order)
-    uneven = counts[order].std(axis=1)
-    order = order[np.argsort(-uneven, kind="stable")]
-
-    filled = np.zeros((n_splits, counts.shape[1]))
-    fold_of_group = np.empty(len(counts), dtype=int)
-    for group in order:
-        fold = _evenest_fold(filled, counts[group], totals)
-        filled[fold] += counts[group]
-        fold_of_group[group] = fold
-    return _folds(fold_of_group[of_row], n_splits)
-
-
-def _evenest_fold(filled: np.ndarray, added: np.ndarray, totals: np.ndarray) -> int:
-    """Return the fold in which `added` (classes,) leaves the shares most even.
-
-    Of folds that are equally good the one with the fewest rows is taken.
-    """
-    best, least, fewest = 0, np.inf, np.inf
-    for fold in range(len(filled)):
-        after = filled.copy()
-        after[fold] += added
-        spread = np.std(after / totals, axis=0).mean()
-        rows = filled[fold].sum()
-        if spread < least or (np.isclose(spread, least) and rows < fewest):
-            best, least, fewest = fold, spread, rows
-    return best
+from dlcourse.data_splitting.checks import _classes, _column, _random
 
 
 def stratified_group_split(
