@@ -484,7 +484,6 @@ BAD = {
         lambda: da.expand(torch.zeros(1, 1, 2, 2), torch.zeros(1), da.RandomCrop(), 0),
         "copies=0",
     ),
-    "rank": (lambda: da.rank_generator(0, -1), "rank=-1"),
 }
 
 
@@ -609,17 +608,6 @@ def test_least_squares_on_noisy_copies_is_ridge_regression():
         found = torch.linalg.solve(gram, cross)
         distances.append(float((found - ridge).norm() / ridge.norm()))
     assert distances[1] < 0.03 and distances[0] > 3 * distances[1]
-
-
-def test_rank_generators():
-    streams = [
-        torch.rand(8, generator=da.rank_generator(seed, rank))
-        for seed in (0, 1)
-        for rank in (0, 1, 2)
-    ]
-    for number, stream in enumerate(streams):
-        assert not any(torch.equal(stream, other) for other in streams[:number])
-    assert torch.equal(streams[0], torch.rand(8, generator=da.rank_generator(0, 0)))
 
 
 # --------------------------------------------------------------------------- edges (torchvision)

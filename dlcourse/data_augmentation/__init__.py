@@ -17,7 +17,6 @@ from dlcourse.data_augmentation.color import (
     adjust_contrast,
     adjust_saturation,
 )
-from dlcourse.data_augmentation.decisions import rank_generator
 from dlcourse.data_augmentation.geometry import (
     RandomAffine,
     RandomCrop,
@@ -57,7 +56,6 @@ __all__ = [
     "adjust_brightness",
     "adjust_contrast",
     "adjust_saturation",
-    "rank_generator",
     "RandomAffine",
     "RandomCrop",
     "RandomErasing",

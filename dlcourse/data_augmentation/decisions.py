@@ -5,26 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import Generator, Tensor
-
-
-def rank_generator(seed: int, rank: int) -> Generator:
-    """Return a generator of its own for process `rank` >= 0: other ranks draw other
-    numbers.
-
-    Raises ValueError for a negative seed or rank.
-
-    Invariants: the same pair gives the same stream; two ranks, or two seeds, give
-    different ones.
-    """
-    if seed < 0 or rank < 0:
-        raise ValueError(f"seed={seed}, rank={rank}: give whole numbers of at least 0")
-    state = np.random.SeedSequence(seed, spawn_key=(rank,)).generate_state(1, np.uint64)[
-        0
-    ]
-    return Generator().manual_seed(int(state >> np.uint64(1)))
 
 
 def _rand(images: Tensor, generator: Generator | None, *shape: int) -> Tensor:
