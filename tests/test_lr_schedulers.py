@@ -550,7 +550,7 @@ def accelerated_rates(pieces, updates):
     from accelerate import Accelerator
     from torch.utils.data import DataLoader, TensorDataset
 
-    from dlcourse.lr_schedulers import ExponentialLR, step_scheduler
+    from dlcourse.lr_schedulers import ExponentialLR
 
     # one arm does so on purpose
     warnings.filterwarnings("ignore", message="Detected call of")
@@ -576,7 +576,10 @@ def accelerated_rates(pieces, updates):
                 if accelerator.sync_gradients:
                     used.append(rate)
                 if name == "ours":
-                    step_scheduler(accelerator, scheduler)
+                    # by hand: where an update was made, and float16 left it standing
+                    skipped = accelerator.optimizer_step_was_skipped
+                    if accelerator.sync_gradients and not skipped:
+                        scheduler.step()
                 else:
                     scheduler.step()
         report[name] = used
@@ -610,19 +613,6 @@ def test_one_step_an_update_in_one_process(pieces):
     assert report["ours"] == report["prepared"] == [0.5**t for t in range(4)]
     AcceleratorState._reset_state(True)
     GradientState._reset_state()
-
-
-def test_no_step_where_the_update_was_skipped():
-    class Skipped:
-        sync_gradients, optimizer_step_was_skipped = True, True
-
-    opt = optimizer(rates=[1.0])
-    scheduler = ours.ExponentialLR(opt, 0.5)
-    assert not ours.step_scheduler(Skipped, scheduler)
-    assert scheduler.last_epoch == 0
-    Skipped.optimizer_step_was_skipped = False
-    assert ours.step_scheduler(Skipped, scheduler)
-    assert scheduler.get_last_lr() == [0.5]
 
 
 # --------------------------------------------------------------------------- bad input

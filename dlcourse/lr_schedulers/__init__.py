@@ -19,7 +19,6 @@ from dlcourse.lr_schedulers.schedulers import (
     ReduceLROnPlateau,
     SequentialLR,
     StepLR,
-    step_scheduler,
 )
 from dlcourse.lr_schedulers.schedules import (
     ANNEALING,
@@ -57,5 +56,4 @@ __all__ = [
     "SequentialLR",
     "StepLR",
     "WSDLR",
-    "step_scheduler",
 ]

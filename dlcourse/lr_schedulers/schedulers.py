@@ -400,19 +400,6 @@ class ReduceLROnPlateau:
             setattr(self, name, value)
 
 
-def step_scheduler(accelerator, scheduler) -> bool:
-    """Step `scheduler` where Accelerate has made an update, else leave it; return which.
-
-    Call it after each micro-batch, with a scheduler that was not prepared. It is one step
-    an update for any number of processes and micro-batches, and none where a float16
-    overflow made the update fall away.
-    """
-    updated = accelerator.sync_gradients and not accelerator.optimizer_step_was_skipped
-    if updated:
-        scheduler.step()
-    return updated
-
-
 def _check_optimizer(optimizer: object) -> None:
     if not isinstance(optimizer, Optimizer):
         raise TypeError(
