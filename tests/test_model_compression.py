@@ -151,17 +151,6 @@ def test_n_m_needs_groups_that_fit():
     assert set(mc.prune_n_m(model)) == {"0"}  # 4 does not divide 6
 
 
-def test_random_masks_are_of_the_right_size_and_repeat():
-    model = mlp()
-    masks, again = (
-        mc.random_prune(model, 0.75, seed=3),
-        mc.random_prune(model, 0.75, seed=3),
-    )
-    assert all(torch.equal(masks[name], again[name]) for name in masks)
-    assert all(int((~m).sum()) == round(0.75 * m.numel()) for m in masks.values())
-    assert not torch.equal(masks["head"], mc.random_prune(model, 0.75, seed=4)["head"])
-
-
 def test_saliency_is_the_first_order_change_of_the_loss():
     model = mlp().double()
     with pytest.raises(ValueError, match="backward"):
@@ -1388,14 +1377,6 @@ def test_distillation_settings():
             mc.distillation_loss(logits, logits, **settings)
     with pytest.raises(ValueError, match="same classes"):
         mc.distillation_loss(logits, torch.zeros(2, 4))
-    with pytest.raises(ValueError, match="same classes"):
-        mc.hard_distillation_loss(logits, torch.zeros(2, 4))
-
-
-def test_hard_distillation_takes_the_teachers_first_class():
-    student, teacher = torch.randn(2, 9, 4, generator=generator(2))
-    expected = F.cross_entropy(student, teacher.argmax(1))
-    assert torch.equal(mc.hard_distillation_loss(student, teacher), expected)
 
 
 # --- low rank -------------------------------------------------------------------------------------

@@ -6,10 +6,7 @@ Quantizers map floats to whole numbers that fit in 2, 4 or 8 bits, and `pack_bit
 those into bytes.
 """
 
-from dlcourse.model_compression.distillation import (
-    distillation_loss,
-    hard_distillation_loss,
-)
+from dlcourse.model_compression.distillation import distillation_loss
 from dlcourse.model_compression.folding import FOLDS, fold_batch_norms
 from dlcourse.model_compression.layers import QUANTIZABLE
 from dlcourse.model_compression.low_rank import factorize, low_rank_factors
@@ -25,7 +22,6 @@ from dlcourse.model_compression.pruning import (
     prune_n_m,
     prune_units,
     pruning_step,
-    random_prune,
     saliency_prune,
     sparsity,
     unit_mask,
@@ -66,7 +62,6 @@ __all__ = [
     "prune_n_m",
     "prune_units",
     "pruning_step",
-    "random_prune",
     "saliency_prune",
     "sparsity",
     "unit_mask",
@@ -92,7 +87,6 @@ __all__ = [
     "prepare_qat",
     "quantize_model",
     "distillation_loss",
-    "hard_distillation_loss",
     "factorize",
     "low_rank_factors",
     "load_compact",

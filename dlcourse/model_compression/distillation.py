@@ -45,15 +45,6 @@ def distillation_loss(
     return alpha * soft + (1 - alpha) * hard
 
 
-def hard_distillation_loss(student: Tensor, teacher: Tensor) -> Tensor:
-    """Return the cross entropy of `student` with the class that `teacher` ranks first.
-
-    Both are logits (n, classes). Raises ValueError for shapes that differ.
-    """
-    _same_classes(student, teacher)
-    return F.cross_entropy(student, teacher.detach().argmax(1))
-
-
 def _same_classes(student: Tensor, teacher: Tensor) -> None:
     if student.shape != teacher.shape or student.ndim != 2:
         raise ValueError(

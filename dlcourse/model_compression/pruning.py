@@ -95,17 +95,6 @@ def prune_n_m(model: nn.Module, n: int = 2, m: int = 4) -> Masks:
     }
 
 
-def random_prune(model: nn.Module, amount: float | int, seed: int = 0) -> Masks:
-    """Return masks that drop weights by lot: the baseline that any criterion must beat."""
-    generator = torch.Generator().manual_seed(seed)
-    return {
-        name: magnitude_mask(
-            torch.rand(layer.weight.shape, generator=generator), amount
-        ).to(layer.weight.device)
-        for name, layer in _layers(model)
-    }
-
-
 def saliency_prune(model: nn.Module, amount: float | int, sync: bool = True) -> Masks:
     """Return masks that drop the weights of least |weight * gradient|, from the `.grad`
     held now.
