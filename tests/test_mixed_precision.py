@@ -188,21 +188,6 @@ def test_stochastic_rounding_is_unbiased_and_goes_to_a_neighbour(name):
         assert same(mp.round_to(exact, name, stochastic=True), exact)
 
 
-def test_scaled_rounding():
-    x = torch.randn(4, 50, generator=torch.Generator().manual_seed(0)) * 1e-5
-    assert mp.underflow_fraction(x, "e4m3") == 1.0
-    error = ((mp.scaled_round_to(x, "e4m3") - x).norm() / x.norm()).item()
-    assert 0.005 < error < 0.04
-    for power in (-20, -3, 7):  # it does not depend on the size of the tensor
-        moved = mp.scaled_round_to(x * 2.0**power, "e4m3")
-        assert torch.equal(moved, mp.scaled_round_to(x, "e4m3") * 2.0**power)
-    assert same(mp.scaled_round_to(torch.zeros(3), "e5m2"), torch.zeros(3))
-    assert mp.scaled_round_to(torch.tensor(-3.0), "e5m2") == -3.0
-    assert mp.scaled_round_to(torch.empty(0, 3), "e4m3").shape == (0, 3)
-    with pytest.raises(TypeError, match="x.float"):
-        mp.scaled_round_to(torch.arange(3), "e4m3")
-
-
 def test_bits_are_those_that_torch_stores():
     assert mp.bits(1.0, "fp16") == "0 01111 0000000000"
     assert (
@@ -408,9 +393,8 @@ def on_two_processes():
     import torch
     from accelerate import Accelerator
     from torch import nn
-    from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 
-    from dlcourse.mixed_precision import GradScaler, compressed_mean
+    from dlcourse.mixed_precision import GradScaler
 
     rank, seen = Accelerator(cpu=True).process_index, {}
     for name, shared in (("shared", True), ("alone", False)):
@@ -425,38 +409,14 @@ def on_two_processes():
             scaler.step(optimizer)
             scaler.update()
             seen[name].append([scaler.get_scale(), weight.item()])
-    x = torch.randn(1, 300, generator=torch.Generator().manual_seed(rank))
-    x = torch.cat([x, torch.tensor([[40000.0, 6e-8, 1e-4]])], 1)
-    for name in ("fp16", "bf16"):
-        layer = nn.parallel.DistributedDataParallel(nn.Linear(303, 1, bias=False))
-        layer.register_comm_hook(None, getattr(default_hooks, f"{name}_compress_hook"))
-        layer(x).sum().backward()
-        dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}[name]
-        ours = compressed_mean(x, dtype)
-        seen[name] = torch.equal(ours, layer.module.weight.grad)
-        late = compressed_mean(x, dtype, divide_first=False)
-        seen[name + " ends"] = [ours[0, -3:].tolist(), late[0, -3:].tolist()]
-    exact = compressed_mean(x.double(), torch.float64)
-    seen["float64"] = (
-        exact.sum().item()
-        - compressed_mean(x.double(), torch.float64, False).sum().item()
-    )
     return seen
 
 
-def test_two_processes_share_skips_and_average_in_few_bits():
+def test_two_processes_share_skips():
     first, second = launch(on_two_processes)
     assert first["shared"] == second["shared"]
     assert [scale for scale, _ in first["shared"]] == [8, 4, 2, 1, 1]
     assert first["alone"] != second["alone"]
-    for seen in (first, second):
-        assert seen["fp16"] and seen["bf16"] and abs(seen["float64"]) < 1e-9
-        early, late = seen["fp16 ends"]
-        assert early[:2] == [40000.0, 0.0] and late[0] == math.inf and late[1] > 0
-        early, late = seen["bf16 ends"]
-        assert early[0] == late[0] == 39936.0 and early[1] > 0
-    x = torch.tensor([1.0, 1 + 2.0**-12], dtype=torch.float64)
-    assert mp.compressed_mean(x, torch.float16).tolist() == [1.0, 1.0]
 
 
 # --- master weights -------------------------------------------------------------------------------
@@ -663,20 +623,6 @@ def test_clipping_before_unscaling_leaves_almost_nothing():
     assert moved["too early"] == pytest.approx(2.0**-16, rel=1e-4)
 
 
-def test_scaled_fp8_keeps_gradients_that_bare_fp8_makes_zero():
-    generator = torch.Generator().manual_seed(0)
-    spread = torch.exp2(-12 * torch.rand(5000, generator=generator))
-    gradients = 1e-6 * spread * torch.randn(5000, generator=generator).sign()
-    assert bool((mp.round_to(gradients, "e4m3") == 0).all())
-    for margin, least in ((0, 0.0), (8, 0.1)):
-        lost = {}
-        for name in ("e4m3", "e5m2"):
-            rounded = mp.scaled_round_to(gradients, name, margin=margin)
-            lost[name] = (rounded == 0).float().mean().item()
-        assert lost["e5m2"] == 0 and lost["e4m3"] >= least
-        assert margin or lost["e4m3"] == 0
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_accumulation_changes_little(dtype):
     ends = []
@@ -808,6 +754,18 @@ def test_memory_estimate():
         mp.memory_estimate(-1, "float32")
 
 
+def bytes_there(model, optimizer):
+    """Return the bytes of the tensors that are there now, named as in the estimate."""
+    weights, masters = list(model.parameters()), []
+    if isinstance(optimizer, mp.MasterWeightOptimizer):
+        optimizer, masters = optimizer.inner, optimizer.masters
+    gradients = [w.grad for w in (*weights, *masters) if w.grad is not None]
+    kept = [value for values in optimizer.state.values() for value in values.values()]
+    parts = {"weights": weights, "gradients": gradients, "master": masters}
+    parts["states"] = [tensor for tensor in kept if tensor.ndim > 0]
+    return {part: sum(t.nbytes for t in tensors) for part, tensors in parts.items()}
+
+
 @pytest.mark.parametrize("recipe", ["float32", "autocast", "master, gradients moved"])
 def test_memory_estimate_equals_what_is_there(recipe):
     model = MLP(16, 3, width=64, depth=3, seed=1)
@@ -823,18 +781,7 @@ def test_memory_estimate_equals_what_is_there(recipe):
         F.cross_entropy(model(X.to(model.head.weight.dtype)).float(), Y).backward()
     optimizer.step()
     estimate = mp.memory_estimate(parameters, recipe)
-    there = mp.training_bytes(model, optimizer)
+    there = bytes_there(model, optimizer)
     assert there == {part: estimate[part] for part in there}
     optimizer.zero_grad()
-    assert mp.training_bytes(model, optimizer)["gradients"] == 0
-
-
-def test_saved_bytes_counts_each_storage_once():
-    model, x = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 3)), X.flatten(1)
-    known = [x, *model.parameters()]
-    forward = lambda: F.cross_entropy(model(x), Y)  # noqa: E731
-    expected = 4 * (60 * 32 + 60 * 3) + 4  # ReLU's output, log-softmax, and one number
-    assert mp.saved_bytes(forward, [*known, Y]) == expected
-    with torch.no_grad():
-        assert mp.saved_bytes(forward, known) == 0
-    assert mp.tensor_bytes([None, torch.ones(3).half()]) == 6 and mp.tensor_bytes([]) == 0
+    assert bytes_there(model, optimizer)["gradients"] == 0

@@ -10,19 +10,11 @@ from dlcourse.mixed_precision.formats import (
     encode,
     format_of,
     round_to,
-    scaled_round_to,
     underflow_fraction,
 )
-from dlcourse.mixed_precision.loss_scale import GradScaler, compressed_mean
+from dlcourse.mixed_precision.loss_scale import GradScaler
 from dlcourse.mixed_precision.master_weights import MasterWeightOptimizer
-from dlcourse.mixed_precision.memory import (
-    RECIPES,
-    Recipe,
-    memory_estimate,
-    saved_bytes,
-    tensor_bytes,
-    training_bytes,
-)
+from dlcourse.mixed_precision.memory import RECIPES, Recipe, memory_estimate
 from dlcourse.mixed_precision.step import mixed_precision_step
 
 __all__ = [
@@ -34,17 +26,12 @@ __all__ = [
     "encode",
     "format_of",
     "round_to",
-    "scaled_round_to",
     "underflow_fraction",
     "GradScaler",
-    "compressed_mean",
     "MasterWeightOptimizer",
     "mixed_precision_step",
     "autocast_policy",
     "RECIPES",
     "Recipe",
     "memory_estimate",
-    "saved_bytes",
-    "tensor_bytes",
-    "training_bytes",
 ]

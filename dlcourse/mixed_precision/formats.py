@@ -135,29 +135,6 @@ def round_to(
     return torch.copysign(size, wide).to(x.dtype)
 
 
-def scaled_round_to(x: Tensor, fmt: str | Format, margin: int = 0) -> Tensor:
-    """Round `x` after a power of two has moved its largest entry near the format's
-    largest.
-
-    It lands below the largest by a factor of at most 4. One scale for the whole tensor,
-    divided out again; `margin` >= 0 powers of two are left free. Raises TypeError for
-    integers.
-    Source: Micikevicius et al. (2022), per-tensor scaling of FP8.
-    Invariant: multiplying `x` by a power of two multiplies the result by it.
-    """
-    fmt = format_of(fmt)
-    if x.numel() == 0 or not x.is_floating_point():
-        return round_to(x, fmt)  # nothing to scale, or its error
-    largest = x.detach().abs().amax().double()
-    power = (
-        _exponent(torch.as_tensor(fmt.max, dtype=torch.float64)) - _exponent(largest) - 1
-    )
-    scale = torch.where(
-        largest > 0, _power_of_two((power - margin).clamp(-1022, 1023)), 1.0
-    )
-    return (round_to(x.double() * scale, fmt, saturate=True) / scale).to(x.dtype)
-
-
 def encode(x: Tensor, fmt: str | Format) -> Tensor:
     """Return the codes, int64 from 0 to 2**width - 1, of the numbers of `x` rounded to a
     format.

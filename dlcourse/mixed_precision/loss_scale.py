@@ -233,21 +233,3 @@ def _any_process(found: bool) -> bool:
         flag = flag.cuda()
     dist.all_reduce(flag, op=dist.ReduceOp.MAX)
     return bool(flag)
-
-
-def compressed_mean(
-    grad: Tensor, dtype: torch.dtype, divide_first: bool = True
-) -> Tensor:
-    """Return the mean of `grad` over all processes, sent and summed in `dtype`.
-
-    `divide_first` divides by the number of processes before the sum, so that float16
-    cannot overflow where the mean would not; the smallest numbers then vanish. The result
-    has the dtype of `grad`. In one process it only rounds.
-    Source: torch's fp16_compress_hook for DDP, which divides first.
-    """
-    sent, processes = grad.to(dtype), 1
-    if dist.is_available() and dist.is_initialized():
-        processes = dist.get_world_size()
-        sent = sent / processes if divide_first else sent.clone()
-        dist.all_reduce(sent)
-    return (sent if divide_first else sent / processes).to(grad.dtype)

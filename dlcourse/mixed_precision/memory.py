@@ -2,13 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-
-import torch
-from torch import Tensor, nn
-
-from dlcourse.mixed_precision.master_weights import MasterWeightOptimizer
 
 
 @dataclass(frozen=True)
@@ -64,55 +58,3 @@ def memory_estimate(
         "copies": parameters * recipe.copies,
     }
     return parts | {"total": sum(parts.values())}
-
-
-def tensor_bytes(tensors: Iterable[Tensor | None]) -> int:
-    """Return the bytes of the tensors' numbers; None counts nothing."""
-    return sum(t.numel() * t.element_size() for t in tensors if t is not None)
-
-
-def training_bytes(
-    model: nn.Module, optimizer: torch.optim.Optimizer | MasterWeightOptimizer
-) -> dict[str, int]:
-    """Return the bytes of the tensors that are there now, under the names of
-    `memory_estimate`.
-
-    Weights, gradients, master copies (of MasterWeightOptimizer) and the optimizer's
-    state; counts of steps and other scalars are left out.
-    """
-    weights: list[Tensor] = list(model.parameters())
-    masters: list[Tensor] = []
-    if isinstance(optimizer, MasterWeightOptimizer):
-        masters = optimizer.masters
-        optimizer = optimizer.inner
-    kept = [value for values in optimizer.state.values() for value in values.values()]
-    return {
-        "weights": tensor_bytes(weights),
-        "gradients": tensor_bytes(weight.grad for weight in (*weights, *masters)),
-        "master": tensor_bytes(masters),
-        "states": tensor_bytes(t for t in kept if isinstance(t, Tensor) and t.ndim > 0),
-    }
-
-
-def saved_bytes(forward: Callable[[], Tensor], besides: Iterable[Tensor] = ()) -> int:
-    """Run `forward()` and return the bytes of the tensors that autograd saves for the
-    backward.
-
-    Each storage counts once, and those of the tensors in `besides` (weights, data) not at
-    all.
-    Invariant: nothing is saved under no_grad.
-    """
-    known = {tensor.untyped_storage().data_ptr() for tensor in besides}
-    saved: dict[int, Tensor] = {}
-
-    def keep(tensor: Tensor) -> Tensor:
-        place = tensor.untyped_storage().data_ptr()
-        if place not in known:
-            saved[place] = tensor
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        result = forward()
-        size = sum(tensor.untyped_storage().nbytes() for tensor in saved.values())
-    del result
-    return size
