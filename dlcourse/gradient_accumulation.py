@@ -134,35 +134,6 @@ def accumulate_gradients(
     return mean_loss
 
 
-def accumulation_step(run, batch, max_norm: float = math.inf) -> Tensor:
-    """Turn one batch into one update through `run.accumulation_steps` micro-batches.
-
-    A step for `fit(step=...)`. `max_norm` above 0 clips the norm of the whole gradient,
-    once.
-
-    Invariants: with one micro-batch it is `lab.training.train_step`, to the bit; with
-    more it is the same update up to rounding, on any number of processes.
-    """
-    run.optimizer.zero_grad()
-    rows = len(batch.inputs)
-    pieces = min(run.accumulation_steps, rows)
-    parts = split_microbatches(batch.inputs, batch.targets, pieces)
-    mean_loss: Any = 0.0
-    for number, (inputs, targets) in enumerate(parts, start=1):
-        last = number == pieces  # only then do the processes exchange gradients
-        with contextlib.nullcontext() if last else run.accelerator.no_sync(run.model):
-            loss = run.loss_fn(run.model(inputs), targets)
-            loss = loss * (batch.share * len(inputs) / rows)  # weighted by its rows
-            run.backward(loss)
-        mean_loss = mean_loss + loss.detach()
-
-    run.unscale()
-    if max_norm < math.inf:  # after the last micro-batch: a norm of a part says nothing
-        nn.utils.clip_grad_norm_(run.model.parameters(), max_norm)
-    run.optimizer.step()
-    return mean_loss
-
-
 # --------------------------------------------------------------------------- a stream
 
 

@@ -17,7 +17,6 @@ from dlcourse.gradient_accumulation import (
     GradientAccumulator,
     SavedBytes,
     accumulate_gradients,
-    accumulation_step,
     critical_learning_rate,
     effective_batch_size,
     split_microbatches,
@@ -25,10 +24,7 @@ from dlcourse.gradient_accumulation import (
 from dlcourse.lab.launching import launch
 from dlcourse.lab.models import MLP
 from dlcourse.lab.training import (
-    Batch,
-    Run,
     fit,
-    make_accelerator,
     train_step,
     use_one_thread,
 )
@@ -427,7 +423,7 @@ def test_sum_over_items_equals_the_large_batch(accelerate_anew, steps, size):
     torch.testing.assert_close(clipped_epoch(steps, size), want, rtol=1e-11, atol=1e-13)
 
 
-# --------------------------------------------------------------------------- the step
+# --------------------------------------------------------------------------- a run with fit
 
 
 def fitted(step, accumulation_steps, seed=0, **kwargs):
@@ -441,60 +437,6 @@ def fitted(step, accumulation_steps, seed=0, **kwargs):
         accumulation_steps=accumulation_steps, seed=seed, **kwargs,
     )  # fmt: skip
     return history.loss, weights(model)
-
-
-@pytest.mark.parametrize("precision", ["no", "bf16"])
-def test_step_with_one_micro_batch_is_train_step_to_the_bit(precision):
-    ours = fitted(accumulation_step, 1, mixed_precision=precision)
-    want = fitted(train_step, 1, mixed_precision=precision)
-    assert ours[0] == want[0] and torch.equal(ours[1], want[1])
-
-
-@pytest.mark.parametrize("pieces", [2, 3, 5, 16])
-def test_step_with_more_is_the_same_update(pieces):
-    loss, found = fitted(accumulation_step, pieces)
-    want_loss, want = fitted(train_step, 1)
-    assert loss == pytest.approx(want_loss, abs=1e-5)
-    torch.testing.assert_close(found, want, rtol=1e-4, atol=1e-5)
-    same_loss, same = fitted(train_step, pieces)  # the loop's own way to accumulate
-    assert loss == same_loss and torch.equal(found, same)
-
-
-def test_step_clips_the_whole_gradient_once():
-    model, inputs, targets = problem(0, 12)
-    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
-    before = weights(model)
-    run = Run(model, optimizer, F.cross_entropy, make_accelerator(), accumulation_steps=4)
-    accumulation_step(run, Batch(inputs, targets), max_norm=0.01)
-    change = weights(model) - before
-    assert change.norm().item() == pytest.approx(0.01, rel=1e-3)
-    want, _ = full_gradient(problem(0, 12)[0], inputs, targets)
-    assert F.cosine_similarity(change, -want, 0).item() == pytest.approx(1.0)
-
-
-def test_step_zeroes_before_and_keeps_the_order(monkeypatch):
-    """zero_grad, backward passes with no_sync on all but the last, unscale, step."""
-    model, inputs, targets = problem(0, 6)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    run = Run(model, optimizer, F.cross_entropy, make_accelerator(), accumulation_steps=2)
-    seen = []
-
-    def note(owner, name):
-        real = getattr(owner, name)
-
-        def noted(*args, **kwargs):
-            seen.append(name)
-            return real(*args, **kwargs)
-
-        monkeypatch.setattr(owner, name, noted)
-
-    for owner, name in (
-        (optimizer, "zero_grad"), (run.accelerator, "no_sync"), (run, "backward"),
-        (run, "unscale"), (optimizer, "step"),
-    ):  # fmt: skip
-        note(owner, name)
-    accumulation_step(run, Batch(inputs, targets))
-    assert seen == ["zero_grad", "no_sync", "backward", "backward", "unscale", "step"]
 
 
 # --------------------------------------------------------------------------- two processes
@@ -515,15 +457,11 @@ def on_two_processes():
     from torch.distributed.tensor.debug import CommDebugMode
     from torch.nn.parallel import DistributedDataParallel
 
-    from dlcourse.gradient_accumulation import (
-        GradientAccumulator,
-        accumulate_gradients,
-        accumulation_step,
-    )
+    from dlcourse.gradient_accumulation import GradientAccumulator, accumulate_gradients
 
     accelerator = Accelerator(cpu=True)
     assert accelerator.num_processes == 2
-    loss, found = fitted(accumulation_step, 3, cpu=True)
+    loss, found = fitted(train_step, 3, cpu=True)
     result = {"loss": loss, "weights": found.tolist()}
 
     mine = (slice(0, 5), slice(5, 8))[accelerator.process_index]
