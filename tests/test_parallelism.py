@@ -569,19 +569,6 @@ def check_experts(rank, n):
     return report
 
 
-def check_server(rank, n):
-    target = torch.tensor([1.0, -2.0, 3.0], dtype=torch.float64)
-
-    def gradient(weights):
-        time.sleep(0.002 * (1 + (rank == 1)))
-        return weights - target
-
-    weights, order = par.parameter_server(
-        torch.zeros(3, dtype=torch.float64), gradient, 120, 0.1
-    )
-    return {"order": order, "off": off(weights, target)}
-
-
 def check_grid(rank, n):
     """Tensor parallel in the rows of a 2 x 2 grid, data parallel in its columns."""
     import torch.distributed as dist
@@ -675,7 +662,6 @@ def two():
         "sharded",
         "tensor_parallel",
         "pipeline",
-        "server",
     )
     names += ("context", "experts")
     return launch(on_two, 2, args=(names,), timeout=120)
@@ -694,7 +680,6 @@ def four():
         "data_parallel",
         "sharded",
         "pipeline",
-        "server",
         "grid",
         "experts",
     )
@@ -830,15 +815,6 @@ def test_experts_on_several_processes_equal_a_loop_over_the_tokens(two, three, f
             advice += ["one part for each"] * 2
             errors = zip(report["errors"], advice, strict=True)
             assert all(wanted in text for text, wanted in errors)
-
-
-def test_parameter_server_applies_what_comes_and_counts_staleness(ranks):
-    server, *workers = (report["server"] for report in ranks)
-    assert len(server["order"]) == 120 and server["off"] < 1e-3
-    assert all(worker["order"] == [] and worker["off"] < 1e-3 for worker in workers)
-    assert set(server["order"]) == set(range(1, len(ranks)))
-    mean = np.mean(par.staleness(server["order"]))
-    assert len(workers) - 1.5 < mean <= len(workers) - 1
 
 
 def test_nothing_is_left_behind(ranks):
@@ -1080,10 +1056,6 @@ def test_bad_settings_say_what_to_do():
         par.Layout(8, 8, chunks=2)
     with pytest.raises(ValueError, match="deadlock"):
         par.simulate_pipeline([[("B", 0), ("F", 0)], [("F", 0), ("B", 0)]])
-    with pytest.raises(ValueError, match="above 0"):
-        par.push_times([1.0, 0.0], 3)
-    with pytest.raises(ValueError, match="needs a worker"):
-        par.parameter_server(torch.zeros(2), lambda w: w, 3, 0.1)
     with pytest.raises(ValueError, match="choose 0, 1, 2 or 3"):
         par.state_bytes(1e9, 8, 4)
     with pytest.raises(ValueError, match="multiple"):
@@ -1175,35 +1147,6 @@ def test_traces_respect_what_must_come_first(seed):
             par.pipeline_schedule(p, m, kind), forward, backward
         )
         check_trace(trace, p)
-
-
-def test_workers_push_in_proportion_to_their_speed():
-    order = [
-        worker for _, worker in par.push_times([1.0, 2.0, 4.0], 700, jitter=0.3, seed=1)
-    ]
-    counts = np.bincount(order) / 100
-    assert np.allclose(counts, [4, 2, 1], atol=0.5)
-    times = [when for when, _ in par.push_times([1.0, 1.5], 50, 0.5)]
-    assert times == sorted(times)
-    assert par.push_times([1.0], 3) == [(1.0, 0), (2.0, 0), (3.0, 0)]
-
-
-@pytest.mark.parametrize("n", [1, 2, 5, 8])
-def test_equal_workers_in_turn_are_stale_by_all_the_others(n):
-    stale = par.staleness([k % n for k in range(10 * n)])
-    assert stale[n:] == [n - 1] * (9 * n) and stale[:n] == list(range(n))
-
-
-def test_one_worker_is_plain_sgd_and_delay_is_a_delay():
-    curve = torch.tensor([1.0, 0.1, 3.0], dtype=torch.float64)
-    start, lr = torch.ones(3, dtype=torch.float64), 0.2
-    got = par.async_sgd(start, lambda w, k: curve * w, [0] * 30, lr)
-    assert torch.allclose(got, start * (1 - lr * curve) ** 30, atol=1e-14)
-    path = [start]
-    for k in range(30):  # three workers in turn: the gradient is two updates old
-        path.append(path[-1] - lr * curve * path[max(k - 2, 0)])
-    got = par.async_sgd(start, lambda w, k: curve * w, [k % 3 for k in range(30)], lr)
-    assert torch.allclose(got, path[-1], atol=1e-14)
 
 
 # --- costs ----------------------------------------------------------------------------------------

@@ -2,12 +2,6 @@
 time.
 """
 
-from dlcourse.parallelism.asynchronous import (
-    async_sgd,
-    parameter_server,
-    push_times,
-    staleness,
-)
 from dlcourse.parallelism.collectives import (
     Group,
     SentBytes,
@@ -70,10 +64,6 @@ __all__ = [
     "ring_attention",
     "MixtureOfExperts",
     "all_to_all",
-    "async_sgd",
-    "parameter_server",
-    "push_times",
-    "staleness",
     "GPT",
     "Layout",
     "Machine",
