@@ -1151,31 +1151,33 @@ def test_traces_respect_what_must_come_first(seed):
 
 # --- costs ----------------------------------------------------------------------------------------
 
-BILLIONS = [1.7, 3.6, 7.5, 18.4, 39.1, 76.1, 145.6, 310.1, 529.6, 1008.0]  # published
+# Narayanan et al. (2021), table 1: billions of parameters, and the run. By its section 5.1
+# the pipelines were interleaved; the number of chunks is not given.
+PUBLISHED = [
+    (1.7, par.Run(24, 2304, 24, 1, 1, 32, 512, 1, 0, 137)),
+    (3.6, par.Run(30, 3072, 32, 2, 1, 64, 512, 1, 0, 138)),
+    (7.5, par.Run(36, 4096, 32, 4, 1, 128, 512, 1, 0, 142)),
+    (18.4, par.Run(40, 6144, 48, 8, 1, 256, 1024, 1, 0, 135)),
+    (39.1, par.Run(48, 8192, 64, 8, 2, 512, 1536, 1, 0, 138)),
+    (76.1, par.Run(60, 10240, 80, 8, 4, 1024, 1792, 1, 0, 140)),
+    (145.6, par.Run(80, 12288, 96, 8, 8, 1536, 2304, 1, 0, 148)),
+    (310.1, par.Run(96, 16384, 128, 8, 16, 1920, 2160, 1, 0, 155)),
+    (529.6, par.Run(105, 20480, 128, 8, 35, 2520, 2520, 1, 0, 163)),
+    (1008.0, par.Run(128, 25600, 160, 8, 64, 3072, 3072, 1, 0, 163)),
+]
 
 
-@pytest.mark.parametrize(
-    ("run", "billions"), list(zip(par.WEAK_SCALING, BILLIONS, strict=True))
-)
-def test_cost_model_against_published_runs(run, billions):
+@pytest.mark.parametrize(("billions", "run"), PUBLISHED)
+def test_cost_model_against_published_runs(billions, run):
     assert round(run.model.parameters / 1e9, 1) == billions
-    for chunks in {1, run.fewest_chunks}:
-        layout = run.layout(chunks)
+    layers = run.layers // run.pipeline
+    fewest = next((k for k in range(2, layers + 1) if layers % k == 0), 1)
+    for chunks in {1, fewest if run.pipeline > 1 else 1}:
+        split = (run.tensor, run.pipeline, run.zero, run.micro_batch, chunks)
+        layout = par.Layout(run.gpus, run.batch, *split)
         seconds = par.step_time(run.model, layout)["total"]
         predicted = run.model.flops(run.batch) / run.gpus / seconds / 1e12
         assert abs(predicted / run.teraflops - 1) < 0.25
-        memory = par.memory_per_device(run.model, layout)
-        assert memory < par.Machine().memory  # they ran
-
-
-def test_published_runs_can_be_interleaved():
-    for run in (*par.WEAK_SCALING, *par.ZERO_3, *par.THREE_WAY):
-        layers, chunks = run.layers // run.pipeline, run.fewest_chunks
-        assert (chunks == 1) == (run.pipeline == 1)
-        assert run.layout(chunks).chunks == chunks
-        if chunks > 1:
-            assert layers % chunks == 0
-            assert all(layers % fewer for fewer in range(2, chunks))
 
 
 def test_days_for_gpt3_are_near_the_published_estimate():
@@ -1222,15 +1224,10 @@ def test_layout_counts():
     assert many + hidden == pytest.approx(4 * (one + hidden))  # each gathers and reduces
 
 
-def test_interleaving_shrinks_the_bubble_and_holds_more():
+def test_interleaving_shrinks_the_bubble_and_sends_more():
     model = par.GPT(96, 12288, 96)
     plain, cut = (par.Layout(1536, 1536, 8, 12, chunks=chunks) for chunks in (1, 4))
     before, after = par.step_time(model, plain), par.step_time(model, cut)
     assert after["bubble"] == pytest.approx(before["bubble"] / 4)
     assert after["pipeline"] == pytest.approx(before["pipeline"] * 4)
     assert all(before[part] == after[part] for part in ("compute", "tensor", "data"))
-    more = par.memory_per_device(model, cut) - par.memory_per_device(model, plain)
-    # a stage's inputs, a micro-batch
-    one = 2 * model.sequence * model.hidden * model.layers / 12
-    order = par.pipeline_schedule(12, plain.micro_batches, chunks=4)
-    assert more == pytest.approx(one * (par.most_in_flight(order[0]) / 4 - 12))

@@ -16,7 +16,6 @@ from dlcourse.parallelism.cost_model import (
     GPT,
     Layout,
     Machine,
-    memory_per_device,
     state_bytes,
     step_time,
 )
@@ -31,7 +30,7 @@ from dlcourse.parallelism.pipeline import (
     run_pipeline,
     simulate_pipeline,
 )
-from dlcourse.parallelism.published import THREE_WAY, WEAK_SCALING, ZERO_3, Run
+from dlcourse.parallelism.published import ZERO_3, Run
 from dlcourse.parallelism.sharding import ShardedTrainer, shard_parameters
 from dlcourse.parallelism.tensor_parallel import (
     ColumnParallelLinear,
@@ -67,11 +66,8 @@ __all__ = [
     "GPT",
     "Layout",
     "Machine",
-    "memory_per_device",
     "state_bytes",
     "step_time",
-    "THREE_WAY",
-    "WEAK_SCALING",
     "ZERO_3",
     "Run",
 ]

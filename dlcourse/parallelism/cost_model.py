@@ -1,4 +1,4 @@
-"""What a training run would take on other machines: memory, time, bytes."""
+"""What a training run would take on other machines: time, and bytes of its state."""
 
 from __future__ import annotations
 
@@ -89,7 +89,6 @@ class Machine:
     """
 
     flops: float = 312e12
-    memory: float = 80e9
     fast: float = 300e9
     slow: float = 25e9
     node: int = 8
@@ -113,24 +112,6 @@ def state_bytes(parameters: float, devices: int, stage: int) -> float:
         bytes_ * parameters / share
         for bytes_, share in zip((2, 2, 12), kept, strict=True)
     )
-
-
-def memory_per_device(model: GPT, layout: Layout) -> float:
-    """Return the bytes a device: its state, the inputs of its layers, and one layer at
-    work.
-
-    Only each layer's input is kept, of every micro-batch in flight; the rest is computed
-    again on the way back. Source: Korthikanti et al. (2022) for a layer's activations.
-    """
-    t, h, s = layout.tensor, model.hidden, model.sequence
-    tokens = s * layout.micro_batch * h
-    held = min(layout.pipeline, layout.micro_batches)  # micro-batches, on the first stage
-    if layout.chunks > 1:
-        held = min(held + (layout.pipeline - 1) / layout.chunks, layout.micro_batches)
-    kept = 2 * tokens * model.layers / layout.pipeline * held
-    working = tokens * (10 + 24 / t + 5 * model.heads * s / (h * t))
-    own = model.parameters / (t * layout.pipeline)
-    return state_bytes(own, layout.replicas, layout.zero) + kept + working
 
 
 def step_time(
