@@ -556,7 +556,7 @@ def exercises(path: Path, book) -> list[str]:
     return problems
 
 
-CHOOSES = {"run_arms", "best_lr", "best_rate", "best_each"}
+CHOOSES = {"run_arms", "best_lr", "best_rate"}
 BRACKETS = {"check_rates", "inside", "best_of_rates"}
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -44,15 +43,6 @@ class History:
             writer = csv.writer(file)
             writer.writerow(columns)
             writer.writerows(zip(*columns.values(), strict=True))
-
-    def to_json(self, path: str | Path) -> None:
-        """Write the whole history to `path` as JSON."""
-        Path(path).write_text(json.dumps(self.as_dict()), encoding="utf-8")
-
-    @classmethod
-    def from_json(cls, path: str | Path) -> History:
-        """Read what `to_json` wrote."""
-        return cls(**json.loads(Path(path).read_text(encoding="utf-8")))
 
     def as_dict(self) -> dict:
         """Return the four fields as plain lists and dictionaries."""

@@ -192,16 +192,3 @@ def schedules(ax: Axes, lines: Mapping[str, Sequence[float]], *, title: str = ""
     """Draw learning rates by update: one line a schedule, all of one length."""
     length = len(next(iter(lines.values())))
     return curves(ax, range(length), lines, title=title, ylabel="learning rate")
-
-
-def layer_histograms(
-    ax: Axes, layers: Mapping[str, Sequence[float]], *, title: str = ""
-) -> Axes:
-    """Draw the values of each layer as a violin, from the first layer at the left to the
-    last.
-    """
-    parts: Any = ax.violinplot([np.asarray(v) for v in layers.values()], showmedians=True)
-    for body in parts["bodies"]:
-        body.set_facecolor(COLORS[0])
-    ax.set_xticks(range(1, len(layers) + 1), list(layers))
-    return _label(ax, title, "layer", "value")

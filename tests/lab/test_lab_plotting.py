@@ -10,7 +10,7 @@ from dlcourse.lab import plotting
 
 
 def test_every_plot_returns_its_axes():
-    fig, axes = plotting.figure(6, width=14)
+    fig, axes = plotting.figure(5, width=14)
     assert (
         plotting.curves(axes[0], [0, 1], {"a": [1, 2]}, bands={"a": ([0, 1], [2, 3])})
         is axes[0]
@@ -18,9 +18,8 @@ def test_every_plot_returns_its_axes():
     assert plotting.paired_dots(axes[1], {"a": [1, 2], "b": [2, 3]}) is axes[1]
     assert plotting.heat_map(axes[2], [[1, 2]], ["r"], ["a", "b"]) is axes[2]
     assert plotting.schedules(axes[3], {"a": [1, 2], "b": [2, 3]}) is axes[3]
-    assert plotting.layer_histograms(axes[4], {"1": [1, 2, 3], "2": [2, 3, 4]}) is axes[4]
-    assert plotting.intervals(axes[5], {"a": (1, 0, 2), "b": (0, -1, 1)}) is axes[5]
-    plotting.show(fig, "six small plots, side by side")
+    assert plotting.intervals(axes[4], {"a": (1, 0, 2), "b": (0, -1, 1)}) is axes[4]
+    plotting.show(fig, "five small plots, side by side")
 
 
 def test_maps_with_the_same_limits_have_one_colour_scale():

@@ -24,7 +24,6 @@ from dlcourse.lab.datasets import ImageData, load
 from dlcourse.lab.models import MLP
 from dlcourse.lab.training import (
     Batches,
-    History,
     NonFiniteLossError,
     as_tensors,
     epoch_order,
@@ -304,8 +303,6 @@ def test_history_columns_csv_json(tmp_path):
     assert columns["odd"] == [None, 1.0, None, 3.0, None]
     assert {len(column) for column in columns.values()} == {5}
     assert [row["step"] for row in history.validation] == [5]
-    history.to_json(tmp_path / "h.json")
-    assert History.from_json(tmp_path / "h.json") == history
     json.dumps(history.as_dict())
     history.to_csv(tmp_path / "h.csv")
     lines = (tmp_path / "h.csv").read_text().splitlines()

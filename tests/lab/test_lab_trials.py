@@ -24,7 +24,6 @@ from dlcourse.lab.trials import (
     Comparison,
     Interval,
     Trials,
-    best_each,
     best_of_rates,
     interval,
     mean,
@@ -409,20 +408,6 @@ def test_paired_difference():
 def test_statistics_that_cannot_be_had(call, message):
     with pytest.raises(ValueError, match=message):
         call()
-
-
-def test_best_each_chooses_on_validation_and_reports_on_test():
-    def trials(validation, test):
-        return Trials(
-            [0.1, 1.0], [0, 1], np.zeros((2, 2, 1)),
-            {"accuracy": np.array(validation)}, {"accuracy": np.array(test)},
-        )  # fmt: skip
-
-    a = trials([[0.5, 0.5], [0.9, 0.9]], [[0.99, 0.99], [0.8, 0.9]])
-    b = trials([[0.9, 0.9], [0.5, 0.5]], [[0.7, 0.7], [0.99, 0.99]])
-    assert best_each(a, b).mean == pytest.approx(0.15)
-    with pytest.raises(ValueError, match="no test results"):
-        best_each(a, Trials([1.0], [0, 1], np.zeros((1, 2, 1)), a.validation))
 
 
 # --------------------------------------------------------------- what an arm may change

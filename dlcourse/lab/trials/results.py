@@ -10,7 +10,6 @@ import numpy as np
 from torch import Tensor, nn
 
 from dlcourse.lab.claims import record
-from dlcourse.lab.trials.statistics import Comparison, paired
 
 
 @dataclass(frozen=True)
@@ -180,23 +179,6 @@ def best_of_rates(
     Each result says `at_edge`; its `inside(name)` raises where it is.
     """
     return {name: trials.best_rate(metric) for name, trials in arms.items()}
-
-
-def best_each(
-    a: Trials, b: Trials, metric: str = "accuracy", level: float = 0.95
-) -> Comparison:
-    """Compare two techniques, each at the learning rate that is best for it, on the test
-    rows.
-
-    The rates are chosen by the validation mean, so the test rows have no part in the
-    choice.
-    """
-    check_pairs(a.seeds, b.seeds)
-    if not a.test or not b.test:
-        raise ValueError("no test results: give run_trials test=")
-    return paired(
-        a.test[metric][a.best_lr(metric)], b.test[metric][b.best_lr(metric)], level
-    )
 
 
 def check_pairs(a: Sequence[int], b: Sequence[int]) -> None:
