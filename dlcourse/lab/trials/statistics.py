@@ -35,38 +35,26 @@ def mean(values) -> float:
     return float(_finite(values).mean())
 
 
-def interval(
-    values, level: float = 0.95, method: str = "t", resamples: int = 10_000, seed: int = 0
-) -> Interval:
-    """Return the mean of `values` (n,) with its confidence interval, by Student's t or
-    bootstrap.
+def interval(values, level: float = 0.95) -> Interval:
+    """Return the mean of `values` (n,) with its confidence interval, by Student's t.
 
     Raises ValueError for fewer than two values, values that are not finite, or a `level`
     outside (0, 1).
     """
+    from scipy.special import stdtrit  # scipy.stats would take a second to import
+
     values = _finite(values)
     if len(values) < 2:
         raise ValueError("an interval needs at least two values: run more seeds")
     if not 0 < level < 1:
         raise ValueError(f"level={level}: give a share between 0 and 1, such as 0.95")
     center = float(values.mean())
-    if method == "t":
-        from scipy.special import stdtrit  # scipy.stats would take a second to import
-
-        error = values.std(ddof=1) / math.sqrt(len(values))
-        half = float(stdtrit(len(values) - 1, 0.5 + level / 2) * error)
-        return Interval(center, center - half, center + half, len(values))
-    if method == "bootstrap":
-        rng = np.random.default_rng(seed)
-        draws = rng.integers(0, len(values), (resamples, len(values)))
-        low, high = np.quantile(
-            values[draws].mean(axis=1), [0.5 - level / 2, 0.5 + level / 2]
-        )
-        return Interval(center, float(low), float(high), len(values))
-    raise ValueError(f"method={method!r}: choose 't' or 'bootstrap'")
+    error = values.std(ddof=1) / math.sqrt(len(values))
+    half = float(stdtrit(len(values) - 1, 0.5 + level / 2) * error)
+    return Interval(center, center - half, center + half, len(values))
 
 
-def paired(a, b, level: float = 0.95, method: str = "t") -> Comparison:
+def paired(a, b, level: float = 0.95) -> Comparison:
     """Compare two arms run on the same seeds: the mean of a - b with its interval.
 
     Raises ValueError where the two have different lengths.
@@ -76,7 +64,7 @@ def paired(a, b, level: float = 0.95, method: str = "t") -> Comparison:
         raise ValueError(
             f"{len(a)} and {len(b)} values are no pairs: run both on the same seeds"
         )
-    result = interval(a - b, level, method)
+    result = interval(a - b, level)
     return Comparison(result.mean, result.low, result.high, result.n, int((a > b).sum()))
 
 
