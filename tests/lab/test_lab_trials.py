@@ -16,7 +16,6 @@ from dlcourse import regularization as rg
 from dlcourse.lab.models import MLP, ResidualCNN, RowRNN, SmallCNN
 from dlcourse.lab.training import fit
 from dlcourse.lab.trials import (
-    BIASES_SPARED,
     ELEMENTWISE,
     OPTIMIZERS,
     Arms,
@@ -437,17 +436,8 @@ class ConvolutionalDropout(nn.Module):
 
 ARMS = {
     "proximal": {"l1": 0.05, "l2": 0.1, "momentum": 0.9},
-    "groups": {
-        "l1": 0.05,
-        "weight_decay": 0.1,
-        "groups": {**BIASES_SPARED, "*.weight": {"lr_factor": 0.5}},
-    },
-    "groups of AdamW": {
-        "optimizer": "adamw",
-        "weight_decay": 0.5,
-        "groups": BIASES_SPARED,
-    },
-    "smoothing": {"label_smoothing": 0.2},
+    "decay and L1": {"l1": 0.05, "weight_decay": 0.1},
+    "AdamW": {"optimizer": "adamw", "weight_decay": 0.5},
     "average": {"ema": 0.8, "momentum": 0.9},
     "sharpness": {"sam": 0.1},
     "sharpness, clipped": {"sam": 0.1, "grad_transform": clip},
@@ -748,14 +738,11 @@ def test_arms_at_one_rate_and_stopped_early_hold_the_runs_they_are_from():
     "settings, message",
     [
         ({"optimizer": "adam", "l1": 0.1}, "use weight_decay="),
-        ({"optimizer": "adamw", "groups": {"*": {"l2": 0.1}}}, "use weight_decay="),
-        ({"groups": {"*gain": {"l2": 0.1}}}, "'\\*gain' fits no parameter"),
-        ({"groups": {"*": {"lr": 0.1}}}, "choose from lr_factor"),
+        ({"optimizer": "adamw", "l2": 0.1}, "use weight_decay="),
         ({"dropout": 0.5}, "it has none"),
         ({"dropout": 50}, "from 0 to 1"),
         ({"ema": 1.5}, "from 0 to 1"),
         ({"l2": -1.0}, "at least 0"),
-        ({"label_smoothing": 0.1, "loss_fn": squared_error}, "into your loss_fn"),
         ({"validate_every": 5}, "needs validation="),
         ({"validate_every": 0, "test": (X, Y)}, "at least 1"),
     ],

@@ -9,14 +9,13 @@ the choice between the stack and a loop of runs. `arms`: techniques side by side
 from dlcourse.lab.trials.arms import Arms, Choice, run_arms
 from dlcourse.lab.trials.results import BestRate, Trials, best_of_rates
 from dlcourse.lab.trials.run import CannotStack, run_trials
-from dlcourse.lab.trials.settings import BIASES_SPARED, OPTIMIZERS
+from dlcourse.lab.trials.settings import OPTIMIZERS
 from dlcourse.lab.trials.side_by_side import run_side_by_side
 from dlcourse.lab.trials.stack import ELEMENTWISE
 from dlcourse.lab.trials.statistics import Comparison, Interval, interval, mean, paired
 
 __all__ = [
     "Arms",
-    "BIASES_SPARED",
     "BestRate",
     "CannotStack",
     "Choice",

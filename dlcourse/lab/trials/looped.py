@@ -66,24 +66,18 @@ class OneRun:
         self.noise = DropoutNoise([self.seed], 1, job.dropout)
         self.looks: dict[str, list[dict]] = {part: [] for part in job.held_out}
         self.average: list[Tensor] | None = None
-        trained = [(n, p) for n, p in self.model.named_parameters() if p.requires_grad]
-        job.check_groups([name for name, _ in trained])
-        groups = []
-        for name, weight in trained:
-            group = job.group_of(name)
-            group["lr"] = lr * group.pop("lr_factor")
-            groups.append({"params": [weight], **group})
-        if not job.groups:  # all in one, as is usual
-            group = job.group_of("")
-            group["lr"] = lr * group.pop("lr_factor")
-            groups = [{"params": [weight for _, weight in trained], **group}]
-        self.weights = [weight for _, weight in trained]
+        self.weights = [
+            weight for weight in self.model.parameters() if weight.requires_grad
+        ]
+        weights, decay = self.weights, job.weight_decay
         if job.optimizer == "sgd":
-            self.optimizer = torch.optim.SGD(groups, lr=lr, momentum=job.momentum)
+            self.optimizer = torch.optim.SGD(
+                weights, lr, job.momentum, weight_decay=decay
+            )
         elif job.optimizer == "adam":
-            self.optimizer = torch.optim.Adam(groups, lr=lr)
+            self.optimizer = torch.optim.Adam(weights, lr, weight_decay=decay)
         else:
-            self.optimizer = torch.optim.AdamW(groups, lr=lr)
+            self.optimizer = torch.optim.AdamW(weights, lr, weight_decay=decay)
 
     def train(self):
         """Train the model, keep what is learned in `trained`, and put the model back."""
@@ -93,7 +87,7 @@ class OneRun:
             self._look(0)
             history = fit(
                 self.model, job.rows_for(self.number), self.optimizer, steps=job.steps,
-                batch_size=job.batch_size, loss_fn=job.train_loss_fn,
+                batch_size=job.batch_size, loss_fn=job.loss_fn,
                 schedule=job.schedule, step=self.step, seed=self.seed, cpu=True,
                 progress=False, stop_on_nan=False,
             )  # fmt: skip
@@ -115,7 +109,7 @@ class OneRun:
         if job.grad_transform is not None:
             self._transform(run, job.grad_transform)
         run.optimizer.step()
-        self._penalise(run.optimizer.param_groups)
+        self._penalise(run.optimizer.param_groups[0]["lr"])
         if job.ema is not None:
             self._average(job.ema)
         self._look(run.step + 1)
@@ -146,13 +140,12 @@ class OneRun:
             run.log(name, value)
 
     @torch.no_grad()
-    def _penalise(self, groups: list[dict]) -> None:
-        for group in groups:
-            for weight in group["params"]:
-                if group["l1"]:
-                    soft_threshold_(weight, group["lr"] * group["l1"])
-                if group["l2"]:
-                    weight.div_(1 + group["lr"] * group["l2"])
+    def _penalise(self, lr: float) -> None:
+        for weight in self.weights:
+            if self.job.l1:
+                soft_threshold_(weight, lr * self.job.l1)
+            if self.job.l2:
+                weight.div_(1 + lr * self.job.l2)
 
     @torch.no_grad()
     def _average(self, share: float) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -40,9 +40,7 @@ def run_trials(
     weight_decay: float = 0.0,
     l1: float = 0.0,
     l2: float = 0.0,
-    groups: Mapping[str, Mapping[str, float]] | None = None,
     dropout: float | None = None,
-    label_smoothing: float = 0.0,
     ema: float | None = None,
     sam: float = 0.0,
     loss_fn: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
@@ -68,13 +66,8 @@ def run_trials(
     (decoupled).
     `l1`, `l2`: strengths of an elastic net, as proximal steps after each step of SGD;
     neither is part of any loss.
-    `groups`: {"*bias": {"weight_decay": 0.0}}: other settings for the parameters whose
-    names fit a pattern; "lr_factor", "weight_decay", "l1" and "l2". `BIASES_SPARED` is
-    one.
     `dropout`: the share that all dropout layers of the model drop; None leaves them as
     they are. The seed decides what they drop.
-    `label_smoothing`: the share of each target that is spread over all classes, in
-    training only.
     `ema`: evaluate the exponential moving average of the weights, which keeps this share
     at each update.
     `sam`: the radius of sharpness-aware minimisation: two gradients an update.
@@ -107,9 +100,7 @@ def run_trials(
         weight_decay=weight_decay,
         l1=l1,
         l2=l2,
-        groups={} if groups is None else groups,
         dropout=dropout,
-        label_smoothing=label_smoothing,
         ema=ema,
         sam=sam,
         loss_fn=loss_fn,

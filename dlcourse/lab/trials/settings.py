@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from fnmatch import fnmatch
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from dlcourse.lab.training import as_tensors
 
 OPTIMIZERS = ("sgd", "adam", "adamw")
-GROUP_SETTINGS = ("lr_factor", "weight_decay", "l1", "l2")
-# parameter groups in which biases neither decay nor are penalised
-BIASES_SPARED = {"*bias": {"weight_decay": 0.0, "l1": 0.0, "l2": 0.0}}
 
 
 @dataclass
@@ -40,9 +34,7 @@ class Job:
     weight_decay: float
     l1: float
     l2: float
-    groups: Mapping[str, Mapping[str, float]]
     dropout: float | None
-    label_smoothing: float
     ema: float | None
     sam: float
     loss_fn: Callable[[Tensor, Tensor], Tensor]
@@ -63,11 +55,6 @@ class Job:
             self.inputs, self.targets = as_tensors(self.data)
         self.rows = self.inputs.shape[1] if self.own_rows else len(self.inputs)
         self.batch_size = min(self.batch_size, self.rows)
-        self.train_loss_fn = self.loss_fn
-        if self.label_smoothing:
-            self.train_loss_fn = functools.partial(
-                F.cross_entropy, label_smoothing=self.label_smoothing
-            )
         self.held_out = {}
         for part in ("validation", "test"):
             if getattr(self, part) is not None:
@@ -104,27 +91,6 @@ class Job:
             return []
         return [*range(0, self.steps, self.validate_every), self.steps]
 
-    def group_of(self, name: str) -> dict[str, float]:
-        """Return the settings of the parameter called `name`; the last pattern wins."""
-        own = {
-            "lr_factor": 1.0,
-            "weight_decay": self.weight_decay,
-            "l1": self.l1,
-            "l2": self.l2,
-        }
-        for pattern, settings in self.groups.items():
-            if fnmatch(name, pattern):
-                own.update(settings)
-        return own
-
-    def check_groups(self, names: list[str]) -> None:
-        """Raise ValueError for a pattern that fits no parameter."""
-        for pattern in self.groups:
-            if not any(fnmatch(name, pattern) for name in names):
-                raise ValueError(
-                    f"groups: {pattern!r} fits no parameter: {', '.join(names)}"
-                )
-
     def _check(self) -> None:
         if not self.lrs or not self.seeds or self.steps < 1:
             raise ValueError("give at least one learning rate, one seed and one step")
@@ -135,25 +101,12 @@ class Job:
             raise ValueError(
                 f"momentum= is for 'sgd'; {self.optimizer!r} has betas of its own"
             )
-        penalised = self.l1 or self.l2
-        for settings in self.groups.values():
-            unknown = [name for name in settings if name not in GROUP_SETTINGS]
-            if unknown:
-                raise ValueError(
-                    f"groups: {unknown[0]!r} is no setting of a group: choose from "
-                    f"{', '.join(GROUP_SETTINGS)}"
-                )
-            penalised = penalised or settings.get("l1") or settings.get("l2")
-        if penalised and self.optimizer != "sgd":
+        if (self.l1 or self.l2) and self.optimizer != "sgd":
             raise ValueError(
                 f"l1= and l2= are proximal steps after 'sgd'; with {self.optimizer!r} use "
                 "weight_decay="
             )
-        if self.label_smoothing and self.loss_fn is not F.cross_entropy:
-            raise ValueError(
-                "label_smoothing= is for cross entropy: put it into your loss_fn instead"
-            )
-        for name in ("dropout", "label_smoothing", "ema"):
+        for name in ("dropout", "ema"):
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 1:
                 raise ValueError(f"{name}={value}: give a share from 0 to 1")

@@ -80,7 +80,7 @@ class Stack:
     update.
     """
 
-    def __init__(self, job: Job, models: list[nn.Module]):
+    def __init__(self, models: list[nn.Module]):
         self.skeleton = models[0].train()
         try:
             params, self.buffers = stack_module_state(models)
@@ -88,7 +88,6 @@ class Stack:
             raise StackError(str(error).splitlines()[0]) from error
         trained = {name: p.detach() for name, p in params.items() if p.requires_grad}
         self.names = list(trained)
-        job.check_groups(self.names)
         self.frozen = {name: p for name, p in params.items() if name not in trained}
         if len({p.dtype for p in trained.values()}) != 1:
             raise StackError("its trained parameters are not all of one dtype")

@@ -53,7 +53,7 @@ class _Replicas:
 
     def __init__(self, job: Job):
         self.job = job
-        self.stack = Stack(job, built(job.build, job.seeds, len(job.lrs)))
+        self.stack = Stack(built(job.build, job.seeds, len(job.lrs)))
         self.skeleton = self.stack.skeleton
         self.noise = DropoutNoise(job.seeds, len(job.lrs), job.dropout)
         self.ones = torch.ones(job.replicas, dtype=self.stack.flat.dtype)
@@ -66,7 +66,7 @@ class _Replicas:
     def prepare(self) -> None:
         job = self.job
         self.forward = stacked_forward(job, self.stack, self.noise)
-        self.loss_of = stacked_loss(job.train_loss_fn, job.targets)
+        self.loss_of = stacked_loss(job.loss_fn, job.targets)
         self.optimizer = StackedOptimizer(job, self.stack)
         self.transform = torch.vmap(_transform_one(job.grad_transform))
         self.look(0)

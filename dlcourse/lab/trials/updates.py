@@ -17,16 +17,8 @@ class StackedOptimizer:
     def __init__(self, job: Job, stack: Stack):
         weight = stack.flat
         self.job, self.weight, self.count = job, weight, 0
-        groups = [job.group_of(name) for name in stack.names]
-
-        def setting(name: str) -> float | Tensor:
-            return _by_parameter([group[name] for group in groups], stack)
-
         lr = torch.tensor(job.lrs, dtype=weight.dtype)
-        lr = lr.repeat_interleave(len(job.seeds)).unsqueeze(1)
-        self.lr = lr * setting("lr_factor")  # (replicas, 1), or (replicas, parameters)
-        self.weight_decay = setting("weight_decay")
-        self.l1, self.l2 = setting("l1"), setting("l2")
+        self.lr = lr.repeat_interleave(len(job.seeds)).unsqueeze(1)
         if job.optimizer != "sgd" or job.momentum:
             self.first = torch.zeros_like(weight)
         if job.optimizer != "sgd":
@@ -38,21 +30,21 @@ class StackedOptimizer:
         job, weight = self.job, self.weight
         self.count += 1
         lr = self.lr if factor == 1 else self.lr * factor
-        if _is_used(self.weight_decay):
+        if job.weight_decay:
             if job.optimizer == "adamw":
-                weight.mul_(1 - lr * self.weight_decay)
+                weight.mul_(1 - lr * job.weight_decay)
             else:
-                grad.add_(weight * self.weight_decay)
+                grad.add_(weight * job.weight_decay)
         if job.optimizer == "sgd":
             if job.momentum:
                 grad = self.first.mul_(job.momentum).add_(grad)
             weight.addcmul_(lr, grad, value=-1)
         else:
             self._adam(grad, lr)
-        if _is_used(self.l1):
-            soft_threshold_(weight, lr * self.l1)
-        if _is_used(self.l2):
-            weight.div_(1 + lr * self.l2)
+        if job.l1:
+            soft_threshold_(weight, lr * job.l1)
+        if job.l2:
+            weight.div_(1 + lr * job.l2)
 
     def _adam(self, grad: Tensor, lr: Tensor) -> None:
         correction1, correction2 = 1 - 0.9**self.count, 1 - 0.999**self.count
@@ -69,17 +61,3 @@ def soft_threshold_(weight: Tensor, threshold: float | Tensor) -> None:
     Source: Parikh & Boyd, Proximal Algorithms (2014).
     """
     weight.copy_(weight.sign() * (weight.abs() - threshold).clamp(min=0))
-
-
-def _by_parameter(values: list[float], stack: Stack) -> float | Tensor:
-    """Return one number where all parameters share it, else a row (1, parameters)."""
-    if len(set(values)) == 1:
-        return values[0]
-    parts = []
-    for value, size in zip(values, stack.sizes, strict=True):
-        parts.append(torch.full((1, size), value, dtype=stack.flat.dtype))
-    return torch.cat(parts, 1)
-
-
-def _is_used(setting: float | Tensor) -> bool:
-    return isinstance(setting, Tensor) or setting != 0
