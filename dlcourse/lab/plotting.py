@@ -186,9 +186,3 @@ def heat_map(
     ax.grid(False)
     ax.figure.colorbar(image, ax=ax)
     return _label(ax, title, xlabel, ylabel)
-
-
-def schedules(ax: Axes, lines: Mapping[str, Sequence[float]], *, title: str = "") -> Axes:
-    """Draw learning rates by update: one line a schedule, all of one length."""
-    length = len(next(iter(lines.values())))
-    return curves(ax, range(length), lines, title=title, ylabel="learning rate")

@@ -21,7 +21,6 @@ COLUMNS = {
     "the updates": [8, 13, 14, 4],
     "the machine": [11, 12, 15],
 }
-ROUTE = (1, 8, 3)  # for those who have no question yet; the first of `plan.PRIORITY`
 NOT_STORED = "(run the chapter)"
 
 

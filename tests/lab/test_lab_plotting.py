@@ -10,16 +10,15 @@ from dlcourse.lab import plotting
 
 
 def test_every_plot_returns_its_axes():
-    fig, axes = plotting.figure(5, width=14)
+    fig, axes = plotting.figure(4, width=14)
     assert (
         plotting.curves(axes[0], [0, 1], {"a": [1, 2]}, bands={"a": ([0, 1], [2, 3])})
         is axes[0]
     )
     assert plotting.paired_dots(axes[1], {"a": [1, 2], "b": [2, 3]}) is axes[1]
     assert plotting.heat_map(axes[2], [[1, 2]], ["r"], ["a", "b"]) is axes[2]
-    assert plotting.schedules(axes[3], {"a": [1, 2], "b": [2, 3]}) is axes[3]
-    assert plotting.intervals(axes[4], {"a": (1, 0, 2), "b": (0, -1, 1)}) is axes[4]
-    plotting.show(fig, "five small plots, side by side")
+    assert plotting.intervals(axes[3], {"a": (1, 0, 2), "b": (0, -1, 1)}) is axes[3]
+    plotting.show(fig, "four small plots, side by side")
 
 
 def test_maps_with_the_same_limits_have_one_colour_scale():

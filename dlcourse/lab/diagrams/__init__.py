@@ -3,17 +3,15 @@
 A drawing lies on a sheet whose unit is one inch where the figure is as wide as the sheet
 (7 inches); a narrower figure has no room for the text. `canvas` lays an empty sheet, on
 which `box`, `arrow`, `note`, `grid` and `ring` are placed: x to the right, y upwards.
-`steps`, `timeline`, `bit_fields`, `number_line`, `tree`, `halving`, `layers` and
-`landscape` lay their own, and more shapes may be placed on it afterwards.
+`steps`, `timeline`, `bit_fields`, `number_line`, `tree` and `landscape` lay their own,
+and more shapes may be placed on it afterwards.
 
 A colour is a number: an index of `COLORS` in dlcourse/lab/plotting.py, or None for white.
 """
 
 from dlcourse.lab.diagrams.layouts import (
     bit_fields,
-    halving,
     landscape,
-    layers,
     number_line,
     steps,
     timeline,
@@ -27,9 +25,7 @@ __all__ = [
     "box",
     "canvas",
     "grid",
-    "halving",
     "landscape",
-    "layers",
     "note",
     "number_line",
     "ring",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from matplotlib.axes import Axes
 
@@ -70,7 +70,6 @@ def timeline(
     rows: Mapping[str, Sequence[tuple[float, float, str, int | None]]],
     *,
     key: Mapping[str, int | None] | None = None,
-    time: str = "time",
     title: str = "",
 ) -> Axes:
     """Draw a row of slots for each name; a slot is (start, length, text, colour).
@@ -88,7 +87,7 @@ def timeline(
         for start, length, text, color in row:
             x = left + scale * (start + length / 2)
             box(ax, x, y, text, color=color, width=scale * length, height=0.32)
-    arrow(ax, (left, bottom - 0.1), (WIDTH - 0.05, bottom - 0.1), time, below=True)
+    arrow(ax, (left, bottom - 0.1), (WIDTH - 0.05, bottom - 0.1), "time", below=True)
     if key:
         _legend(ax, key, left, 0.13)
     return ax
@@ -125,7 +124,6 @@ def number_line(
     *,
     names: tuple[str, str] = ("values", "grid"),
     fmt: str = "g",
-    title: str = "",
 ) -> Axes:
     """Draw values on a line, the ticks of a grid on another, and arrows from each value to
     the one that it is snapped to. Ticks whose numbers would touch go without.
@@ -133,7 +131,7 @@ def number_line(
     left = max(extent(name)[0] for name in names) + 0.5
     low, high = min(*values, *ticks), max(*values, *ticks)
     scale = (WIDTH - left - 0.4) / (high - low)
-    canvas(ax, WIDTH, 1.7, title=title)
+    canvas(ax, WIDTH, 1.7)
     for name, y in zip(names, (1.4, 0.55), strict=True):
         note(ax, left - 0.35, y, name, align="right")
         arrow(ax, (left - 0.2, y), (WIDTH - 0.1, y), style="-")
@@ -158,13 +156,12 @@ def landscape(
     heights,
     arrows: Sequence[tuple],
     *,
-    levels: int = 12,
     title: str = "",
 ) -> Axes:
     """Draw contours of `heights` (y, x) and arrows (start, end, text, colour) upon them."""
     width, height = max(x) - min(x), max(y) - min(y)
     canvas(ax, width, height, origin=(min(x), min(y)), title=title)
-    ax.contour(x, y, heights, levels, colors="0.7", linewidths=0.9)
+    ax.contour(x, y, heights, 12, colors="0.7", linewidths=0.9)
     for start, end, text, color in arrows:
         arrow(ax, start, end, text, color=color)
     return ax
@@ -213,71 +210,4 @@ def tree(ax: Axes, root, *, title: str = "") -> Axes:
         right = lefts[depth] + widths[depth]
         for answer, (_, target, *_) in branches:
             arrow(ax, (right, y), (right + gap, target), answer, below=target < y)
-    return ax
-
-
-def halving(ax: Axes, rounds: Mapping[str, Sequence[str]], *, title: str = "") -> Axes:
-    """Draw the names that are left in each round as a column, and lines to the next round.
-
-    The keys of `rounds` are written above the columns; each name stays in every round
-    until it is dropped.
-    """
-    columns = list(rounds.items())
-    most = max(len(names) for names in rounds.values())
-    canvas(ax, WIDTH, 0.4 * most + 0.4, title=title)
-    pitch = WIDTH / len(columns)
-    before: dict[str, tuple[float, float]] = {}
-    for number, (heading, names) in enumerate(columns):
-        x = (number + 0.5) * pitch
-        note(ax, x, 0.4 * most + 0.2, heading)
-        top = 0.2 * (most + len(names)) - 0.2
-        places = {name: (x, top - 0.4 * row) for row, name in enumerate(names)}
-        left = set(columns[number + 1][1]) if number + 1 < len(columns) else set(names)
-        for name, place in places.items():
-            stays = name in left
-            box(
-                ax, *place, name, color=2 if stays else None, height=0.3, dashed=not stays
-            )
-            if name in before:
-                arrow(ax, before[name], place)
-        before = places
-    return ax
-
-
-def layers(
-    ax: Axes,
-    sizes: Sequence[int],
-    *,
-    names: Sequence[str] | None = None,
-    strong: Collection[tuple[int, int, int]] = (),
-    title: str = "",
-) -> Axes:
-    """Draw a network: a column of units for each layer, a line for each weight.
-
-    `strong` names the lines that stand out: (layer, unit in it, unit in the next), from 0,
-    the first unit at the top.
-    """
-    height = 0.42 * max(sizes)
-    canvas(ax, WIDTH, height + 0.35, title=title)
-    pitch = WIDTH / len(sizes)
-    columns = []
-    for number, size in enumerate(sizes):
-        x, top = (number + 0.5) * pitch, 0.35 + height / 2 + 0.21 * (size - 1)
-        columns.append([(x, top - 0.42 * unit) for unit in range(size)])
-        for place in columns[-1]:
-            box(ax, *place, width=0.28, height=0.28, outline="circle")
-        if names:
-            note(ax, x, 0.14, names[number])
-    for number, (column, following) in enumerate(zip(columns, columns[1:], strict=False)):
-        for i, start in enumerate(column):
-            for j, end in enumerate(following):
-                if (number, i, j) in strong:
-                    arrow(ax, start, end, color=1)
-                else:
-                    ax.plot(
-                        *zip(start, end, strict=True),
-                        color="0.8",
-                        linewidth=0.8,
-                        zorder=1,
-                    )
     return ax

@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
-from matplotlib.patches import Ellipse, FancyArrowPatch, Patch, Polygon, Rectangle
+from matplotlib.patches import Ellipse, FancyArrowPatch, Patch, Rectangle
 from matplotlib.path import Path
 from matplotlib.textpath import TextPath
 
@@ -20,7 +20,7 @@ WIDTH = 7.0  # of a sheet, inches
 TEXT = 9.5  # points
 LINE = 1.25 * TEXT / 72  # the height of a line of text, inches
 PADDING = 0.1  # between a text and the edge of its box, inches
-OUTLINES = {"rectangle": 1.0, "circle": 1.2, "diamond": 1.7}  # room around a text
+OUTLINES = {"rectangle": 1.0, "circle": 1.2}  # room around a text
 
 
 @functools.cache
@@ -81,22 +81,18 @@ def box(
     y: float,
     text: str = "",
     *,
-    shape: Sequence[int] | None = None,
     color: int | None = 0,
     width: float | None = None,
     height: float | None = None,
     outline: str = "rectangle",
-    dashed: bool = False,
 ) -> Axes:
     """Draw a box around (x, y), as large as its text needs where no size is given.
 
-    `shape` is a tensor's shape, written below the text. `outline` is "rectangle",
-    "circle" or "diamond". Raises ValueError where the text is larger than the size given.
+    `outline` is "rectangle" or "circle". Raises ValueError where the text is larger than
+    the size given.
     """
     if outline not in OUTLINES:
         raise ValueError(f"outline must be one of {', '.join(OUTLINES)}, not {outline!r}")
-    if shape is not None:
-        text = f"{text}\n{tuple(shape)}"
     text_width, text_height = extent(text)
     if text_width > (width or math.inf) or text_height > (height or math.inf):
         raise ValueError(
@@ -107,14 +103,10 @@ def box(
     height = height or room * (text_height + 2 * PADDING)
     if outline == "rectangle":
         patch = Rectangle((x - width / 2, y - height / 2), width, height)
-    elif outline == "circle":
-        patch = Ellipse((x, y), max(width, height), max(width, height))
     else:
-        right, top = x + width / 2, y + height / 2
-        corners = [(right, y), (x, top), (x - width / 2, y), (x, y - height / 2)]
-        patch = Polygon(corners, closed=True)
+        patch = Ellipse((x, y), max(width, height), max(width, height))
     patch.set(facecolor=_fill(color), edgecolor=_edge(color), linewidth=1.5, zorder=2)
-    patch.set(linestyle="--" if dashed else "-", gid="box")
+    patch.set_gid("box")
     ax.add_artist(patch)
     return note(ax, x, y, text) if text else ax
 
@@ -142,7 +134,6 @@ def arrow(
     bend: float = 0.0,
     color: int | None = None,
     style: str = "-|>",
-    dashed: bool = False,
     below: bool = False,
 ) -> Axes:
     """Draw an arrow; an end that lies in a box stops at the edge of that box.
@@ -155,7 +146,7 @@ def arrow(
     """
     first, first_path = _box_around(ax, start)
     last, last_path = _box_around(ax, end)
-    look = {"color": _edge(color), "linestyle": "--" if dashed else "-", "linewidth": 1.4}
+    look = {"color": _edge(color), "linewidth": 1.4}
     arc = {"connectionstyle": f"arc3,rad={2 * bend}", "arrowstyle": style}
     ends = {"patchA": first, "patchB": last, "shrinkA": 0, "shrinkB": 0}
     line = FancyArrowPatch(start, end, mutation_scale=11, zorder=3, **look, **arc, **ends)
@@ -230,7 +221,6 @@ def ring(
     colors: Sequence[Sequence[int | None]] | None = None,
     sent: Sequence[str] | None = None,
     radius: float = 1.0,
-    name: str = "process",
 ) -> Axes:
     """Draw processes clockwise around (x, y), each with its chunks and an arrow to the next.
 
@@ -243,7 +233,7 @@ def ring(
     angles = [first - 2 * math.pi * number / count for number in range(count)]
     places = [(x + radius * math.cos(a), y + radius * math.sin(a)) for a in angles]
     for number, (row, (left, middle)) in enumerate(zip(chunks, places, strict=True)):
-        title = f"{name} {number}"
+        title = f"process {number}"
         width = max(len(row) * size, extent(title)[0]) + 2 * PADDING
         box(ax, left, middle, color=None, width=width, height=0.68)
         note(ax, left, middle + 0.19, title)

@@ -12,7 +12,7 @@ from dlcourse.lab.trials.run import CannotStack, run_trials
 from dlcourse.lab.trials.settings import OPTIMIZERS
 from dlcourse.lab.trials.side_by_side import run_side_by_side
 from dlcourse.lab.trials.stack import ELEMENTWISE
-from dlcourse.lab.trials.statistics import Comparison, Interval, interval, mean, paired
+from dlcourse.lab.trials.statistics import Comparison, Interval, interval, paired
 
 __all__ = [
     "Arms",
@@ -26,7 +26,6 @@ __all__ = [
     "Trials",
     "best_of_rates",
     "interval",
-    "mean",
     "paired",
     "run_arms",
     "run_side_by_side",

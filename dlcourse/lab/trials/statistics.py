@@ -30,11 +30,6 @@ class Comparison(Interval):
     wins: int = 0
 
 
-def mean(values) -> float:
-    """Return the mean of `values`, which must be finite."""
-    return float(_finite(values).mean())
-
-
 def interval(values, level: float = 0.95) -> Interval:
     """Return the mean of `values` (n,) with its confidence interval, by Student's t.
 
