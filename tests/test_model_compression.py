@@ -17,6 +17,7 @@ from torch import nn
 from torch.nn.utils import prune
 
 from dlcourse import model_compression as mc
+from dlcourse.batch_normalization import fold_batch_norm
 from dlcourse.exercises.model_compression import EXERCISES
 from dlcourse.lab.launching import launch
 from dlcourse.lab.models import MLP, SmallCNN
@@ -433,99 +434,11 @@ def test_a_filter_goes_with_all_cells_of_its_grid(amount):
 # --- batch norms ----------------------------------------------------------------------------------
 
 
-def with_norm(seed, dtype=torch.float64):
-    """Return (layer, batch norm in evaluation, x) of random kind and numbers."""
-    torch.manual_seed(seed)
-    kinds = (
-        (nn.Linear(4, 6, bias=seed % 2), nn.BatchNorm1d, (5, 4)),
-        (nn.Conv1d(4, 6, 3, bias=seed % 2), nn.BatchNorm1d, (5, 4, 7)),
-        (nn.Conv2d(4, 6, 3, 2, 1, groups=2, bias=seed % 2), nn.BatchNorm2d, (5, 4, 7, 6)),
-        (nn.Conv2d(4, 8, (3, 1), padding="same", groups=4), nn.BatchNorm2d, (5, 4, 7, 6)),
-        (
-            nn.Conv2d(4, 6, 3, padding=1, padding_mode="reflect"),
-            nn.BatchNorm2d,
-            (5, 4, 7, 6),
-        ),
-        (nn.Conv3d(4, 6, 2, dilation=2, bias=False), nn.BatchNorm3d, (5, 4, 5, 5, 4)),
-        (nn.Conv2d(4, 6, 3), nn.SyncBatchNorm, (5, 4, 7, 6)),
-    )
-    layer, kind, shape = kinds[seed % len(kinds)]
-    norm = kind(len(layer.weight), eps=(1e-5, 0.1)[seed % 2], affine=seed % 3 > 0)
-    norm.running_mean.normal_()
-    norm.running_var.uniform_(0.01, 9)
-    if norm.affine:
-        nn.init.normal_(norm.weight)  # half of them negative
-        nn.init.normal_(norm.bias)
-    return layer.to(dtype), norm.to(dtype).eval(), torch.randn(shape, dtype=dtype)
-
-
-@pytest.mark.parametrize("seed", range(42))
-def test_folded_batch_norms_compute_the_same(seed):
-    layer, norm, x = with_norm(seed)
-    model = nn.Sequential(layer, norm, nn.Tanh())
-    before = copy.deepcopy(model.state_dict())
-    folded = mc.fold_batch_norms(model)
-    assert torch.allclose(folded(x), model(x), rtol=1e-10, atol=1e-12)
-    assert isinstance(folded[1], nn.Identity) and len(folded) == 3
-    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
-    if not norm.affine:  # torch's own folding wants a weight and a bias
-        norm.weight = nn.Parameter(torch.ones_like(norm.running_var))
-        norm.bias = nn.Parameter(torch.zeros_like(norm.running_var))
-    if isinstance(layer, nn.Linear):
-        theirs = torch.nn.utils.fusion.fuse_linear_bn_eval(layer.eval(), norm)
-    else:
-        theirs = torch.nn.utils.fusion.fuse_conv_bn_eval(layer.eval(), norm)
-    assert torch.allclose(folded[0].weight, theirs.weight, rtol=1e-12, atol=1e-14)
-    assert torch.allclose(folded[0].bias, theirs.bias, rtol=1e-12, atol=1e-14)
-
-
-@pytest.mark.parametrize("bits", [2, 4, 8])
-def test_folding_changes_no_whole_number_of_a_channel(bits):
-    for seed in range(42):
-        layer, norm, _ = with_norm(seed)
-        folded = mc.fold_batch_norms(nn.Sequential(layer, norm))[0]
-        sign = (
-            torch.ones(len(layer.weight)) if norm.weight is None else norm.weight.sign()
-        )
-        sign = sign.view(-1, *[1] * (layer.weight.ndim - 1))
-        scale, zero = mc.choose_qparams(layer.weight, bits, axis=0)
-        before = mc.quantize(layer.weight, scale, zero, bits, axis=0)
-        edge = layer.weight.detach() / scale.view(sign.shape)
-        edge = ((edge - edge.floor()) - 0.5).abs() < 1e-4
-        scale, zero = mc.choose_qparams(folded.weight, bits, axis=0)
-        after = mc.quantize(folded.weight, scale, zero, bits, axis=0)
-        assert ((before * sign == after) | edge).all()
-        assert edge.float().mean() < 0.05
-
-
-def test_folding_of_nested_repeated_and_masked_layers():
-    torch.manual_seed(0)
-    block = nn.Sequential(nn.Conv2d(2, 2, 3, padding=1), nn.BatchNorm2d(2))
-    model = nn.Sequential(block, nn.ReLU(), block, nn.Flatten(), nn.Linear(32, 3)).train()
-    x = torch.randn(6, 2, 4, 4)
-    for _ in range(3):
-        model(x)
-    mc.apply_masks(model, mc.global_prune(model, 0.5))
-    folded = mc.fold_batch_norms(model)
-    assert (
-        folded.training
-        and isinstance(folded[0][1], nn.Identity)
-        and folded[0] is folded[2]
-    )
-    assert torch.allclose(folded(x), model.eval()(x), atol=1e-5)  # in training mode too
-    assert not [p for p in folded.parameters() if not p.requires_grad]
-    half = mc.fold_batch_norms(copy.deepcopy(model).bfloat16())
-    assert {p.dtype for p in half.parameters()} == {torch.bfloat16}
-    plain = mc.fold_batch_norms(SmallCNN(1, 3, width=4))  # nothing to fold
-    assert [type(m) for m in plain.modules()] == [
-        type(m) for m in SmallCNN(1, 3).modules()
-    ]
-
-
 def test_a_network_is_folded_then_cut_and_quantized():
     model = cnn(3).eval()
     model[1].running_var.uniform_(0.1, 3)
-    folded = mc.fold_batch_norms(model)
+    folded = copy.deepcopy(model)
+    folded[0], folded[1] = fold_batch_norm(model[0], model[1]), nn.Identity()
     assert torch.allclose(folded(X), model(X), atol=1e-5)
     assert mc.model_size(folded) < mc.model_size(model)
     small = mc.quantize_model(folded, 8, activations="static", calibration=X)
@@ -537,48 +450,10 @@ def test_a_network_is_folded_then_cut_and_quantized():
         nn.Flatten(),
         nn.Linear(24, 3),
     )
-    with pytest.raises(ValueError, match="fold_batch_norms"):
+    with pytest.raises(ValueError, match="fold_batch_norm"):
         mc.prune_units(chain, 0.5)
-    assert mc.prune_units(mc.fold_batch_norms(chain), 0.5)[0].out_channels == 3
-
-
-class Behind(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.conv, self.norm = nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2)
-
-    def forward(self, x):
-        return self.norm(self.conv(x))
-
-
-class Backwards(nn.Sequential):
-    def forward(self, x):
-        for layer in reversed(self):
-            x = layer(x)
-        return x
-
-
-def test_batch_norms_that_cannot_be_folded():
-    conv, norm = nn.Conv2d(2, 2, 1), nn.BatchNorm2d(2)
-    for model in (
-        Behind(), norm, nn.Sequential(norm, conv), nn.Sequential(conv, nn.ReLU(), norm),
-        nn.Sequential(nn.ConvTranspose2d(2, 2, 1), norm), Backwards(conv, norm),
-        nn.Sequential(nn.Sequential(conv), norm),
-    ):  # fmt: skip
-        with pytest.raises(ValueError, match="side by side"):
-            mc.fold_batch_norms(model)
-    for model in (
-        nn.Sequential(conv, norm, conv),
-        nn.Sequential(conv, norm, nn.ReLU(), norm),
-    ):
-        with pytest.raises(ValueError, match="several places"):
-            mc.fold_batch_norms(model)
-    for wrong in (nn.BatchNorm2d(2, track_running_stats=False), nn.BatchNorm2d(3)):
-        with pytest.raises(ValueError, match="running statistics, one for each output"):
-            mc.fold_batch_norms(nn.Sequential(conv, wrong))
-    assert isinstance(
-        mc.fold_batch_norms(nn.Sequential(conv, nn.GroupNorm(1, 2)))[1], nn.GroupNorm
-    )
+    chain[0], chain[1] = fold_batch_norm(chain[0], chain[1].eval()), nn.Identity()
+    assert mc.prune_units(chain, 0.5)[0].out_channels == 3
 
 
 # --- quantization ---------------------------------------------------------------------------------

@@ -7,7 +7,6 @@ those into bytes.
 """
 
 from dlcourse.model_compression.distillation import distillation_loss
-from dlcourse.model_compression.folding import FOLDS, fold_batch_norms
 from dlcourse.model_compression.layers import QUANTIZABLE
 from dlcourse.model_compression.low_rank import factorize, low_rank_factors
 from dlcourse.model_compression.pruning import (
@@ -65,8 +64,6 @@ __all__ = [
     "saliency_prune",
     "sparsity",
     "unit_mask",
-    "FOLDS",
-    "fold_batch_norms",
     "QUANTIZABLE",
     "choose_qparams",
     "dequantize",

@@ -236,8 +236,8 @@ def prune_units(model: nn.Module, amount: float | int) -> nn.Module:
     made, must form a chain; what stands between must treat each unit by itself, as
     activations and pooling do. At least one unit of each layer stays. A skip connection
     cannot be seen from the layers and would come out wrong.
-    Raises ValueError for layers that are no chain, for norm layers (`fold_batch_norms`
-    takes them away) and for grouped convolutions.
+    Raises ValueError for layers that are no chain, for norm layers (fold them first, as
+    `batch_normalization.fold_batch_norm` does) and for grouped convolutions.
     Source: Li et al. (2017), who rank by the sum of absolute values; here it is the
     Euclidean norm.
     Invariant: it computes what `model` would with those units' outputs set to zero.
@@ -248,7 +248,7 @@ def prune_units(model: nn.Module, amount: float | int) -> nn.Module:
     if any(id(p) not in known for p in model.parameters()):
         raise ValueError(
             "prune_units knows linear and convolution layers only: take out or fold norm layers "
-            "(see fold_batch_norms)"
+            "(see batch_normalization.fold_batch_norm)"
         )
     if any(getattr(layer, "groups", 1) > 1 for layer in layers):
         raise ValueError(
