@@ -1,4 +1,4 @@
-"""Number formats of 8 to 32 bits: ranges, gaps, rounding, bits."""
+"""Number formats of 8 to 32 bits: ranges, gaps, rounding."""
 
 from __future__ import annotations
 
@@ -133,59 +133,6 @@ def round_to(
     beyond = fmt.max if saturate else math.inf if fmt.infinities else math.nan
     size = torch.where(size > fmt.max, beyond, size)
     return torch.copysign(size, wide).to(x.dtype)
-
-
-def encode(x: Tensor, fmt: str | Format) -> Tensor:
-    """Return the codes, int64 from 0 to 2**width - 1, of the numbers of `x` rounded to a
-    format.
-
-    Invariant: for float16, bfloat16 and float8 these are the bits that torch stores (NaN
-    aside).
-    """
-    fmt = format_of(fmt)
-    wide = round_to(x.double(), fmt)
-    size = wide.abs()
-    exponent = _exponent(size).clamp(min=1 - fmt.bias)
-    units = (size / _power_of_two(exponent - fmt.mantissa)).nan_to_num(0.0, 0.0).long()
-    # a normal number's leading 1 carries
-    field = (exponent + fmt.bias - 1 << fmt.mantissa) + units
-    all_ones = 2 ** (fmt.width - 1) - 1
-    field = torch.where(wide.isinf(), all_ones + 1 - 2**fmt.mantissa, field)
-    field = torch.where(wide.isnan(), all_ones, field)
-    return field | torch.signbit(wide).long() << fmt.width - 1
-
-
-def decode(codes: Tensor, fmt: str | Format) -> Tensor:
-    """Return the numbers, float64, that integer `codes` from 0 to 2**width - 1 stand for.
-
-    Raises ValueError for codes out of range. Invariant: the inverse of `encode`.
-    """
-    fmt = format_of(fmt)
-    codes = torch.as_tensor(codes).long()
-    if bool(((codes < 0) | (codes >= 2**fmt.width)).any()):
-        raise ValueError(f"{fmt.name} has codes from 0 to {2**fmt.width - 1}")
-    field = codes & 2 ** (fmt.width - 1) - 1
-    exponent, units = field >> fmt.mantissa, field & 2**fmt.mantissa - 1
-    units = torch.where(exponent > 0, units + 2**fmt.mantissa, units)
-    size = units * _power_of_two(exponent.clamp(min=1) - fmt.bias - fmt.mantissa)
-    all_ones = 2 ** (fmt.width - 1) - 1
-    if fmt.infinities:
-        size = torch.where(field >= all_ones + 1 - 2**fmt.mantissa, math.nan, size)
-        size = torch.where(field == all_ones + 1 - 2**fmt.mantissa, math.inf, size)
-    size = torch.where(field == all_ones, math.nan, size)
-    return torch.where(codes >> fmt.width - 1 == 1, -size, size)
-
-
-def bits(value: float, fmt: str | Format) -> str:
-    """Return the bits of one number in a format: sign, exponent, mantissa.
-
-    >>> bits(-1.5, "bf16")
-    '1 01111111 1000000'
-    """
-    fmt = format_of(fmt)
-    code = int(encode(torch.tensor(value, dtype=torch.float64), fmt))
-    digits = f"{code:0{fmt.width}b}"
-    return f"{digits[0]} {digits[1 : 1 + fmt.exponent]} {digits[1 + fmt.exponent :]}"
 
 
 def underflow_fraction(
