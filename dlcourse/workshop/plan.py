@@ -86,6 +86,15 @@ def card_line(text: str, label: str) -> str:
     return found[1].strip() if found else ""
 
 
+def card_minutes(text: str) -> tuple[int, int] | None:
+    """Return a card's minutes to read and run, and for the exercises; None without two.
+
+    Between them may stand what is for a second visit ("5 more for *Deeper*").
+    """
+    numbers = [int(n) for n in re.findall(r"\d+", card_line(text, "Minutes"))]
+    return (numbers[0], numbers[-1]) if len(numbers) >= 2 else None
+
+
 def helpers_on(text: str) -> set[int]:
     """Return the chapters that "Know first" recommends: `(chapter 1)`, or `chapter 4
     helps`.
@@ -129,19 +138,15 @@ def read_chapters(folder: Path) -> list[Chapter]:
         text = "\n".join(c.source for c in cells[:2] if c.cell_type == "markdown")
         code = "\n".join(c.source for c in cells if c.cell_type == "code")
         title = re.search(r"^# +\d+ +(.*?)(?: \(.*)?$", text, re.M)
-        minutes = [int(n) for n in re.findall(r"\d+", card_line(text, "Minutes"))]
-        known = len(minutes) >= 2
+        minutes = card_minutes(text)
         used = modules_in(code) - {path.stem[3:]}
-        # between them may stand what is for a second visit ("5 more for *Deeper*")
-        reading_time, exercise_time = (minutes[0], minutes[-1]) if known else ASSUMED
         chapter = Chapter(
             path,
             title[1] if title else path.stem[3:].replace("_", " "),
-            reading_time,
-            exercise_time,
+            *(minutes or ASSUMED),
             needs=frozenset(number[name] for name in used if name in number),
             helped_by=frozenset(helpers_on(card_line(text, "Know first"))),
-            assumed=not known,
+            assumed=minutes is None,
         )
         chapters.append(chapter)
     return chapters

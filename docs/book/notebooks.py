@@ -11,7 +11,7 @@ from pathlib import Path
 import nbformat
 
 from book.settings import ROOT
-from dlcourse.workshop.plan import card_line
+from dlcourse.workshop.plan import card_line, card_minutes
 
 CARD = ("You will be able to", "Know first", "Minutes", "Seconds to run", "Hardware")
 SHOWN = {"image/png", "text/html", "text/markdown", "text/plain"}
@@ -95,10 +95,10 @@ class Chapter:
     @property
     def minutes(self) -> tuple[int, int]:
         """Return the minutes to read and run, and those for the exercises."""
-        numbers = [int(number) for number in re.findall(r"\d+", self.card["Minutes"])]
-        if len(numbers) < 2:
+        minutes = card_minutes(self.opening)
+        if minutes is None:
             raise BookError(f"{self.path.name}: the card has no two numbers of minutes")
-        return numbers[0], numbers[-1]  # between them: for a second visit
+        return minutes
 
     def section(self, title: str) -> list[nbformat.NotebookNode]:
         """Return the Markdown of a section, cell by cell, without its heading."""
