@@ -583,9 +583,7 @@ def _child(folder: Path) -> None:
     faulthandler.cancel_dump_traceback_later()
     sys.stdout.flush()
     sys.stderr.flush()
-    part = folder / f"part{rank}"
-    part.write_text(json.dumps(report), encoding="utf-8")
-    part.replace(folder / f"result{rank}")  # in one step: it is never seen half written
+    _write(folder / f"result{rank}", report)
     released.wait()  # no rank leaves while another may still need it
     distributed = sys.modules.get("torch.distributed")
     try:
