@@ -7,7 +7,6 @@ one line that says what to do; set DLCOURSE_DEBUG=1 to see where it arose.
 from __future__ import annotations
 
 import errno
-import io
 import os
 import re
 import shlex
@@ -15,6 +14,7 @@ import sys
 import warnings
 from pathlib import Path
 
+from dlcourse.capstone.command import print_any_letter
 from dlcourse.capstone.options import read
 from dlcourse.capstone.settings import Problem, Recipe
 
@@ -36,10 +36,7 @@ def free_folder(recipe: Recipe) -> Path:
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; return 0, 1 (it failed), 2 (it could not start), 130 (Ctrl-C)."""
     options, folder = None, Path(os.devnull)
-    if isinstance(
-        sys.stdout, io.TextIOWrapper
-    ):  # a terminal that lacks a letter of a path
-        sys.stdout.reconfigure(errors="backslashreplace")
+    print_any_letter()
     try:
         options, recipe = read(sys.argv[1:] if arguments is None else arguments)
         folder = Path(options.out) if options.out else free_folder(recipe)

@@ -16,14 +16,13 @@ from __future__ import annotations
 
 import argparse
 import csv
-import io
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from dlcourse.capstone.command import answered, check_csv, fail
 from dlcourse.capstone.copies import (
     Pair,
     Picture,
@@ -40,6 +39,7 @@ from dlcourse.data_splitting import stratified_group_split
 from dlcourse.lab.images import SPLITS, below, is_image, reason
 from dlcourse.lab.progress import bar
 
+PROGRAM = "dlcourse-leaks"
 SHOWN = 10  # pairs named of each kind
 
 
@@ -184,7 +184,7 @@ def _count(number: int, one: str, many: str = "") -> str:
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     """Return the options of the command line; leave with 2 where they are wrong."""
     parser = argparse.ArgumentParser(
-        prog="dlcourse-leaks",
+        prog=PROGRAM,
         description="Find copies and torn groups in a folder of images, and split it "
         "without.",
         allow_abbrev=False,
@@ -213,21 +213,12 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; return 0, 1 (something was found) or 2 (nothing can be done)."""
     options = parse(arguments)
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a terminal may lack a letter of a path
-            stream.reconfigure(errors="backslashreplace")
-    try:
-        return look(options)
-    except (Problem, OSError) as problem:
-        return _fail(" ".join(str(problem).split()), 2)
-    except KeyboardInterrupt:
-        return _fail("stopped", 130)
+    return answered(PROGRAM, lambda: look(options))
 
 
 def look(options: argparse.Namespace) -> int:
     """Read, compare, print and write as the options say; return the exit code."""
-    if options.csv and not options.csv.parent.is_dir():
-        raise Problem(f"--csv {options.csv}: there is no folder {options.csv.parent}")
+    check_csv(options.csv)
     if options.seed < 0:
         raise Problem(f"--seed {options.seed}: give 0 or more")
     pictures, unreadable = read_pictures(options.root, options.groups, options.split)
@@ -250,14 +241,8 @@ def look(options: argparse.Namespace) -> int:
         said = ", ".join(f"{size} {name}" for name, size in sizes.items())
         print(f"{options.csv}: {said}; no copy and no group is on two sides")
     for problem in unreadable:
-        _fail(problem, 1)
+        fail(PROGRAM, problem, 1)
     return int(bool(found.two_classes or found.across or unreadable))
-
-
-def _fail(message: str, code: int) -> int:
-    """Print one line to stderr, and return the exit code."""
-    print(f"dlcourse-leaks: {message}", file=sys.stderr, flush=True)
-    return code
 
 
 if __name__ == "__main__":

@@ -10,9 +10,7 @@ Exit codes: 0, or 1 where an image could not be read, or 2 where nothing could b
 from __future__ import annotations
 
 import argparse
-import io
 import os
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +18,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from dlcourse.capstone.command import answered, check_csv, fail
 from dlcourse.capstone.folder import load_model
 from dlcourse.capstone.report import (
     by_class,
@@ -33,6 +32,7 @@ from dlcourse.data_splitting import wilson_interval
 from dlcourse.lab.datasets import read_image
 from dlcourse.lab.images import below, is_image, reason
 
+PROGRAM = "python -m dlcourse.predict"
 BATCH = 256  # images in memory at a time
 
 
@@ -181,7 +181,7 @@ def verdict(true: Tensor, shares: Tensor, classes: Sequence[str]) -> str:
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     """Return the options of the command line; leave with 2 where they are wrong."""
     parser = argparse.ArgumentParser(
-        prog="python -m dlcourse.predict",
+        prog=PROGRAM,
         description="Ask a trained model about new images.",
         allow_abbrev=False,
     )
@@ -205,25 +205,14 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; return 0, 1 (an image cannot be read) or 2 (nothing can be done)."""
     options = parse(arguments)
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(
-            stream, io.TextIOWrapper
-        ):  # a terminal that lacks a letter of a path
-            stream.reconfigure(errors="backslashreplace")
-    try:
-        if options.top < 1:
-            raise Problem(f"--top {options.top}: give at least 1")
-        if options.csv and not options.csv.parent.is_dir():
-            raise Problem(f"--csv {options.csv}: there is no folder {options.csv.parent}")
-        return answer(options)
-    except (Problem, OSError) as problem:
-        return fail(" ".join(str(problem).split()), 2)
-    except KeyboardInterrupt:
-        return fail("stopped", 130)
+    return answered(PROGRAM, lambda: answer(options))
 
 
 def answer(options: argparse.Namespace) -> int:
     """Print what the model says of each image, and a verdict; return the exit code."""
+    if options.top < 1:
+        raise Problem(f"--top {options.top}: give at least 1")
+    check_csv(options.csv)
     classify = Classifier(options.run)
     number = {name: k for k, name in enumerate(classify.classes)}
     files = find_images(options.image)
@@ -232,7 +221,7 @@ def answer(options: argparse.Namespace) -> int:
     names, shares, bad = [], [], 0
     for file, found in look(classify, files):
         if isinstance(found, str):
-            bad = fail(f"{file} cannot be read as an image ({found})", 1)
+            bad = fail(PROGRAM, f"{file} cannot be read as an image ({found})", 1)
             continue
         true = class_of[file] if known else None
         print(line(str(file), found, classify.classes, true, options.top), flush=True)
@@ -247,9 +236,3 @@ def answer(options: argparse.Namespace) -> int:
         shown = [str(name) for name in names]
         write_predictions(options.csv, shown, torch.stack(shares), classify.classes, true)
     return bad
-
-
-def fail(message: str, code: int) -> int:
-    """Print one line to stderr, and return the exit code."""
-    print(f"python -m dlcourse.predict: {message}", file=sys.stderr, flush=True)
-    return code
