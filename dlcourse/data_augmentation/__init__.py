@@ -35,7 +35,6 @@ from dlcourse.data_augmentation.mixing import beta_weights, cutmix, mixup
 from dlcourse.data_augmentation.noise import GaussianNoise, SaltAndPepper
 from dlcourse.data_augmentation.pipeline import (
     Compose,
-    Normalize,
     expand,
     on_batches,
     predict_views,
@@ -81,7 +80,6 @@ __all__ = [
     "posterize",
     "solarize",
     "Compose",
-    "Normalize",
     "expand",
     "on_batches",
     "predict_views",

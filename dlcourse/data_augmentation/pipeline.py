@@ -7,24 +7,6 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Generator, Tensor, nn
 
-from dlcourse.data_augmentation.decisions import _check_batch
-
-
-class Normalize:
-    """Take `mean` (c,) off and divide by `std` (c,) > 0: the last of a chain of
-    transforms.
-    """
-
-    def __init__(self, mean, std) -> None:
-        self.mean, self.std = torch.as_tensor(mean).view(-1, 1, 1), torch.as_tensor(std)
-        self.std = self.std.view(-1, 1, 1)
-        if not (self.std > 0).all():
-            raise ValueError("std must be above 0 in each channel")
-
-    def __call__(self, images: Tensor, generator: Generator | None = None) -> Tensor:
-        _check_batch(images)
-        return (images - self.mean.to(images)) / self.std.to(images)
-
 
 class Compose:
     """Apply transforms one after the other, each with the same generator."""
