@@ -41,9 +41,7 @@ hold every number as float32, so that `load_model` reads them like any other.
 """
 
 
-def compress(
-    folder: Path, how: Sequence[str], data: ImageData, progress: bool | None = None
-) -> str:
+def compress(folder: Path, how: Sequence[str], data: ImageData) -> str:
     """Make smaller models of the one in `folder`; return a table of bytes and accuracy.
 
     prune: 80 % of the weights go while training continues for a third of the run, at a
@@ -60,7 +58,7 @@ def compress(
     for name in how:
         path = folder / "compressed" / name / "model.safetensors"
         if not path.exists():
-            small, own = makers[name](model, recipe, data, progress)
+            small, own = makers[name](model, recipe, data)
             save_model(small, path, facts | {"recipe": own.model_dump()})
         models[name] = load_model(path.parent)[0]
     lines = [
@@ -80,9 +78,7 @@ def compress(
     return text
 
 
-def _prune(
-    model: nn.Module, recipe: Recipe, data: ImageData, progress
-) -> tuple[nn.Module, Recipe]:
+def _prune(model: nn.Module, recipe: Recipe, data: ImageData) -> tuple[nn.Module, Recipe]:
     model = copy.deepcopy(model)
     per_epoch, epochs = updates(recipe, len(data.train))
     steps = max(2, per_epoch * epochs // 3)
@@ -94,13 +90,13 @@ def _prune(
     fit(
         model, data, optimizer, steps=steps, batch_size=recipe.batch_size, step=step,
         loss_fn=loss_function(recipe, data.train.labels), schedule=build_schedule(recipe, steps), seed=recipe.seed,
-        transform=build_transform(recipe, data, generator), progress=progress,
+        transform=build_transform(recipe, data, generator),
     )  # fmt: skip
     return model, recipe
 
 
 def _quantize(
-    model: nn.Module, recipe: Recipe, data: ImageData, _
+    model: nn.Module, recipe: Recipe, _data: ImageData
 ) -> tuple[nn.Module, Recipe]:
     """Return a copy whose linear and convolution weights lie on a grid of 8 bits."""
     model = copy.deepcopy(model)
@@ -121,7 +117,7 @@ def _quantized_size(model: nn.Module) -> int:
     )
 
 
-def _distil(teacher: nn.Module, recipe: Recipe, data: ImageData, progress):
+def _distil(teacher: nn.Module, recipe: Recipe, data: ImageData):
     """Return a student of half the width, taught by soft outputs (.75) and labels."""
     own = recipe.changed(width=max(1, recipe.width // 2), pretrained=None)
     teacher = copy.deepcopy(teacher)
@@ -147,6 +143,6 @@ def _distil(teacher: nn.Module, recipe: Recipe, data: ImageData, progress):
     fit(
         student, data, build_optimizer(own, student), steps=steps, batch_size=own.batch_size,
         schedule=build_schedule(own, steps), seed=own.seed, step=step,
-        transform=build_transform(own, data, generator), progress=progress,
+        transform=build_transform(own, data, generator),
     )  # fmt: skip
     return student, own
