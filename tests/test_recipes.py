@@ -35,7 +35,7 @@ LINES = 70
 LONGER = {
     "01_data_splitting": 123,  # names in a file that grows, folds, a final model
     "02_hyperparameter_tuning": 140,  # a search around the training, shared final runs
-    "03_regularization": 86,  # two sets of knobs, each with its reason and when to change it
+    "03_regularization": 90,  # two sets of knobs, each with its reason and when to change it
     "05_initialization": 80,  # a start, a look at all layers, equal weights
     "08_learning_rate_decay": 80,  # a range test of all groups, undone, before the run
     "06_activations": 100,  # a start, a look layer by layer, a monitor, in a block to copy
