@@ -150,8 +150,8 @@ def _near(
         found = []
         mine = rows_of[start : start + BLOCK]
         end = len(rows_of) if ends is None else int(ends[start + len(mine) - 1])
-        for left in range(start, end, 8 * BLOCK):
-            agree = mine @ rows_of[left : min(end, left + 8 * BLOCK)].T
+        for left in range(start, end, 2 * BLOCK):
+            agree = mine @ rows_of[left : min(end, left + 2 * BLOCK)].T
             near = np.flatnonzero(agree >= least)  # far faster than nonzero of a matrix
             rows, columns = np.divmod(near, agree.shape[1])
             ahead = columns + left > rows + start
