@@ -556,7 +556,9 @@ def peaks(folder: str, counts: list[int]) -> list[int]:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="counts memory as Linux does")
 def test_memory_does_not_grow_with_the_number_of_images(tmp_path):
-    """Five times as many images lie in the file | the run takes the same memory at its peak"""
+    """There are five times as many images in that file | the most memory that the run takes
+    stays nearly the same
+    """
     few, many = launch(peaks, processes=1, args=[str(tmp_path), [1000, 5000]])[0]
     assert many - few < 40e6  # the file grew by 49 MB
 
