@@ -93,7 +93,7 @@ def cost(command: list[str]) -> tuple[str, float, float]:
     """Return (what a command prints, its peak in MB, that of its own memory alone).
 
     Own memory has no pages of files, of which libraries have more or fewer in memory as
-    the system likes. It is looked at every 10 ms, under Linux only.
+    the system likes. It is looked at every 10 ms, as Linux tells it.
     """
     env = os.environ | {
         "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "DLCOURSE_PROGRESS": "0",
