@@ -1,7 +1,7 @@
 """Memory and CPU time of one epoch on a folder of images, beside a plain ImageFolder loop.
 
-    python benchmarks/own_images.py --images 10000 --sizes 32 64
-    python benchmarks/own_images.py --images 50000 --sizes 64 --model mlp
+    python benchmarks/own_images.py --images 10000 --sizes 32 64 --model mlp --rounds 3
+    python benchmarks/own_images.py --images 50000 --sizes 64 --model mlp --rounds 3
     python benchmarks/own_images.py --large            # one JPEG of 12 megapixels, ms
     python benchmarks/own_images.py --dots             # two dots far apart, at 64 pixels
 
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -88,44 +89,58 @@ def write(root: Path, count: int) -> None:
         )
 
 
-def cost(command: list[str]) -> tuple[str, float]:
-    """Return (what a command prints, its peak in megabytes)."""
+def cost(command: list[str]) -> tuple[str, float, float]:
+    """Return (what a command prints, its peak in MB, that of its own memory alone).
+
+    Own memory has no pages of files, of which libraries have more or fewer in memory as
+    the system likes. It is looked at every 10 ms, as Linux tells it.
+    """
     env = os.environ | {
         "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "DLCOURSE_PROGRESS": "0",
     }  # fmt: skip
+    own = 0
     with tempfile.TemporaryFile("w+") as said:
         process = subprocess.Popen(command, env=env, stdout=said, stderr=said)
-        _, status, used = os.wait4(process.pid, 0)
+        pid = 0
+        while not pid:
+            facts = Path(f"/proc/{process.pid}/status").read_text()
+            own = max([own, *map(int, re.findall(r"RssAnon:\s+(\d+)", facts))])
+            time.sleep(0.01)
+            pid, status, used = os.wait4(process.pid, os.WNOHANG)
         said.seek(0)
         text = said.read()
     if status:
         raise SystemExit(text[-2000:])
-    return text, used.ru_maxrss / 1024
+    return text, used.ru_maxrss * 1024 / 1e6, own * 1024 / 1e6
 
 
 def compare(root: Path, size: int, rounds: int, model: str, extra: list[str]) -> None:
-    """Print a row for one size: both arms in turn, medians; CPU time without imports."""
+    """Print a row for one size: both arms in turn; medians, of memory the extremes, too.
+
+    CPU time is without imports.
+    """
     words = [str(root), str(size), model]
-    cpu, peak = [], []
+    measured = []
     for number in range(rounds):
-        out = str(root.parent / f"run{size}-{number}")
+        out = str(root.parent / f"run-{model}-{size}-{number}")
         command = [sys.executable, "-m", "dlcourse.train", "--data", "folder", str(root),
                    "--size", str(size), "--epochs", "1", "--augment", "none", "--model",
                    model, "--out", out, *extra]  # fmt: skip
-        theirs, high = cost([sys.executable, "-c", PLAIN, *words])
-        ours, _ = cost([sys.executable, "-c", OURS, *words])
-        cpu.append((float(theirs), float(ours.split()[-1])))
-        peak.append((high, cost(command)[1]))
-    (mine, ours), (mb, mb_ours) = (
-        map(statistics.median, zip(*rows, strict=True)) for rows in (cpu, peak)
-    )
-    _, bare = cost([sys.executable, "-c", "import dlcourse.capstone.running"])
+        text, *theirs = cost([sys.executable, "-c", PLAIN, *words])
+        mine, *_ = cost([sys.executable, "-c", OURS, *words])
+        _, *ours = cost(command)
+        seconds = [float(text), float(mine.split()[-1])]
+        measured.append([*seconds, theirs[0], ours[0], theirs[1], ours[1]])
     files = sum(1 for _ in root.rglob("*.jpg"))
-    print(
-        f"| {files:,} | {size} | {mine:.1f} | {ours:.1f} | {ours / mine:.2f} | {mb:,.0f} | "
-        f"{mb_ours:,.0f} | {mb_ours / mb:.2f} | {bare:,.0f} |",
-        flush=True,
-    )
+    row = f"| {files:,} | {size} | {model} "
+    for place in (0, 2, 4):
+        pair = [sorted(each) for each in zip(*measured, strict=True)][place : place + 2]
+        middle = [statistics.median(each) for each in pair]
+        for each, value in zip(pair, middle, strict=True):
+            row += f"| {value:,.1f} " if place == 0 else f"| {value:,.0f} "
+            row += f"({each[0]:,.0f} to {each[-1]:,.0f}) " if place and rounds > 1 else ""
+        row += f"| {middle[1] / middle[0]:.2f} "
+    print(row + "|", flush=True)
 
 
 def large(folder: Path) -> None:

@@ -18,7 +18,7 @@ from dlcourse.capstone.sides import choose, evened, uneven
 from dlcourse.lab.datasets import FOLDER_SIZE, PARTS, SMALLEST_STD, ImageData, Split
 from dlcourse.lab.folders import Listing, list_folder, list_labels
 from dlcourse.lab.images import summed_up
-from dlcourse.lab.pixels import PIECE, OnDisk, Pixels
+from dlcourse.lab.pixels import FEW, OnDisk, Pixels
 
 DEEP_STD = 1e-9  # the least std of images with more than 8 bits
 
@@ -59,7 +59,7 @@ def load_own(recipe: Recipe, beside: Path | None = None) -> OwnImages:
     files = [item.file for item in items]
     number = {name: label for label, name in enumerate(listing.classes)}
     labels = torch.tensor([number[item.label] for item in items])
-    each = torch.arange(len(items)).split(PIECE)
+    each = torch.arange(len(items)).split(FEW)
     digests, waves = look_at(pixels.raw(rows).numpy() for rows in each)
     pairs = pairs_of(digests, waves, lambda rows: pixels.raw(torch.tensor(rows)).numpy())
     parts, said = choose(recipe, items, labels, listing.classes, pairs)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from dlcourse.data_splitting import wilson_interval
 from dlcourse.lab.datasets import ImageData
+from dlcourse.lab.evaluation import outputs_of
 from dlcourse.lab.training import History
 from dlcourse.regularization import expected_calibration_error
 
@@ -49,11 +50,9 @@ def predict(model: nn.Module, images: Tensor) -> Tensor:
     was_training = model.training
     model.eval()
     device = next(model.parameters()).device
-    outputs = torch.cat(
-        [model(part.to(device)).float().cpu() for part in images.split(1024)]
-    )
+    outputs = outputs_of(model, images, torch.arange(len(images)), device)
     model.train(was_training)
-    return outputs
+    return outputs.float().cpu()
 
 
 def examine(model: nn.Module, data: ImageData, history: History) -> Result:

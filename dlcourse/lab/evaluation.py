@@ -15,13 +15,17 @@ from dlcourse.lab.accelerator import all_reduce
 from dlcourse.lab.batches import as_tensors
 from dlcourse.lab.shares import ShareLoader, can_be_cut
 
+MOST = 1024  # rows that go through a model at a time
+NUMBERS = 2**20  # of their inputs, in which large rows are fewer
+FEW = 64  # rows that always may: training has as many, with all that a gradient needs
+
 
 @torch.no_grad()
 def evaluate(
     model: nn.Module,
     data,
     loss_fn: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
-    batch_size: int = 1024,
+    batch_size: int = MOST,
     accelerator: Accelerator | None = None,
 ) -> dict:
     """Return {"loss": mean, "accuracy": from 0 to 1, "count": rows} of `model` on `data`.
@@ -85,12 +89,27 @@ def _sums(model, inputs, targets, batches_of_rows, loss_fn) -> Tensor:
     for rows in batches_of_rows:
         if len(rows) == 0:  # a process may have none
             continue
-        x = inputs[rows].to(device)
         y = targets[rows].to(device)
-        outputs = model(x)
+        outputs = outputs_of(model, inputs, rows, device)
         right = math.nan  # no classes, no accuracy
         if outputs.ndim > 1:
             right = float((outputs.argmax(-1) == y).sum())
-        sums += torch.tensor([float(loss_fn(outputs, y)) * len(x), right, len(x)])
+        sums += torch.tensor([float(loss_fn(outputs, y)) * len(y), right, len(y)])
     model.train(was_training)
     return sums
+
+
+def outputs_of(model: nn.Module, inputs, rows: Tensor, device: torch.device) -> Tensor:
+    """Return a model's outputs for some rows; of large ones few go through at a time.
+
+    They are put into one block: small ones that stay between large ones that go would
+    leave holes, and the process would grow.
+    """
+    few = max(FEW, min(MOST, NUMBERS // math.prod(inputs.shape[1:])))
+    outputs = torch.empty(0)
+    for number, part in enumerate(rows.split(few)):
+        some = model(inputs[part].to(device))
+        if number == 0:
+            outputs = some.new_empty(len(rows), *some.shape[1:])
+        outputs[number * few : number * few + len(part)] = some
+    return outputs

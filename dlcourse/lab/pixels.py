@@ -1,12 +1,11 @@
 """Images as they were read, 8 bits a pixel, which become numbers batch by batch.
 
-They lie in one array in memory, or above a budget in one file, from which each batch is
-mapped anew: what a process holds then does not grow with the number of images.
+They lie in one array in memory, or above a budget in one file, from which the rows of a
+batch are read: what a process holds then does not grow with the number of images.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,8 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-PIECE = 1024  # rows handled at a time
-FEW = 64  # rows whose numbers stay in a processor's cache
+FEW = 64  # rows handled at a time, whose numbers stay in a processor's cache
 
 
 def in_unit(images: Tensor) -> Tensor:
@@ -69,11 +67,11 @@ class Store:
         else:
             self.at.parent.mkdir(parents=True, exist_ok=True)
             self.file = open(self.at, "wb")  # noqa: SIM115
-        for start in range(0, old, PIECE):
+        for start in range(0, old, FEW):
             if isinstance(before, np.ndarray):
-                self._put(before[start : start + PIECE])
+                self._put(before[start : start + FEW])
             elif before is not None:
-                rows = torch.arange(start, min(old, start + PIECE))
+                rows = torch.arange(start, min(old, start + FEW))
                 self._put(before.moved_to(self.at.with_suffix(".old")).take(rows).numpy())
         self.at.with_suffix(".old").unlink(missing_ok=True)
 
@@ -108,9 +106,18 @@ class OnDisk:
         return replace(self, path=path)
 
     def take(self, rows: Tensor) -> Tensor:
-        """Return some rows; the file is mapped for this call only."""
-        mapped = np.memmap(self.path, self.dtype, "r", shape=self.shape)
-        return torch.from_numpy(np.array(mapped[rows.numpy()]))
+        """Return some rows; raise OSError where the file lacks them.
+
+        They are read, not mapped: a map brings in pages around them, as the system likes,
+        and all count as memory of this process.
+        """
+        taken = np.empty((len(rows), *self.shape[1:]), self.dtype)
+        with open(self.path, "rb", buffering=0) as file:
+            for place, row in zip(taken, rows.tolist(), strict=True):
+                file.seek(row * place.nbytes)
+                if file.readinto(place) != place.nbytes:
+                    raise OSError(f"{self.path} is cut short: start the run anew")
+        return torch.from_numpy(taken)
 
 
 class Pixels:
@@ -179,21 +186,18 @@ class Pixels:
             rows = torch.arange(len(self))[rows]
         return self.index_select(0, torch.as_tensor(rows))
 
-    def split(self, count: int) -> Iterator[Tensor]:
-        """Yield the rows in order, at most `count` at a time."""
-        for rows in torch.arange(len(self)).split(count):
-            yield self.index_select(0, rows)
-
     def statistics(self, smallest: float) -> tuple[Tensor, Tensor]:
         """Return mean (c,) and std (c,) of the pixels in [0, 1], the std at least so much.
 
         The variance is the mean of those of the images plus that of their means.
         """
-        means, variances = [], []
-        for images in self._copy(mean=None, std=None).split(FEW):
+        each, within = torch.empty(2, *self.shape[:2])  # one block, see outputs_of
+        pixels, rows = self._copy(mean=None, std=None), torch.arange(len(self))
+        for some in rows.split(FEW):
+            images = pixels.index_select(0, some)
             mean = images.mean((2, 3), keepdim=True)
-            variances.append(images.sub_(mean).square_().mean((2, 3)))
-            means.append(mean[:, :, 0, 0])
-        each, within = torch.cat(means).double(), torch.cat(variances).double()
+            within[some] = images.sub_(mean).square_().mean((2, 3))
+            each[some] = mean[:, :, 0, 0]
+        each, within = each.double(), within.double()
         std = (within.mean(0) + each.var(0, correction=0)).sqrt()
         return each.mean(0).float(), std.float().clamp(min=smallest)

@@ -9,6 +9,7 @@ import csv
 import json
 import os
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,7 @@ from dlcourse.capstone.running import train
 from dlcourse.capstone.settings import Problem, Recipe
 from dlcourse.lab import folders, images
 from dlcourse.lab.datasets import load
+from dlcourse.lab.launching import launch
 from dlcourse.lab.pixels import OnDisk
 from dlcourse.predict import Classifier
 
@@ -526,6 +528,39 @@ def test_more_images_than_memory(tmp_path, capsys, monkeypatch):
     assert torch.equal(data.test.images[:], again.test.images[:])
     monkeypatch.undo()
     assert train(recipe, tmp_path / "four", progress=False).count == 4
+
+
+def peaks(folder: str, counts: list[int]) -> list[int]:
+    """Return the most memory so far, in bytes, after a run on each number of images."""
+    import resource
+
+    from dlcourse.capstone import own
+    from dlcourse.lab.folders import Item, Listing
+
+    found = []
+    for count in counts:
+        path, rng = Path(folder) / f"{count}.cache", np.random.default_rng(count)
+        with open(path, "wb") as file:
+            for _ in range(count // 100):
+                file.write(rng.bytes(100 * 3 * 64 * 64))
+        names = [f"{row % 2}/{row}.png" for row in range(count)]
+        items = [Item(Path(folder) / name, name, name[0]) for name in names]
+        stored = OnDisk(path, (count, 3, 64, 64), "uint8")
+        own.find = lambda recipe, items=items: Listing(Path(), items, ("0", "1"))
+        own.read_once = lambda *_, given=(stored, items, []): given
+        recipe = Recipe(data="folder", root=folder, **SMALL | {"size": 64})
+        train(recipe, data=load_data(recipe), progress=False)
+        found.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+    return found
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts memory as Linux does")
+def test_memory_does_not_grow_with_the_number_of_images(tmp_path):
+    """There are five times as many images in that file | the most memory that the run takes
+    stays nearly the same
+    """
+    few, many = launch(peaks, processes=1, args=[str(tmp_path), [1000, 5000]])[0]
+    assert many - few < 40e6  # the file grew by 49 MB
 
 
 def test_several_processes_read_each_image_once(tmp_path):
