@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
-from torch import nn
+from torch import Tensor, nn
 
 from dlcourse.lab.trials.results import BestRate, Trials, check_pairs
 from dlcourse.lab.trials.run import run_trials
@@ -19,11 +19,13 @@ class Choice:
 
     `setting`: the place in the arm's list of settings. `rate`: see `BestRate`.
     `test`: {"loss", "accuracy"}, each (seeds,).
+    `weights[name]`: the trained parameters, each (seeds, ...).
     """
 
     setting: int
     rate: BestRate
     test: dict[str, np.ndarray]
+    weights: dict[str, Tensor] = field(default_factory=dict, repr=False)
 
 
 @dataclass
@@ -45,7 +47,8 @@ class Arms:
         trials = self.trials[name][setting]
         rate = trials.best_rate(metric)
         test = {key: values[rate.index] for key, values in trials.test.items()}
-        return Choice(setting, rate, test)
+        weights = {key: values[rate.index] for key, values in trials.weights.items()}
+        return Choice(setting, rate, test, weights)
 
     def result(self, name: str, metric: str = "accuracy") -> Interval:
         """Return the test result of an arm at its best, with its interval."""
