@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import signal
 
 import pytest
 
@@ -21,6 +22,8 @@ LONGEST = (
 def pytest_configure(config):
     config.option.loadscopereorder = False  # or pytest-xdist goes by the number of tests
     gc.disable()  # what is imported and collected is no garbage
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # in the background of a shell:
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # or no child hears Ctrl-C
 
 
 def pytest_collection_modifyitems(items):

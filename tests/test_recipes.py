@@ -92,7 +92,8 @@ CASES = {
     "14_lr_schedulers": {"test accuracy": 0.004},
     # bfloat16 rounds the gradient of half the rows otherwise than that of all
     "15_mixed_precision": {"test accuracy": 0.01, "test loss": 0.02},
-    "16_data_loading": {"test accuracy": 0.004, "test loss": 0.001},
+    # of 325 images two may fall otherwise, as the processor rounds
+    "16_data_loading": {"test accuracy": 0.007, "test loss": 0.001},
     # other shifts on each process, and batch norm over half the rows
     "17_your_own_run": {"validation accuracy": 0.05, "validation loss": 0.15},
 }

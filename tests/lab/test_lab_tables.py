@@ -72,6 +72,16 @@ def test_nbval_compares_all_but_the_value_of_a_claim():
     assert masked("loss 0.5\n") != masked("loss 0.6\n")
 
 
+def test_nbval_masks_the_scores_of_a_run():
+    for line in (
+        "rate 0.01: validation loss {}, accuracy 0.907\n",
+        "test accuracy {} [0.8912, 0.9826], nll 0.4301, calibration error 0.2761, on 90\n",
+        "first loss 2.3043, test accuracy {}\n",
+    ):
+        assert masked(line.format("0.25")) == masked(line.format("0.2489"))
+        assert masked(line.format("0.25")) != masked(line.format("nan"))
+
+
 def test_bad_tables_are_refused():
     with pytest.raises(ValueError, match="no rows"):
         table({})
