@@ -23,7 +23,9 @@ def pytest_configure(config):
     config.option.loadscopereorder = False  # or pytest-xdist goes by the number of tests
     gc.disable()  # what is imported and collected is no garbage
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # in the background of a shell:
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # or no child hears Ctrl-C
+        signal.signal(
+            signal.SIGINT, signal.default_int_handler
+        )  # or no child hears Ctrl-C
 
 
 def pytest_collection_modifyitems(items):
