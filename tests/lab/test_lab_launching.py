@@ -464,7 +464,8 @@ def test_functions_that_cannot_be_sent_are_refused():
         return 1
 
     source_less = {"__name__": "__main__"}
-    exec("def typed(): return 1", source_less)
+    # under a name of its own: Python 3.13 keeps the text of a -c program as "<string>"
+    exec(compile("def typed(): return 1", "<typed>", "exec"), source_less)
     with pytest.raises(TypeError, match="uses outer .* pass them in args"):
         launch(closure)
     with pytest.raises(TypeError, match="decorator"):

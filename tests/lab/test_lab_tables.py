@@ -75,6 +75,7 @@ def test_nbval_compares_all_but_the_value_of_a_claim():
 def test_nbval_masks_the_scores_of_a_run():
     for line in (
         "rate 0.01: validation loss {}, accuracy 0.907\n",
+        "rate 0.01: validation loss 0.47, accuracy {}\n",
         "test accuracy {} [0.8912, 0.9826], nll 0.4301, calibration error 0.2761, on 90\n",
         "first loss 2.3043, test accuracy {}\n",
     ):

