@@ -93,7 +93,7 @@ def tuned(knobs):  # the same with the best of four rates
     return knobs | {"rate": max(rates, key=accuracy)}
 
 
-def most_suspect(model, data, count=100):  # row numbers of the labels to look at first
+def most_suspect(model, data, count=100):  # places in `data`, the highest loss first
     model.eval()
     losses = []
     with torch.no_grad():
@@ -110,8 +110,11 @@ for name, knobs in {"plain": PLAIN, "three": THREE}.items():
     means[name] = sum(test for _, test, _ in results[name]) / 3
 data = parts_of(0)[0]
 suspects = most_suspect(results["plain"][0][2], data)
-accelerator.print("look at the rows", suspects[:20].tolist())
-wrong = sum(int(data[row][1]) != digits[data.indices[row]] for row in suspects)
+rows = [
+    data.indices[place] for place in suspects
+]  # of all rows, as they were before the split
+accelerator.print("look at the rows", rows[:20])
+wrong = sum(int(data[k][1]) != digits[row] for k, row in zip(suspects, rows, strict=True))
 line = "plain test accuracy {plain:.4f}, three test accuracy {three:.4f}"
 accelerator.print(line.format(**means) + f", wrong among the first hundred {wrong}")
 accelerator.end_training()
