@@ -18,9 +18,9 @@ from torch.utils.data import DataLoader, TensorDataset, random_split
 # point of accuracy matters. Both were chosen for 480 rows, a third of their labels noise:
 # 15 updates an epoch, 135 in all. How to set them for other data, and what was tried here
 # with a mean within a point of these (5 other seeds):
-#     rate     tune it, for THREE again           tried: half of it, and twice
-#     decay    15 / (updates in an epoch)         tried: a quarter of it to twice
-#     kept     1 - 1 / (updates in 2 epochs)      tried: 10 to 67 updates
+#     rate     tune it, for THREE again            tried: half of it, and twice
+#     decay    keep it; other sizes not tested     tried: a quarter of it to twice
+#     kept     1 - 1 / (updates in 2 epochs)       tried: 10 to 67 updates
 PLAIN = {"rate": 0.002, "decay": 0.0, "dropout": 0.0, "kept": 0.0}
 THREE = {"rate": 0.008, "decay": 1.0, "dropout": 0.3, "kept": 0.97}
 BATCH = 32  # rows an update, on all processes together
