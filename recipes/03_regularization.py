@@ -78,11 +78,8 @@ def train(seed, rate, decay, dropout, kept):
         if accelerator.check_trigger():  # and all leave the loop together
             break
     ema.load_state_dict(weights)
-    return (
-        best,
-        evaluate(ema, loaders[2]),
-        ema.module,
-    )  # tune by the first, report the second
+    # tune by the first, report the second
+    return best, evaluate(ema, loaders[2]), ema.module
 
 
 def tuned(knobs):  # the same with the best of four rates
@@ -110,9 +107,7 @@ for name, knobs in {"plain": PLAIN, "three": THREE}.items():
     means[name] = sum(test for _, test, _ in results[name]) / 3
 data = parts_of(0)[0]
 suspects = most_suspect(results["plain"][0][2], data)
-rows = [
-    data.indices[place] for place in suspects
-]  # of all rows, as they were before the split
+rows = [data.indices[place] for place in suspects]  # rows before the split
 accelerator.print("look at the rows", rows[:20])
 wrong = sum(int(data[k][1]) != digits[row] for k, row in zip(suspects, rows, strict=True))
 line = "plain test accuracy {plain:.4f}, three test accuracy {three:.4f}"

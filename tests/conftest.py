@@ -22,10 +22,9 @@ LONGEST = (
 def pytest_configure(config):
     config.option.loadscopereorder = False  # or pytest-xdist goes by the number of tests
     gc.disable()  # what is imported and collected is no garbage
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # in the background of a shell:
-        signal.signal(
-            signal.SIGINT, signal.default_int_handler
-        )  # or no child hears Ctrl-C
+    # a shell starts what runs in the background with Ctrl-C ignored, and children inherit it
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items):
