@@ -20,7 +20,7 @@ from torch import nn
 
 from dlcourse.lab.datasets import load
 from dlcourse.lab.training import use_one_thread
-from dlcourse.lab.trials import interval, paired, run_side_by_side
+from dlcourse.lab.trials import interval, paired, run_trials
 
 WIDTH = 8
 PER_ROW = [0.0002, 0.0006, 0.002, 0.006]  # rates, times the rows of a batch
@@ -74,13 +74,13 @@ def main() -> None:
     steps = options.epochs * epoch
     runs = {}
     for name, norm in {"no norm": None, "batch norm": nn.BatchNorm2d}.items():
-        runs[name] = run_side_by_side(
+        runs[name] = run_trials(
             functools.partial(new_model, norm),
             data,
             lr=[0.002, 0.008, 0.03, 0.1],
             steps=steps,
             batch_size=16,
-            looks=(150, epoch, 2 * epoch),
+            validate_every=(150, epoch, 2 * epoch),
             **settings,
         )
     print("| updates | no norm | rate | batch norm | rate | difference |")
@@ -98,7 +98,7 @@ def main() -> None:
         found = []
         for norm in (nn.BatchNorm2d, group_norm):
             rate, accuracies = best(
-                run_side_by_side(
+                run_trials(
                     functools.partial(new_model, norm),
                     data,
                     lr=[size * rate for rate in PER_ROW],

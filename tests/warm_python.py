@@ -65,8 +65,8 @@ def answer(asking: socket.socket) -> None:
     words, env, folder = json.loads(request)
     if words[:1] == ["-u"]:
         del words[0]
-    start = [[sys.executable, *words], env, folder, *files]
-    process = warm.start(*start, imports=IMPORTED)
+    streams = dict(zip(("stdin", "stdout", "stderr"), files, strict=True))
+    process = warm.start([sys.executable, *words], env, folder, IMPORTED, **streams)
     for file in files:
         os.close(file)
     while process.poll() is None:

@@ -3,14 +3,16 @@
 `start` takes the command line of a Python. The first of a kind starts a helper: a fresh
 Python that imports packages such as torch, and nothing else. For each command the helper
 forks a child, which gets the command's own environment, folder, files, random state and
-`__main__`, and reads all other code anew. The process that calls `start` is never forked,
-so no Accelerator, CUDA context or thread pool of its own gets into a child; and the helper
-has one thread, or it is not used.
+`__main__`, and reads all other code anew. Between the two stands a process that waits for
+the child and tells how it ended. The process that calls `start` is never forked, so no
+Accelerator, CUDA context or thread pool of its own gets into a child; and the helper has
+one thread, or it is not used.
 
-What a Python reads only when it starts or imports (variables such as OMP_NUM_THREADS,
-limits, processors it may use) decides which helper serves: another value, another helper.
-Two differences to an ordinary start are left: children of one helper hash strings alike,
-and objects that live to the end of the process are not taken apart.
+Variables that a Python reads only when it starts or imports, such as OMP_NUM_THREADS,
+decide which helper serves: another value, another helper. Three differences to an
+ordinary start are left: children of one helper hash strings alike; limits, umask and
+processors are those of the time at which the helper started; and objects that live to
+the end of the process are not taken apart.
 Elsewhere than on Linux, and where a helper fails, the process is an ordinary one.
 """
 
@@ -22,38 +24,39 @@ import gc
 import importlib
 import json
 import os
-import select
+import runpy
 import signal
 import socket
-import struct
 import subprocess
 import sys
 import threading
 import time
 from importlib.machinery import SourceFileLoader
+from multiprocessing.connection import Connection, Pipe
 from types import ModuleType
 from typing import IO, Any
-from weakref import WeakSet
 
 # the last is what torch imports, in a second and a half, when it makes an optimizer
 IMPORTS = ("torch.distributed", "torch.utils.data", "accelerate", "torch._dynamo")
 MOST = 3  # helpers at a time
 PATIENCE = 120.0  # seconds for a helper's imports
 LARGEST = 1 << 20  # bytes of a request
-NUMBER = struct.Struct("i")  # a process id, then an exit code
-TOLD = "TORCHELASTIC_"  # variables of torchrun, which tells each process other values
 # variables that Python or a package reads once, when it starts or is imported
 READ_ONCE = tuple(
     """
-    PYTHON TORCH PYTORCH ATEN_ ACCELERATE_LOG HF_ TRANSFORMERS_ USE_TORCH CUDA_ OMP_ KMP_
-    GOMP_ MKL_ OPENBLAS_ BLIS_ NUMEXPR_ NPY_ NUMPY_ SCIPY_ SKLEARN_ JOBLIB_ LOKY_ TQDM_ MPL
-    LD_ MALLOC_ GLIBC_ LC_ LANG HOME XDG_ COVERAGE_
+    PYTHON TORCH PYTORCH ATEN_ ACCELERATE_LOG HF_ TRANSFORMERS_ USE_TORCH CUDA_ OMP_
+    KMP_ GOMP_ MKL_ OPENBLAS_ BLIS_ NUMEXPR_ NPY_ NUMPY_ SCIPY_ SKLEARN_ JOBLIB_ LOKY_ TQDM_
+    MPL LD_ MALLOC_ GLIBC_ LC_ LANG HOME XDG_ COVERAGE_
     """.split()
 )
-
-# variables that scikit-learn and torch set when they are imported, so that a process has
-# them only after some of its work: no reason for another helper
-SET_BY_IMPORTS = ("KMP_DUPLICATE_LIB_OK", "KMP_INIT_AT_FORK", "TORCHINDUCTOR_CACHE_DIR")
+# no reason for another helper: torchrun tells each process other values, and scikit-learn
+# and torch set the others when they are imported, so after some of a process's work
+LEFT_OUT = (
+    "TORCHELASTIC_",
+    "KMP_DUPLICATE_LIB_OK",
+    "KMP_INIT_AT_FORK",
+    "TORCHINDUCTOR_CACHE_DIR",
+)
 
 # --- the process that asks ------------------------------------------------------------------------
 
@@ -61,27 +64,24 @@ SET_BY_IMPORTS = ("KMP_DUPLICATE_LIB_OK", "KMP_INIT_AT_FORK", "TORCHINDUCTOR_CAC
 class Process:
     """A child of a helper, with what is used of subprocess.Popen."""
 
-    def __init__(self, pid: int, status: int, stdin: IO[bytes] | None):
+    def __init__(self, pid: int, end: Connection, stdin: IO[bytes] | None):
         self.pid, self.stdin = pid, stdin
         self.returncode: int | None = None
-        self._status = status
+        self._end = end  # the exit code comes from here
 
     def poll(self) -> int | None:
         """Return the exit code, or minus the signal, or None while the process runs."""
-        if self.returncode is None and _readable(self._status, 0.0):
-            self._end(os.read(self._status, NUMBER.size))
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.wait(0.0)
         return self.returncode
 
     def wait(self, timeout: float | None = None) -> int:
         """Wait for the end; raises subprocess.TimeoutExpired after `timeout` seconds."""
-        until = None if timeout is None else time.monotonic() + timeout
-        while self.poll() is None:
-            left = 1.0 if until is None else until - time.monotonic()
-            if left <= 0:
+        if self.returncode is None:
+            if not self._end.poll(timeout):
                 raise subprocess.TimeoutExpired(f"process {self.pid}", timeout or 0.0)
-            if _readable(self._status, left):
-                time.sleep(0.001)  # only without a helper is there nothing to read
-        assert self.returncode is not None
+            with self._end:
+                self.returncode = self._end.recv()
         return self.returncode
 
     def send_signal(self, number: int) -> None:
@@ -94,159 +94,128 @@ class Process:
         """End the process by SIGKILL."""
         self.send_signal(signal.SIGKILL)
 
-    def _end(self, read: bytes) -> None:
-        if read:
-            self.returncode = NUMBER.unpack(read)[0]
-        elif not _exists(self.pid):  # its helper is gone, and with it the real code
-            self.returncode = -signal.SIGKILL
-        if self.returncode is not None:
-            os.close(self._status)
-
-    def __del__(self) -> None:
-        if self.returncode is None:
-            os.close(self._status)
-
 
 def start(
     command: list[str],
     env: dict[str, str],
     cwd: str | None = None,
-    stdin: Any = None,
-    stdout: Any = None,
-    stderr: Any = None,
     imports: tuple[str, ...] | None = None,
+    **files: Any,
 ) -> subprocess.Popen | Process:
     """Start a Python in a session of its own, by a fork of a helper where that can be.
 
     `command` starts with sys.executable, then perhaps -P, then -m and a module, -c and
-    code, or a script. The files are as in subprocess.Popen; of pipes, only stdin's. The
-    helper imports `imports`, else IMPORTS, and leaves out those that are missing.
+    code, or a script. `files`: stdin, stdout and stderr as in subprocess.Popen; of pipes,
+    only stdin's. The helper imports `imports`, else IMPORTS, without those that are missing.
     """
     if sys.platform == "linux" and _understood(command):
         folder = os.path.abspath(cwd or "")
-        with contextlib.suppress(OSError, EOFError, ValueError):
-            wanted = IMPORTS if imports is None else imports
-            return _ask(command, env, folder, [stdin, stdout, stderr], wanted)
-    return start_cold(command, env, cwd, stdin, stdout, stderr)
+        with contextlib.suppress(OSError, EOFError), _lock:
+            helper = _helper_for(env, folder, IMPORTS if imports is None else imports)
+            return helper.fork([command, env, folder], files)
+    return start_cold(command, env, cwd, **files)
 
 
 def start_cold(
-    command: list[str],
-    env: dict[str, str],
-    cwd: str | None = None,
-    stdin: Any = None,
-    stdout: Any = None,
-    stderr: Any = None,
+    command: list[str], env: dict[str, str], cwd: str | None = None, **files: Any
 ) -> subprocess.Popen:
     """Start a process in a session of its own, on Windows in a group, in the usual way."""
     own: dict[str, Any] = {"start_new_session": True}
     if os.name == "nt":
         own = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
-    return subprocess.Popen(
-        command, env=env, cwd=cwd, stdin=stdin, stdout=stdout, stderr=stderr, **own
-    )
+    return subprocess.Popen(command, env=env, cwd=cwd, **files, **own)
 
 
 def get_ready(env: dict[str, str]) -> None:
     """Start the helper for such an environment, and do not wait for its imports."""
-    folder = os.getcwd()
     if sys.platform == "linux":
         with contextlib.suppress(OSError), _lock:
-            kind = _kind(env, folder, IMPORTS)
-            _helper_of(kind, env, folder, IMPORTS)
+            _helper_for(env, os.getcwd(), IMPORTS)
 
 
 class _Helper:
-    """The helper of one kind, and the socket to it."""
+    """A helper, and the socket to it."""
 
     def __init__(self, env: dict[str, str], folder: str, imports: tuple[str, ...]):
-        self.owner, self.good = os.getpid(), False
-        self.served: WeakSet[Process] = WeakSet()
-        pair = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self.socket, there = pair
-        nothing = subprocess.DEVNULL
+        self.good = False  # until it has served once
+        self.socket, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with there:
             number = there.fileno()
             self.process = subprocess.Popen(
                 [sys.executable, "-P", __file__, str(number), *imports],
-                stdin=nothing,
-                stdout=nothing,
-                stderr=nothing,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
                 env=env,
                 cwd=folder,
                 pass_fds=[number],
                 start_new_session=True,
             )
 
-    def usable(self) -> bool:
-        """Tell whether it lives; a fork of the process that started it has none."""
-        return self.owner == os.getpid() and self.process.poll() is None
-
-    def busy(self) -> bool:
-        """Tell whether a process runs whose end it is to report."""
-        return any(process.poll() is None for process in self.served)
+    def fork(self, request: list, files: dict[str, Any]) -> Process:
+        """Have a child forked; raises OSError or EOFError where that fails."""
+        end, its_end = Pipe(duplex=False)
+        stdin = None
+        with contextlib.ExitStack() as opened:
+            opened.enter_context(its_end)
+            if files.get("stdin") == subprocess.PIPE:
+                there, here = os.pipe()
+                opened.callback(os.close, there)
+                stdin, files = open(here, "wb"), files | {"stdin": there}  # noqa: SIM115
+            numbers = []
+            for number, name in enumerate(("stdin", "stdout", "stderr")):
+                file = files.get(name)
+                if file == subprocess.DEVNULL:
+                    file = opened.enter_context(open(os.devnull, "r+b", buffering=0))
+                if file is not None:
+                    number = file if isinstance(file, int) else file.fileno()
+                numbers.append(number)
+            numbers.append(its_end.fileno())
+            socket.send_fds(self.socket, [json.dumps(request).encode()], numbers)
+        try:
+            if not end.poll(PATIENCE):
+                raise EOFError("the helper has not answered")
+            process = Process(end.recv(), end, stdin)
+        except BaseException:
+            self.close()
+            if stdin is not None:
+                stdin.close()
+            raise
+        self.good = True
+        return process
 
     def close(self) -> None:
         """Let it end; its children go on."""
         self.socket.close()
-        if self.owner == os.getpid():
-            self.process.kill()
-            self.process.wait()
+        self.process.kill()
+        self.process.wait()
 
 
 _helpers: dict[str, _Helper] = {}
-_hopeless: set[str] = set()  # kinds whose helper has failed before it served once
 _lock = threading.Lock()
 
 
-def _ask(command, env, folder, files, imports) -> Process:
-    """Have a helper fork a child; raises OSError or EOFError where that fails."""
-    with contextlib.ExitStack() as opened, _lock:
-        kind = _kind(env, folder, imports)
-        if kind in _hopeless:
-            raise OSError("no helper can serve this kind of process")
-        stdin = None
-        if files[0] == subprocess.PIPE:
-            numbers = os.pipe()
-            opened.callback(os.close, numbers[0])
-            stdin, files = open(numbers[1], "wb"), [numbers[0], *files[1:]]
-        opened.push(lambda kind_of, *_: kind_of and stdin and stdin.close())
-        numbers = [_number(file, which, opened) for which, file in enumerate(files)]
-        status, end = os.pipe()
-        opened.push(lambda kind_of, *_: kind_of and os.close(status))
-        try:
-            helper = _helper_of(kind, env, folder, imports)
-            request = json.dumps({"command": command, "env": env, "folder": folder})
-            socket.send_fds(helper.socket, [request.encode()], [*numbers, end])
-        finally:
-            os.close(end)
-        try:
-            read = os.read(status, NUMBER.size) if _readable(status, PATIENCE) else b""
-            if not read:
-                raise EOFError("the helper has not answered")
-        except BaseException as error:
-            helper.close()
-            del _helpers[kind]
-            if not helper.good and isinstance(error, EOFError):
-                _hopeless.add(kind)
-            raise
-        process = Process(NUMBER.unpack(read)[0], status, stdin)
-        helper.served.add(process)
-        helper.good = True
-        return process
+def _helper_for(env: dict[str, str], folder: str, imports: tuple[str, ...]) -> _Helper:
+    """Return a helper, perhaps a new one in the place of the longest unused.
 
-
-def _helper_of(kind: str, *arguments) -> _Helper:
-    """Return the helper of a kind; a new one may take the place of the longest unused."""
+    Raises OSError for a kind whose helper has ended before it served once.
+    """
+    variables = {
+        name: value
+        for name, value in env.items()
+        if name.startswith(READ_ONCE) and not name.startswith(LEFT_OUT)
+    }
+    paths = env.get("PYTHONPATH", "")
+    absolute = not paths or all(map(os.path.isabs, paths.split(os.pathsep)))
+    kind = json.dumps([imports, variables, "" if absolute else folder], sort_keys=True)
     helper = _helpers.pop(kind, None)
-    if helper is None or not helper.usable():
+    if helper is None or (helper.good and helper.process.poll() is not None):
         if len(_helpers) == MOST:
-            idle = [key for key, one in _helpers.items() if not one.busy()]
-            if not idle:
-                raise OSError("all helpers have processes that run")
-            _helpers.pop(idle[0]).close()
-        helper = _Helper(*arguments)
+            _helpers.pop(next(iter(_helpers))).close()
+        helper = _Helper(env, folder, imports)
     _helpers[kind] = helper  # at the end: the last one used
+    if not helper.good and helper.process.poll() is not None:
+        raise OSError("no helper can serve this kind of process")
     return helper
 
 
@@ -266,138 +235,50 @@ def _understood(command: list[str]) -> bool:
     return len(rest) > 1 if rest[0] in ("-m", "-c") else rest[0][:1] not in ("-", "")
 
 
-def _kind(env: dict[str, str], folder: str, imports: tuple[str, ...]) -> str:
-    """Return all that a new Python takes over, or reads but once, as one text."""
-    import resource
-
-    variables = {
-        name: env[name]
-        for name in env
-        if name.startswith(READ_ONCE)
-        and not name.startswith(TOLD)
-        and name not in SET_BY_IMPORTS
-    }
-    paths = env.get("PYTHONPATH", "")
-    absolute = not paths or all(map(os.path.isabs, paths.split(os.pathsep)))
-    limits = [name for name in dir(resource) if name.startswith("RLIMIT_")]
-    ignored = [
-        int(number)
-        for number in signal.valid_signals()
-        if signal.getsignal(number) == signal.SIG_IGN
-    ]
-    with open("/proc/self/status") as file:
-        mask = [line for line in file if line.startswith("Umask")]
-    facts = [
-        *(imports, sys.executable, sorted(variables.items()), sorted(ignored), mask),
-        "" if absolute else folder,
-        [resource.getrlimit(getattr(resource, name)) for name in limits],
-        sorted(os.sched_getaffinity(0)),  # pyright: ignore[reportAttributeAccessIssue]
-        os.getpriority(os.PRIO_PROCESS, 0),
-    ]
-    return json.dumps(facts)
-
-
-def _number(file: Any, which: int, opened: contextlib.ExitStack) -> int:
-    """Return the descriptor that stands for a file as Popen takes it."""
-    if file is None:
-        return which
-    if file == subprocess.DEVNULL:
-        file = os.open(os.devnull, os.O_RDWR)
-        opened.callback(os.close, file)
-    if not isinstance(file, int):
-        return file.fileno()
-    if file < 0:
-        raise ValueError("only stdin can be a pipe")
-    return file
-
-
-def _readable(number: int, seconds: float) -> bool:
-    """Wait until there is something to read, or nothing more to come."""
-    waiting = select.poll()
-    waiting.register(number, select.POLLIN)
-    return bool(waiting.poll(max(0, seconds) * 1000))
-
-
-def _exists(pid: int) -> bool:
-    """Tell whether a process runs; one that has ended and is not collected does not."""
-    try:
-        with open(f"/proc/{pid}/stat") as file:
-            return file.read().rsplit(")", 1)[1].split()[0] not in "ZX"
-    except OSError:
-        return False
-
-
 # --- the helper -----------------------------------------------------------------------------------
 
 
-def _help(number: int, imports: list[str]) -> dict:
-    """Fork a child for each request; return the request, in the child."""
+def _help(number: int, imports: list[str]) -> tuple[list, list[int]]:
+    """Fork for each request; return the request and its files, in the fork."""
     for name in imports:
         with contextlib.suppress(Exception):
             importlib.import_module(name)
     if len(os.listdir("/proc/self/task")) > 1:
         os._exit(1)  # a fork would lack the other threads, and may keep their locks
-    os.chdir("/")
     gc.collect()
     gc.freeze()  # the collector writes to no page that the children share
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # none of them is waited for
     control = socket.socket(fileno=number)
-    woken, wakes = os.pipe()
-    os.set_blocking(woken, False)
-    os.set_blocking(wakes, False)
-    signal.signal(signal.SIGCHLD, lambda *_: None)
-    signal.set_wakeup_fd(wakes, warn_on_full_buffer=False)
-    children: dict[int, int] = {}
-    waiting = select.poll()
-    waiting.register(number, select.POLLIN)
-    waiting.register(woken, select.POLLIN)
     while True:
-        ready = {which for which, _ in waiting.poll()}
-        with contextlib.suppress(BlockingIOError):
-            os.read(woken, 4096)
-        for child in list(children):
-            ended, how = os.waitpid(child, os.WNOHANG)
-            if ended:
-                with contextlib.suppress(OSError):  # nobody asks any more
-                    os.write(children[child], NUMBER.pack(os.waitstatus_to_exitcode(how)))
-                os.close(children.pop(child))
-        if number not in ready:
-            continue
-        request, files, flags, _ = socket.recv_fds(control, LARGEST, 4)
+        request, files, *_ = socket.recv_fds(control, LARGEST, 4)
         if not request:  # the process that asks has ended
             os._exit(0)
-        whole = len(files) == 4 and not flags & socket.MSG_TRUNC
-        try:
-            child = os.fork() if whole else -1
-        except OSError:
-            child = -1
-        if child > 0:
-            children[child] = files.pop()
-        if child:
-            for file in files:
-                os.close(file)
-            continue
-        signal.set_wakeup_fd(-1)
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        control.close()
-        for file in (woken, wakes, *children.values()):
+        if os.fork() == 0:
+            control.close()
+            return json.loads(request), files
+        for file in files:
             os.close(file)
-        return json.loads(request) | {"files": files}
 
 
-# --- the child ------------------------------------------------------------------------------------
-
-
-def _become_new(job: dict) -> None:
-    """Make this fork what a new Python with the job's environment and files would be."""
-    os.setsid()
-    *files, status = job["files"]
-    for number, file in enumerate(files):
-        os.dup2(file, number)
+def _become_new(env: dict[str, str], folder: str, files: list[int]) -> None:
+    """Make this fork what a new Python would be; return in a child that this one awaits."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    *files, number = files
+    for which, file in enumerate(files):
+        os.dup2(file, which)
         os.close(file)
     os.environ.clear()
-    os.environ.update(job["env"])
-    os.chdir(job["folder"])
+    os.environ.update(env)
+    os.chdir(folder)
     time.tzset()
+    with Connection(number, readable=False) as end:
+        child = os.fork()
+        if child:
+            os.closerange(0, 3)
+            end.send(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+            os._exit(0)
+        os.setsid()
+        end.send(os.getpid())
     sys.stdout.reconfigure(line_buffering=os.isatty(1))  # pyright: ignore
     importlib.invalidate_caches()
     loaded: Any = sys.modules  # the states that a new process draws or notes for itself
@@ -407,10 +288,7 @@ def _become_new(job: dict) -> None:
         loaded["numpy"].random.seed()
     if "tempfile" in loaded:
         loaded["tempfile"].tempdir = None
-    if "multiprocessing.process" in loaded:
-        loaded["multiprocessing.process"].ORIGINAL_DIR = job["folder"]
-    os.write(status, NUMBER.pack(os.getpid()))
-    os.close(status)
+    loaded["multiprocessing.process"].ORIGINAL_DIR = folder
 
 
 def _play(command: list[str]) -> None:
@@ -423,37 +301,31 @@ def _play(command: list[str]) -> None:
     sys.orig_argv = command
     safe = command[1] == "-P"
     what, *arguments = command[2:] if safe else command[1:]
+    file, first = "<string>", ""
     if what == "-m":
-        import runpy
-
         first = os.getcwd()
         sys.argv = ["-m", *arguments[1:]]
-        carry_out: Any = runpy._run_module_as_main  # pyright: ignore
-        given = (arguments[0],)
+    elif what == "-c":
+        sys.argv = ["-c", *arguments[1:]]
     else:
-        if what == "-c":
-            first, text, file = "", arguments[0], "<string>"
-            sys.argv = ["-c", *arguments[1:]]
-        else:
-            with open(what, "rb") as script:
-                text = script.read()
-            file, first = os.path.abspath(what), os.path.dirname(os.path.realpath(what))
-            main.__file__, main.__cached__ = file, None
-            main.__loader__ = SourceFileLoader("__main__", file)
-            sys.argv = [what, *arguments]
-        carry_out = exec
-        given = (compile(text, file, "exec", dont_inherit=True), main.__dict__)
+        file, first = os.path.abspath(what), os.path.dirname(os.path.realpath(what))
+        main.__file__, main.__cached__ = file, None
+        main.__loader__ = SourceFileLoader("__main__", file)
+        sys.argv = [what, *arguments]
     if not safe:
         sys.path.insert(0, first)
-    carry_out(*given)
+    if what == "-m":
+        runpy._run_module_as_main(arguments[0])  # pyright: ignore
+        return
+    text = arguments[0] if what == "-c" else main.__loader__.get_data(file)
+    exec(compile(text, file, "exec", dont_inherit=True), main.__dict__)
 
 
-def _live(job: dict) -> None:
+def _live(command: list[str]) -> None:
     """Be the process that was asked for, to its end."""
     code, by_signal = 0, False
     try:
-        _become_new(job)
-        _play(job["command"])
+        _play(command)
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else int(end.code is not None)
         if code and not isinstance(end.code, int):
@@ -478,4 +350,6 @@ def _live(job: dict) -> None:
 
 if __name__ == "__main__":
     atexit.unregister(close)
-    _live(_help(int(sys.argv[1]), sys.argv[2:]))
+    (asked, its_env, its_folder), its_files = _help(int(sys.argv[1]), sys.argv[2:])
+    _become_new(its_env, its_folder, its_files)
+    _live(asked)

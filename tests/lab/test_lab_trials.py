@@ -14,7 +14,7 @@ from torch import nn
 
 from dlcourse import regularization as rg
 from dlcourse.lab.models import MLP, ResidualCNN, RowRNN, SmallCNN
-from dlcourse.lab.training import fit
+from dlcourse.lab.training import evaluate, fit
 from dlcourse.lab.trials import (
     ELEMENTWISE,
     OPTIMIZERS,
@@ -29,7 +29,6 @@ from dlcourse.lab.trials import (
     run_arms,
     run_trials,
 )
-from dlcourse.lab.trials import run as run_module
 from dlcourse.lab.trials import stack as stack_module
 from dlcourse.lab.trials.noise import DropoutNoise
 
@@ -132,7 +131,7 @@ def assert_same(stacked, loop, rows=70, atol=2e-5):
 
 def both_ways(make, data=(X, Y), **settings):
     common = dict(seeds=[0, 3, 11], lr=[0.01, 0.003], steps=15, batch_size=16) | settings
-    stacked = run_trials(make, data, stack=True, **common)  # not only where it is faster
+    stacked = run_trials(make, data, **common)
     return stacked, run_trials(make, data, stack=False, **common)
 
 
@@ -240,12 +239,80 @@ def test_an_order_of_ones_own_is_followed():
         assert trials.train_loss[1, number] == pytest.approx(losses, abs=1e-5)
 
 
-def test_an_order_needs_the_stack():
-    settings = {"seeds": [0], "lr": 0.1, "steps": 3, "order": backwards}
-    with pytest.raises(ValueError, match="leave stack= out"):
-        run_trials(build, (X, Y), stack=False, **settings)
-    with pytest.raises(ValueError, match="model that stacks"):
-        run_trials(Unstackable, (X, Y), **settings)
+@pytest.mark.parametrize("make", [build, lambda seed: Unstackable(seed)])
+def test_an_order_is_followed_one_by_one_too(make):
+    settings = dict(seeds=[0, 3], lr=[0.1, 0.5], steps=7, batch_size=16, order=backwards)
+    stacked = run_trials(build, (X, Y), stack=True, **settings)
+    loop = run_trials(make, (X, Y), stack=False, **settings)
+    if make is build:
+        assert_same(stacked, loop)
+    assert loop.train_loss.shape == (2, 2, 7)
+
+
+OPTIMIZED = {
+    "sgd": lambda p: torch.optim.SGD(p, 0.1),
+    "momentum": lambda p: torch.optim.SGD(p, 0.1, 0.9, weight_decay=0.1),
+    "adam": lambda p: torch.optim.Adam(p, 0.1, weight_decay=0.1),
+    "adamw": lambda p: torch.optim.AdamW(p, 0.1, weight_decay=0.1),
+}
+
+
+@seeded
+def normed():  # no bias before the norm: it has no gradient, and Adam steps by its rounding
+    return nn.Sequential(
+        nn.Conv2d(1, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4), nn.ReLU(),
+        nn.Flatten(), nn.Linear(64, 3),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("stack", [True, False])
+@pytest.mark.parametrize(
+    "model", ["mlp", "sequential", "tied", "rnn", "frozen", "normed"]
+)
+@pytest.mark.parametrize("optimizer", OPTIMIZED)
+def test_both_ways_train_as_fit_does_with_the_optimizers_of_torch(
+    optimizer, model, stack
+):
+    make = {**MODELS, "normed": normed}[model]
+    settings = {"optimizer": optimizer}
+    if optimizer == "momentum":
+        settings = {"momentum": 0.9}
+    if optimizer != "sgd":
+        settings["weight_decay"] = 0.1
+
+    def schedule(t):
+        return 1 / (1 + t)
+
+    def transformed(run, batch):
+        run.optimizer.zero_grad()
+        loss = run.gradients(batch)
+        weights = [weight for weight in run.model.parameters() if weight.requires_grad]
+        grads, facts = clip([weight.grad for weight in weights])
+        for weight, grad in zip(weights, grads, strict=True):
+            weight.grad = grad
+        run.log("grad_norm", facts["grad_norm"])
+        run.optimizer.step()
+        return loss
+
+    trials = run_trials(
+        make, (X, Y), seeds=[4, 3], lr=[0.01, 0.1], steps=15, batch_size=16,
+        schedule=schedule, grad_transform=clip, test=(X, Y), stack=stack, **settings,
+    )  # fmt: skip
+    alone = make(3)
+    own = OPTIMIZED[optimizer]([p for p in alone.parameters() if p.requires_grad])
+    history = fit(
+        alone, (X, Y), own, steps=15, batch_size=16, seed=3, schedule=schedule,
+        step=transformed, cpu=True,
+    )  # fmt: skip
+    np.testing.assert_allclose(trials.train_loss[1, 1], history.loss, atol=1e-4)
+    norms = trials.logged["grad_norm"][1, 1]
+    np.testing.assert_allclose(norms, history.extra["grad_norm"], rtol=2e-3)
+    loss = evaluate(alone, (X, Y))["loss"]
+    assert trials.test["loss"][1, 1] == pytest.approx(loss, abs=1e-4)
+    trained = trials.networks[1][1].eval()
+    for name, value in alone.eval().state_dict().items():
+        theirs = trained.state_dict()[name]
+        torch.testing.assert_close(theirs, value, atol=2e-4, rtol=2e-3)
 
 
 def test_double_precision_equals_the_loop_closely():
@@ -289,11 +356,22 @@ def two_dtypes(seed):
     return model
 
 
-@pytest.mark.parametrize("make", [Unstackable, unused, two_dtypes])
-def test_models_that_do_not_stack_run_one_by_one_and_say_so(make):
+def test_models_that_do_not_stack_run_one_by_one_and_say_so():
     with pytest.warns(CannotStack, match="one by one"):
-        result = run_trials(make, (X, Y), seeds=[0, 1], lr=0.1, steps=3)
+        result = run_trials(Unstackable, (X, Y), seeds=[0, 1], lr=0.1, steps=3)
     assert not result.stacked and np.isfinite(result.train_loss).all()
+
+
+def test_a_parameter_that_is_not_used_stays():
+    stacked, loop = both_ways(unused)
+    assert_same(stacked, loop)
+    for trials in (stacked, loop):
+        assert (trials.weights["spare"] == 1).all()
+
+
+def test_parameters_of_two_types_are_refused():
+    with pytest.raises(RuntimeError, match="not all of one dtype"):
+        run_trials(two_dtypes, (X, Y), seeds=[0], lr=0.1, steps=3, stack=False)
 
 
 def test_a_transform_that_does_not_stack_runs_one_by_one_and_says_so():
@@ -523,8 +601,9 @@ def test_dropout_drops_the_share_and_keeps_the_mean():
     model = nn.Sequential(nn.Flatten(), nn.Dropout())
     ones = torch.ones(500, 1, 4, 4)
     with noise.installed(model):
-        noise.draw_one(model, ones)
-        dropped = model(ones)
+        noise.draw(model, ones)
+        with noise.handed_out([numbers[0] for numbers in noise.rest()]):
+            dropped = model(ones)
     assert (dropped == 0).float().mean() == pytest.approx(0.3, abs=0.02)
     assert dropped.mean() == pytest.approx(1.0, abs=0.03)
     assert type(model[1]) is nn.Dropout and model[1].p == 0.5
@@ -583,49 +662,16 @@ def test_each_seed_may_be_judged_by_rows_of_its_own(ema):
 # ------------------------------------------------------------------ the choice of a way
 
 
-@pytest.mark.parametrize("alone, stacked", [(1e9, True), (0.0, False)])
-def test_the_faster_way_is_chosen_and_changes_nothing(alone, stacked, monkeypatch):
-    asked = []
-    monkeypatch.setattr(run_module, "seconds_alone", lambda job: asked.append(1) or alone)
-    monkeypatch.setattr(run_module, "SURELY_SMALL", 0)
-    torch.manual_seed(5)
-    start = torch.get_rng_state()
-
-    def unseeded(seed):  # takes its weights from the global random state
+def test_the_two_ways_draw_the_same_weights_from_the_global_random_state():
+    def unseeded(seed):
         return sequential()
 
-    settings = dict(seeds=[0, 1], lr=0.1, steps=15, batch_size=16, test=(X, Y))
-    chosen = run_trials(unseeded, (X, Y), **settings)
-    assert asked and chosen.stacked == stacked
-    torch.set_rng_state(start)
-    other = run_trials(unseeded, (X, Y), stack=not stacked, **settings)
-    np.testing.assert_allclose(chosen.train_loss, other.train_loss, atol=2e-5)
-
-
-def test_timing_one_replica_changes_neither_it_nor_the_random_state(monkeypatch):
-    monkeypatch.setattr(run_module, "SURELY_SMALL", 0)
-    models = [with_dropout(seed) for seed in range(2)]
-    before = [p.clone() for model in models for p in model.parameters()]
-    state = torch.get_rng_state()
-    run_trials(lambda seed: models[seed], (X, Y), seeds=[0, 1], lr=[0.1, 1.0], steps=12)
-    after = [p for model in models for p in model.parameters()]
-    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
-    assert torch.equal(state, torch.get_rng_state())
-
-
-def test_a_model_with_random_numbers_of_its_own_is_always_stacked(monkeypatch):
-    monkeypatch.setattr(run_module, "seconds_alone", lambda job: 0.0)
-    monkeypatch.setattr(run_module, "SURELY_SMALL", 0)
-
-    class Noisy(nn.Module):
-        def __init__(self, seed):
-            super().__init__()
-            self.inner = build(seed)
-
-        def forward(self, x):
-            return self.inner(x + torch.randn_like(x))
-
-    assert run_trials(Noisy, (X, Y), seeds=[0, 1], lr=0.1, steps=12).stacked
+    runs = []
+    for stack in (True, False):
+        torch.manual_seed(5)
+        settings = dict(seeds=[0, 1], lr=0.1, steps=15, batch_size=16, test=(X, Y))
+        runs.append(run_trials(unseeded, (X, Y), stack=stack, **settings))
+    assert_same(*runs)
 
 
 def test_a_looped_run_puts_the_callers_models_back():

@@ -72,11 +72,6 @@ class DropoutNoise:
             drawn.append(torch.stack(of_seeds).repeat(self.rates, *[1] * len(shape)))
         self.queue = iter(drawn)
 
-    def draw_one(self, model: nn.Module, x: Tensor) -> None:
-        """Draw the same numbers for a model alone."""
-        self.draw(model, x)
-        self.queue = iter([numbers[0] for numbers in self.queue])
-
     def measure(self, model: nn.Module, x: Tensor) -> None:
         """Note the shape that each dropout layer meets in a pass of `x`."""
         kept = [(buffer, buffer.clone()) for buffer in model.buffers()]

@@ -45,7 +45,6 @@ class Trials:
     (lrs, seeds, times); empty without validate_every=.
     `weights[name]`: the trained parameters (or their average), each (lrs, seeds, ...).
     `stacked`: whether the replicas ran as one.
-    `networks`: each trained network, lrs x seeds, where `run_side_by_side` made them.
     """
 
     lrs: list[float]
@@ -60,7 +59,7 @@ class Trials:
     curves: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
     weights: dict[str, Tensor] = field(default_factory=dict, repr=False)
     forward: Callable[[Tensor, bool], Tensor] | None = field(default=None, repr=False)
-    networks: list[list[nn.Sequential]] = field(default_factory=list, repr=False)
+    hand_out: Callable[[], list[nn.Module]] | None = field(default=None, repr=False)
 
     def best_lr(self, metric: str = "accuracy") -> int:
         """Return the index of the learning rate that is best on the validation rows, on
@@ -109,7 +108,7 @@ class Trials:
             curves={part: cut(values) for part, values in self.curves.items()},
             weights=cut(self.weights),
             forward=None,
-            networks=self.networks[only],
+            hand_out=None,
         )
 
     def after(self, updates: int) -> Trials:
@@ -131,7 +130,7 @@ class Trials:
             curves={},
             weights={},
             forward=None,
-            networks=[],
+            hand_out=None,
             **found,
         )
 
@@ -153,7 +152,7 @@ class Trials:
                 picked = np.take_along_axis(values, best[:, :, None], axis=2)
                 found[part][name] = picked[:, :, 0]
         # the weights at those times are gone
-        return dataclasses.replace(self, weights={}, forward=None, networks=[], **found)
+        return dataclasses.replace(self, weights={}, forward=None, hand_out=None, **found)
 
     def predict(self, inputs: Tensor, of_each_seed: bool = False) -> Tensor:
         """Return what each trained model makes of `inputs`: (lrs, seeds, rows, ...).
@@ -164,6 +163,14 @@ class Trials:
             raise ValueError("these results hold no models: ask the trials they are from")
         outputs = self.forward(inputs, of_each_seed)
         return outputs.unflatten(0, (len(self.lrs), len(self.seeds)))
+
+    @property
+    def networks(self) -> list[list[nn.Module]]:
+        """Each trained model, lrs x seeds."""
+        if self.hand_out is None:
+            raise ValueError("these results hold no models: ask the trials they are from")
+        models, seeds = self.hand_out(), len(self.seeds)
+        return [models[i : i + seeds] for i in range(0, len(models), seeds)]
 
     def accuracy_on(self, inputs: Tensor, targets: Tensor) -> np.ndarray:
         """Return the share of these rows that each trained model gets right: (lrs, seeds)."""

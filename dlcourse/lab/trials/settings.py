@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dlcourse.lab.training import as_tensors
 
@@ -42,7 +43,7 @@ class Job:
     grad_transform: Callable | None
     validation: object
     test: object
-    validate_every: int | None
+    validate_every: int | Sequence[int] | None
     order: Callable[[int, int], Tensor] | None = None
     probe: Callable | None = None
 
@@ -72,24 +73,28 @@ class Job:
         """How many runs there are."""
         return len(self.lrs) * len(self.seeds)
 
-    def rows_for(self, number: int) -> tuple[Tensor, Tensor]:
-        """Return the training rows of the seed at place `number`."""
+    def alone(self, number: int, model: nn.Module) -> Job:
+        """Return the job of one replica, which trains `model`."""
+        rate, place = divmod(number, len(self.seeds))
+        one = copy.copy(self)
+        one.build = lambda seed: model
+        one.lrs, one.seeds = [self.lrs[rate]], [self.seeds[place]]
+        own = slice(place, place + 1)
         if self.own_rows:
-            return self.inputs[number], self.targets[number]
-        return self.inputs, self.targets
-
-    def held_out_for(self, part: str, number: int):
-        """Return the rows of `part` by which the seed at place `number` is judged."""
-        if part == "probe":
-            inputs, targets = self.held_out[part]
-            return inputs[number], targets[number]
-        return self.held_out[part]
+            one.inputs, one.targets = self.inputs[own], self.targets[own]
+        if "probe" in self.held_out:
+            probe = tuple(values[own] for values in self.held_out["probe"])
+            one.held_out = self.held_out | {"probe": probe}
+        return one
 
     def times(self) -> list[int]:
         """Return the updates after which the held-out rows are looked at."""
         if self.validate_every is None:
             return []
-        return [*range(0, self.steps, self.validate_every), self.steps]
+        looks = self.validate_every
+        if isinstance(looks, int):
+            looks = range(0, self.steps, looks)
+        return sorted({*looks, self.steps})
 
     def _check(self) -> None:
         if not self.lrs or not self.seeds or self.steps < 1:
@@ -115,7 +120,7 @@ class Job:
             if not 0 <= value < math.inf:
                 raise ValueError(f"{name}={value}: give a number of at least 0")
         if self.validate_every is not None:
-            if self.validate_every < 1:
+            if self.validate_every == 0:
                 raise ValueError("validate_every: give a number of updates, at least 1")
             if self.validation is None and self.test is None:
                 raise ValueError("validate_every= needs validation= or test=, the rows")

@@ -12,6 +12,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state
+from torch.utils._pytree import tree_map
 
 from dlcourse.lab.models import ACTIVATIONS, MLP
 from dlcourse.lab.trials.noise import DropoutNoise, is_dropout
@@ -47,6 +48,21 @@ def built(build: Callable[[int], Model], seeds: Sequence[int], rates: int) -> li
         return models * rates
     left = [*seeds[1:], *[seed for _ in range(rates - 2) for seed in seeds]]
     return [*models, again, *[build(seed) for seed in left]]
+
+
+def each(function: Callable, replicas: int) -> Callable:
+    """Return the function for values that have a leading dimension of replicas.
+
+    One replica needs no vmap, which lets a function look at its values.
+    """
+    if replicas > 1:
+        return torch.vmap(function, randomness="different")
+
+    def alone(*values):
+        outputs = function(*tree_map(lambda value: value[0], values))
+        return tree_map(lambda value: value.unsqueeze(0), outputs)
+
+    return alone
 
 
 def chain_forward(steps: list[Callable | list[int]]) -> Callable:
@@ -123,7 +139,8 @@ def stacked_forward(
     steps = _chain(stack, noise)
     if steps:
         # for the model's own words on inputs that do not fit
-        noise.measure(stack.skeleton, job.rows_for(0)[0][:1])
+        first = job.inputs[0, :1] if job.own_rows else job.inputs[:1]
+        noise.measure(stack.skeleton, first)
         return chain_forward(steps)
 
     def forward_one(values, frozen, buffers, masks, x):
@@ -131,7 +148,7 @@ def stacked_forward(
         with noise.handed_out(masks):
             return functional_call(stack.skeleton, (weights, frozen, buffers), x)
 
-    forward = torch.vmap(forward_one, randomness="different")
+    forward = each(forward_one, job.replicas)
 
     def all_at_once(weights, x):
         return forward(weights, stack.frozen, stack.buffers, noise.rest(), x)

@@ -3,32 +3,30 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import math
-import time
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from dlcourse.lab.progress import bar
 from dlcourse.lab.training import as_tensors, epoch_order
 from dlcourse.lab.trials.noise import DropoutNoise
 from dlcourse.lab.trials.results import Trials
 from dlcourse.lab.trials.settings import Job
-from dlcourse.lab.trials.stack import Stack, StackError, built, stacked_forward
+from dlcourse.lab.trials.stack import Stack, StackError, built, each, stacked_forward
 from dlcourse.lab.trials.updates import StackedOptimizer
 
 EVALUATED_ROWS = 16_384  # of all replicas in one pass
 
 
-def run_stacked(job: Job, watch: Callable | None = None) -> Trials | None:
+def run_stacked(job: Job) -> Trials:
     """Train all replicas as one, and return the results.
 
-    `watch(step, seconds)` is asked after each update; where it says no the result is
-    None.
     Raises StackError where model, loss or transform do not stack.
     """
     replicas = _Replicas(job)
@@ -38,11 +36,8 @@ def run_stacked(job: Job, watch: Callable | None = None) -> Trials | None:
         progress = block.enter_context(bar(total=job.steps, unit="update"))
         batches = _batches(job)
         for step in range(job.steps):
-            start = time.thread_time()
             x, y = next(batches)
             replicas.update(step, x, y)
-            if watch is not None and not watch(step, time.thread_time() - start):
-                return None
             replicas.look(step + 1)
             progress.update()
         return replicas.results()
@@ -66,9 +61,9 @@ class _Replicas:
     def prepare(self) -> None:
         job = self.job
         self.forward = stacked_forward(job, self.stack, self.noise)
-        self.loss_of = stacked_loss(job.loss_fn, job.targets)
+        self.loss_of = stacked_loss(job.loss_fn, job.targets, job.replicas)
         self.optimizer = StackedOptimizer(job, self.stack)
-        self.transform = torch.vmap(_transform_one(job.grad_transform))
+        self.transform = each(_transform_one(job.grad_transform), job.replicas)
         self.look(0)
 
     def update(self, step: int, x: Tensor, y: Tensor) -> None:
@@ -80,7 +75,7 @@ class _Replicas:
             if job.grad_transform is not None:
                 grads, facts = self.transform(*grads)
         except RuntimeError as error:
-            if step:
+            if step or job.replicas == 1:
                 raise
             raise StackError(str(error).splitlines()[0]) from error
         for name, value in facts.items():
@@ -114,7 +109,9 @@ class _Replicas:
     def _pass(self, x: Tensor, y: Tensor):
         self.noise.draw(self.skeleton, x[0])
         loss = self.loss_of(self.forward(self.stack.weights, x), y)
-        grads = torch.autograd.grad(loss, self.stack.weights, self.ones)
+        grads = torch.autograd.grad(
+            loss, self.stack.weights, self.ones, materialize_grads=True
+        )
         return loss.detach(), grads
 
     def look(self, updates: int) -> None:
@@ -135,7 +132,7 @@ class _Replicas:
         With `of_each_seed` the rows are (seeds, rows, ...), else (rows, ...) for all.
         """
         inputs, targets = as_tensors(data)
-        loss_of = stacked_loss(self.job.loss_fn, targets)
+        loss_of = stacked_loss(self.job.loss_fn, targets, self.job.replicas)
         loss_sum = torch.zeros(self.job.replicas, dtype=torch.float64)
         right = torch.zeros(self.job.replicas, dtype=torch.float64)
         chunk = max(1, EVALUATED_ROWS // self.job.replicas)
@@ -170,6 +167,18 @@ class _Replicas:
         chunk = max(1, EVALUATED_ROWS // self.job.replicas)
         return torch.cat([self.outputs(part) for part in inputs.split(chunk, 1)], 1)
 
+    def networks(self) -> list[nn.Module]:
+        """Return every trained model, as one of its own."""
+        values = dict(zip(self.stack.names, self.weights_now(), strict=True))
+        values |= self.stack.frozen | self.stack.buffers
+        models = []
+        for number in range(self.job.replicas):
+            model = copy.deepcopy(self.skeleton)
+            own = {name: value[number] for name, value in values.items()}
+            model.load_state_dict(own, strict=False)  # one tensor may have two names
+            models.append(model)
+        return models
+
     def results(self) -> Trials:
         job = self.job
 
@@ -194,6 +203,7 @@ class _Replicas:
             curves=join_curves(self.curves) if self.times else {},
             weights=weights,
             forward=self.predict,
+            hand_out=self.networks,
         )
 
 
@@ -247,26 +257,26 @@ def _gather(values: Tensor, rows: Tensor) -> Tensor:
 
 
 def stacked_loss(
-    loss_fn: Callable, targets: Tensor
+    loss_fn: Callable, targets: Tensor, replicas: int
 ) -> Callable[[Tensor, Tensor], Tensor]:
     """Return a function of outputs (replicas, batch, ...) and y (replicas, batch) to
     (replicas,).
 
     Cross entropy of class numbers is done for all replicas in one call.
     """
-    each = torch.vmap(loss_fn, randomness="different")
+    of_each = each(loss_fn, replicas)
     plain = getattr(loss_fn, "func", loss_fn)
     settings = getattr(loss_fn, "keywords", {})
     if plain is not F.cross_entropy or set(settings) - {"label_smoothing"}:
-        return each
+        return of_each
     if getattr(loss_fn, "args", ()) or targets.dtype != torch.int64:
-        return each
+        return of_each
     if targets.min() < 0:  # -100 marks rows that do not count
-        return each
+        return of_each
 
     def cross_entropy(outputs, y):
         if outputs.ndim != 3 or y.ndim != 2:
-            return each(outputs, y)
+            return of_each(outputs, y)
         return F.cross_entropy(outputs.mT, y, reduction="none", **settings).mean(1)
 
     return cross_entropy

@@ -1,4 +1,4 @@
-"""Networks side by side in the channels of one: each is trained as it would be alone."""
+"""Networks with convolutions and norms: each is trained as it would be alone."""
 
 import functools
 
@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from dlcourse.lab.training import epoch_order, use_one_thread
-from dlcourse.lab.trials import run_side_by_side
+from dlcourse.lab.trials import run_trials
 
 use_one_thread()
 NORMS = {
@@ -82,13 +82,12 @@ def alone(build, data, seed, lr, steps, batch_size, momentum):
     return model.eval(), losses
 
 
-@pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize("build", BUILDERS.values(), ids=BUILDERS)
-def test_each_network_is_trained_as_alone(build, channels_last):
+def test_each_network_is_trained_as_alone(build):
     data, held_out = made_up(40, 0), made_up(25, 1)
     settings = {"steps": 9, "batch_size": 12, "momentum": 0.9}
     seeds, rates = [3, 5], [0.02, 0.1]
-    run = functools.partial(run_side_by_side, channels_last=channels_last, **settings)
+    run = functools.partial(run_trials, **settings)
     trials = run(build, data, seeds=seeds, lr=rates, validation=held_out, test=data)
     for i, lr in enumerate(rates):
         for j, seed in enumerate(seeds):
@@ -108,7 +107,7 @@ def test_the_rates_fall_to_zero():
     data = made_up(40, 0)
     build = BUILDERS["batch, flat"]
     settings = {"seeds": [3], "lr": [0.1], "batch_size": 12, "momentum": 0.9}
-    falling = run_side_by_side(build, data, steps=6, falling=True, **settings)
+    falling = run_trials(build, data, steps=6, schedule=lambda t: 1 - t / 6, **settings)
     model = build(3)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     batches = [*epoch_order(40, 3, 0).split(12), *epoch_order(40, 3, 1).split(12)]
@@ -124,8 +123,8 @@ def test_the_rates_fall_to_zero():
 def test_one_that_diverges_harms_no_other():
     data = made_up(40, 0)
     settings = {"seeds": [0, 1], "steps": 12, "momentum": 0.9, "test": data}
-    both = run_side_by_side(builder("group", True), data, lr=[0.05, 1e30], **settings)
-    one = run_side_by_side(builder("group", True), data, lr=[0.05], **settings)
+    both = run_trials(builder("group", True), data, lr=[0.05, 1e30], **settings)
+    one = run_trials(builder("group", True), data, lr=[0.05], **settings)
     assert not np.isfinite(both.train_loss[1, :, -1]).any()
     np.testing.assert_allclose(both.train_loss[0], one.train_loss[0], atol=1e-5)
 
@@ -133,10 +132,10 @@ def test_one_that_diverges_harms_no_other():
 def test_looks_on_the_way():
     data = made_up(40, 0)
     settings = {"seeds": [0, 1], "lr": [0.05, 0.1], "test": data, "validation": data}
-    long = run_side_by_side(
-        builder("batch", True), data, steps=8, looks=[2, 5], **settings
+    long = run_trials(
+        builder("batch", True), data, steps=8, validate_every=[2, 5], **settings
     )
-    short = run_side_by_side(builder("batch", True), data, steps=5, **settings)
+    short = run_trials(builder("batch", True), data, steps=5, **settings)
     assert long.times == [2, 5, 8]
     early = long.after(5)
     np.testing.assert_allclose(early.train_loss, short.train_loss, atol=1e-5)
@@ -145,11 +144,3 @@ def test_looks_on_the_way():
     assert (long.after(8).test["loss"] == long.test["loss"]).all()
     with pytest.raises(ValueError, match="no look after 4"):
         long.after(4)
-
-
-def test_other_layers_are_refused():
-    def build(seed):
-        return nn.Sequential(nn.Conv2d(1, 2, 3), nn.Tanh())
-
-    with pytest.raises(ValueError, match="cannot join Tanh"):
-        run_side_by_side(build, made_up(4, 0), seeds=[0], lr=[0.1], steps=1)
