@@ -33,8 +33,6 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "identity": _identity,
 }
 XAVIER = ("tanh", "sigmoid", "identity")  # the others pass about half of their input on
-NORMS = ("group", "batch", "none")
-ORDERS = ("pre", "post")
 
 
 class MLP(nn.Module):
@@ -56,11 +54,6 @@ class MLP(nn.Module):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        _check_sizes(inputs=inputs, classes=classes, width=width)
-        if depth != 0:  # without a hidden layer: a linear classifier
-            _check_sizes(depth=depth)
-        if not callable(activation):
-            _check_choice("activation", activation, tuple(ACTIVATIONS))
         generator = torch.Generator().manual_seed(seed)
         rule = "xavier" if activation in XAVIER else "kaiming"
         sizes = [inputs] + [width] * depth
@@ -92,7 +85,6 @@ class SmallCNN(nn.Module):
         self, channels: int, classes: int, *, width: int = 16, seed: int = 0
     ) -> None:
         super().__init__()
-        _check_sizes(channels=channels, classes=classes, width=width)
         generator = torch.Generator().manual_seed(seed)
         self.conv1 = _conv(channels, width, generator)
         self.conv2 = _conv(width, 2 * width, generator, stride=2)
@@ -110,9 +102,8 @@ class ResidualCNN(nn.Module):
     """`blocks` residual blocks of two 3x3 convolutions, `width` channels wide, on the
     full grid.
 
-    `norm` is "group" (four groups where they divide the width), "batch" or "none". The
-    branches' last weights are divided by sqrt(blocks), so that their sum stays of the
-    stem's size also without norm.
+    `norm` is "group" (four groups where they divide the width) or "batch". The branches'
+    last weights are divided by sqrt(blocks), so that their sum stays of the stem's size.
     """
 
     def __init__(
@@ -126,8 +117,6 @@ class ResidualCNN(nn.Module):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        _check_sizes(channels=channels, classes=classes, width=width, blocks=blocks)
-        _check_choice("norm", norm, NORMS)
         generator = torch.Generator().manual_seed(seed)
         self.stem = _conv(channels, width, generator)
         self.blocks = nn.ModuleList(
@@ -181,19 +170,6 @@ class RowTransformer(nn.Module):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        _check_sizes(
-            row_size=row_size,
-            rows=rows,
-            classes=classes,
-            width=width,
-            heads=heads,
-            depth=depth,
-        )
-        _check_choice("norm", norm, ORDERS)
-        if width % heads:
-            raise ValueError(
-                f"heads={heads} does not divide width={width}; choose one that does"
-            )
         generator = torch.Generator().manual_seed(seed)
         self.row_size, self.rows = row_size, rows
         self.embed = _linear(row_size, width, generator)
@@ -268,34 +244,19 @@ class RowRNN(nn.Module):
     """A recurrent network that reads the image row by row, each of `row_size` = c * w
     values.
 
-    The recurrent weights start as a random rotation times `gain`: above 1 signals and
-    gradients may grow from row to row, below 1 they fade. `nonlinearity` is "tanh" or
-    "relu".
+    The recurrent weights start as a random rotation.
     """
 
     def __init__(
-        self,
-        row_size: int,
-        classes: int,
-        *,
-        width: int = 32,
-        nonlinearity: str = "tanh",
-        gain: float = 1.0,
-        seed: int = 0,
+        self, row_size: int, classes: int, *, width: int = 32, seed: int = 0
     ) -> None:
         super().__init__()
-        _check_sizes(row_size=row_size, classes=classes, width=width)
-        _check_choice("nonlinearity", nonlinearity, ("tanh", "relu"))
-        if not (math.isfinite(gain) and gain > 0):
-            raise ValueError(f"gain must be a number above 0, such as 1.0, not {gain!r}")
         generator = torch.Generator().manual_seed(seed)
         self.row_size = row_size
-        self.activation = ACTIVATIONS[nonlinearity]
-        rule = "xavier" if nonlinearity == "tanh" else "kaiming"
-        self.input = _linear(row_size, width, generator, rule)
+        self.input = _linear(row_size, width, generator)
         recurrent = skip_init(nn.Linear, width, width, bias=False)
         self.recurrent = cast(nn.Linear, recurrent)
-        nn.init.orthogonal_(self.recurrent.weight, gain=gain, generator=generator)
+        nn.init.orthogonal_(self.recurrent.weight, generator=generator)
         self.head = _linear(width, classes, generator)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -303,7 +264,7 @@ class RowRNN(nn.Module):
         driven = self.input(_rows(images, self.row_size))
         state = torch.zeros_like(driven[:, 0])
         for row in driven.unbind(1):
-            state = self.activation(row + self.recurrent(state))
+            state = torch.tanh(row + self.recurrent(state))
         return self.head(state)
 
 
@@ -337,9 +298,9 @@ def _initialize(layer, generator: torch.Generator, rule: str) -> Any:
 
 def _norm(norm: str, width: int) -> nn.Module:
     """Return the layer called `norm`; its scale starts at one and its shift at zero."""
-    if norm == "group":
-        return nn.GroupNorm(math.gcd(width, 4), width)
-    return nn.BatchNorm2d(width) if norm == "batch" else nn.Identity()
+    norms = {"group": lambda: nn.GroupNorm(math.gcd(width, 4), width)}
+    norms["batch"] = lambda: nn.BatchNorm2d(width)
+    return norms[norm]()
 
 
 def _rows(images: Tensor, row_size: int) -> Tensor:
@@ -351,16 +312,3 @@ def _rows(images: Tensor, row_size: int) -> Tensor:
             f"have channels x width = {rows.shape[2]}; build it with row_size={rows.shape[2]}"
         )
     return rows
-
-
-def _check_sizes(**sizes: int) -> None:
-    for name, value in sizes.items():
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise ValueError(
-                f"{name} must be a whole number of at least 1, not {value!r}"
-            )
-
-
-def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(choices)}, not {value!r}")
