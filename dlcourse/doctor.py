@@ -36,6 +36,7 @@ NEEDED = {
     "mlxtend": "0.25",
     "safetensors": "0.4.5",
     "tqdm": "4.66",
+    "cloudpickle": "3.0",
     "pydantic": "2.11",
     "jsonargparse": "4.40",
     "tomlkit": "0.13",

@@ -1,7 +1,8 @@
 """One function on n fresh processes of this machine, from a notebook, a script or a test.
 
-This process is never forked: each of the others imports the function (or runs its source)
-in a new Python, so an earlier Accelerator, CUDA context or thread pool here cannot do harm.
+This process is never forked: each of the others is a new Python, to which cloudpickle
+sends the function, so an earlier Accelerator, CUDA context or thread pool here cannot do
+harm.
 On a CPU under Linux the new Python is a fork of a helper that has imported torch and
 nothing of the course (`lab.warm`): the first launch starts that, later ones are quick. In
 a notebook this import starts it, beside what the first cells do.
@@ -9,14 +10,11 @@ a notebook this import starts it, beside what the first cells do.
 
 from __future__ import annotations
 
-import ast
 import faulthandler
-import importlib
-import inspect
-import json
 import linecache
 import math
 import os
+import pickle
 import re
 import shutil
 import signal
@@ -31,8 +29,9 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
-from types import FunctionType
 from typing import IO, Any, cast
+
+import cloudpickle
 
 from dlcourse.lab import warm
 from dlcourse.lab.progress import bar
@@ -64,18 +63,15 @@ def launch(
     """Run fn(*args, **kwargs) in `processes` >= 1 fresh processes; return the results by
     rank.
 
-    fn is importable, or is defined in the notebook or script: then its source is sent,
-    and it must import what it needs inside. Arguments and results are JSON: numbers,
-    strings, lists, dicts (a tuple arrives as a list). `timeout` is in seconds and
-    includes starting Python. What the processes print appears at the end, by rank, unless
-    echo is False; with live=True rank 0 prints straight to this process's stdout and
-    stderr instead, as a long run with a bar should. Ctrl-C reaches the processes (not on
-    Windows), which have 5 seconds to save their work. Raises TypeError for an fn or an
-    argument that cannot be sent, ValueError for a count or timeout out of range,
-    LaunchError when a rank raises, dies or hangs.
+    fn is importable, or is defined in the notebook or script: then it is sent with the
+    globals that it uses. `timeout` is in seconds and includes starting Python. What the
+    processes print appears at the end, by rank, unless echo is False; with live=True rank
+    0 prints straight to this process's stdout and stderr instead, as a long run with a
+    bar should. Ctrl-C reaches the processes (not on Windows), which have 5 seconds to
+    save their work. Raises what pickle does for an fn or an argument that cannot be sent,
+    ValueError for a count or timeout out of range, LaunchError when a rank raises, dies,
+    hangs, or returns what cannot be sent.
     """
-    if isinstance(processes, bool) or not isinstance(processes, int):
-        raise TypeError(f"processes must be an int of at least 1, not {processes!r}")
     if processes < 1:
         raise ValueError(f"processes must be at least 1, not {processes}")
     if not 0 < timeout < math.inf:
@@ -85,9 +81,7 @@ def launch(
             "launch was called inside a launched process: call it from the notebook, or in a "
             "script below `if __name__ == '__main__':`"
         )
-    job = _describe(fn) | {"args": list(args), "kwargs": dict(kwargs or {})}
-    _check_plain(job["args"], "args")
-    _check_plain(job["kwargs"], "kwargs")
+    job = _packed(fn, *args, **(kwargs or {}))
     if not cpu:
         import torch
 
@@ -104,7 +98,7 @@ def launch(
     if echo:
         print("".join(line + "\n" for line in printed), end="")
     if failure:
-        raise LaunchError(failure)
+        raise LaunchError(_with_source(failure, fn))
     return results
 
 
@@ -130,17 +124,18 @@ class Crew:
         What holds for the function and the results of `launch` holds here. Raises
         LaunchError where a process raises, dies, or hangs.
         """
-        return self._send(_describe(fn))
+        return self._send(fn)
 
     def script(self, text: str) -> str:
         """Run a script on the processes, as torchrun would; return what the first prints.
 
         They share an empty folder, which goes afterwards. Raises LaunchError as `run` does.
         """
-        return self._send(_describe(run_script) | {"args": [text]})[0]
+        return self._send(run_script, text)[0]
 
-    def _send(self, job: dict) -> list:
-        """Give a job to each process; return the results by rank."""
+    def _send(self, fn: Callable, *args) -> list:
+        """Call fn(rank, processes, *args) on each process; return the results by rank."""
+        job = cloudpickle.dumps((fn, args))
         if not self._usable():
             self.close()
             self._start()
@@ -151,13 +146,13 @@ class Crew:
         try:
             while not all(answer.exists() for answer in answers):
                 if self._thread is None or not self._thread.is_alive():
-                    raise LaunchError(self._failure)
+                    raise LaunchError(_with_source(self._failure, fn))
                 time.sleep(0.002)
         except KeyboardInterrupt:  # they may be in the middle of a message
             (folder / "stop").touch()
             self._thread = None
             raise
-        return [json.loads(answer.read_text(encoding="utf-8")) for answer in answers]
+        return [pickle.loads(answer.read_bytes()) for answer in answers]
 
     def close(self) -> None:
         """Let the processes end; a later `run` starts new ones."""
@@ -181,7 +176,7 @@ class Crew:
 
     def _watch(self) -> None:
         """Start the processes and wait for their end; a thread of its own does that."""
-        job = _describe(_serve) | {"args": [str(self._folder)], "kwargs": {}}
+        job = _packed(_serve, self._folder)
         for _ in range(3):  # as `launch` does, where a port is taken
             _, _, failure = _run(job, self.processes, CREW_LIFE, True, False, quiet=True)
             if not re.search(PORT_TAKEN, failure, re.IGNORECASE):
@@ -189,29 +184,45 @@ class Crew:
         self._failure = failure or "the processes have ended"
 
 
-def _write(path: Path, value: object) -> None:
+def _packed(fn: Callable, *args, **kwargs) -> bytes:
+    return cloudpickle.dumps((fn, args, kwargs))
+
+
+def _with_source(failure: str, fn: Callable) -> str:
+    """Add the line of source where a traceback names fn: cloudpickle sends no source."""
+    code = getattr(fn, "__code__", None)
+    if code is None:
+        return failure
+
+    def shown(found: re.Match) -> str:
+        line = linecache.getline(code.co_filename, int(found[1])).strip()
+        return f"{found[0]}\n    {line}" if line else found[0]
+
+    frame = rf'  File "<dynamic-code>", line (\d+), in {code.co_name}$'
+    return re.sub(frame, shown, failure, flags=re.MULTILINE)
+
+
+def _write(path: Path, packed: bytes) -> None:
     """Write a file in one step, so that it is never seen half written."""
     part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(value), encoding="utf-8")
+    part.write_bytes(packed)
     part.replace(path)
 
 
-def _serve(name: str) -> None:
+def _serve(folder: Path) -> None:
     """Run the functions of a crew, one after the other, as their files appear."""
     import torch
     import torch.distributed as dist
 
     torch.set_num_threads(1)
     dist.init_process_group("gloo", timeout=timedelta(seconds=30))
-    rank, folder, number = dist.get_rank(), Path(name), 0
+    rank, number = dist.get_rank(), 0
     while True:
         job = folder / f"job{number}"
         if job.exists():
-            job_read = json.loads(job.read_text(encoding="utf-8"))
-            more = job_read.get("args", [])
-            value = _call(job_read, rank, dist.get_world_size(), *more)
-            _check_plain(value, "the result")
-            _write(folder / f"answer{number}_{rank}", value)
+            fn, args = pickle.loads(job.read_bytes())
+            value = fn(rank, dist.get_world_size(), *args)
+            _write(folder / f"answer{number}_{rank}", cloudpickle.dumps(value))
             number += 1
         elif (folder / "stop").exists():
             break
@@ -222,72 +233,6 @@ def _serve(name: str) -> None:
 
 
 # --- the parent -----------------------------------------------------------------------------------
-
-
-def _describe(fn: Callable) -> dict:
-    """Return how a fresh process gets fn: a module and name, or source and name."""
-    module, name = getattr(fn, "__module__", None), getattr(fn, "__qualname__", None)
-    if not module or not name or name.endswith("<lambda>") or inspect.ismethod(fn):
-        raise TypeError(
-            f"launch needs a function made with def, not {fn!r}: pass data in args"
-        )
-    if module != "__main__" and "<locals>" not in name:
-        found = sys.modules.get(module)
-        for part in name.split("."):
-            found = getattr(found, part, None)
-        if found is not fn:
-            raise TypeError(
-                f"{module}.{name} is not (or no longer) this function: import it again"
-            )
-        return {"module": module, "name": name}
-    if not isinstance(fn, FunctionType):
-        raise TypeError(f"launch needs a function made with def, not {fn!r}")
-    if fn.__code__.co_freevars:
-        names = ", ".join(fn.__code__.co_freevars)
-        raise TypeError(
-            f"{name} uses {names} of the function around it: pass them in args"
-        )
-    try:
-        source = inspect.getsource(fn)
-    except (OSError, TypeError):
-        raise TypeError(
-            f"the source of {name} cannot be read: put it into a file"
-        ) from None
-    if source[0].isspace():
-        source = "if True:\n" + source  # keeps text at column 0 of a string as it is
-    node = ast.parse(source).body[0]
-    node = node.body[0] if isinstance(node, ast.If) else node
-    if not isinstance(node, ast.FunctionDef) or node.decorator_list:
-        raise TypeError(f"{name} has a decorator: launch a plain def that uses it inside")
-    return {"source": source, "name": node.name}
-
-
-def _check_plain(value: object, where: str) -> None:
-    """Raise TypeError, saying what to send instead, when JSON would refuse or change a
-    value.
-    """
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return
-    if isinstance(value, (list, tuple)):
-        for index, item in enumerate(value):
-            _check_plain(item, f"{where}[{index}]")
-    elif isinstance(value, dict):
-        for key, item in value.items():
-            if not isinstance(key, str):
-                raise TypeError(
-                    f"{where} has the key {key!r}: keys must be strings, use str(key)"
-                )
-            _check_plain(item, f"{where}[{key!r}]")
-    else:
-        kind = f"{type(value).__module__}.{type(value).__qualname__}"
-        advice = (
-            "numbers, strings, lists and dicts; build anything else inside the function"
-        )
-        if hasattr(value, "tolist"):
-            advice = ".tolist(), or .item() for a single number"
-        raise TypeError(
-            f"{where} is a {kind}, which cannot pass between processes: use {advice}"
-        )
 
 
 def _free_port() -> int:
@@ -330,16 +275,29 @@ class _Rank:
     """One child process; its files hold what it printed, reported, and where it stood."""
 
     def __init__(
-        self, rank: int, folder: Path, env: dict[str, str], live: bool, begin: Callable
+        self,
+        rank: int,
+        folder: Path,
+        until: str,
+        env: dict[str, str],
+        live: bool,
+        begin: Callable,
     ):
         self.rank, self.folder = rank, folder
-        self.report: Any = None  # what the process has left, read as JSON
+        self.report: Any = None  # what the process has left
         with (
             open(folder / f"stdout{rank}", "wb") as out,
             open(folder / f"stderr{rank}", "wb") as err,
         ):
             self.process = begin(
-                [sys.executable, "-P", "-m", "dlcourse.lab.launching", str(folder)],
+                [
+                    sys.executable,
+                    "-P",
+                    "-m",
+                    "dlcourse.lab.launching",
+                    str(folder),
+                    until,
+                ],
                 env=env | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
                 stdin=subprocess.PIPE,
                 stdout=None if live else out,
@@ -361,8 +319,9 @@ class _Rank:
         """Return "running", "returned", "raised" or "died"."""
         # asked first: a process reports, then ends
         ended = self.process.poll() is not None
-        if self.report is None and (lines := self.lines("result")):
-            self.report = json.loads(lines[0])
+        result = self.folder / f"result{self.rank}"
+        if self.report is None and result.exists():
+            self.report = pickle.loads(result.read_bytes())
         if self.report is not None:
             return "raised" if "error" in self.report else "returned"
         return "died" if ended else "running"
@@ -433,7 +392,7 @@ class _Rank:
 
 
 def _run(
-    job: dict,
+    job: bytes,
     processes: int,
     timeout: float,
     cpu: bool,
@@ -447,12 +406,13 @@ def _run(
     message = ""
     with tempfile.TemporaryDirectory(prefix="launch", ignore_cleanup_errors=True) as name:
         folder, env, start = Path(name), _environment(processes, cpu), time.monotonic()
-        job = job | {"until": time.time() + timeout}
-        (folder / "job.json").write_text(json.dumps(job), encoding="utf-8")
+        (folder / "job").write_bytes(job)
         try:
             begin = warm.start if cpu else warm.start_cold
+            until = str(time.time() + timeout)
             for rank in range(processes):
-                ranks.append(_Rank(rank, folder, env, live and rank == 0, begin))
+                own = live and rank == 0
+                ranks.append(_Rank(rank, folder, until, env, own, begin))
             waiting = f"{processes} processes: {{elapsed}}"
             # a rank that prints by itself has a bar of its own
             with bar(
@@ -532,35 +492,7 @@ def _lifeline(pipe: int, released: threading.Event) -> None:
     os._exit(1)
 
 
-def _load(job: dict) -> Callable:
-    if "module" in job:
-        found: Any = importlib.import_module(job["module"])
-        for part in job["name"].split("."):
-            found = getattr(found, part)
-        return found
-    file = f"<{job['name']}>"
-    lines = job["source"].splitlines(keepends=True)
-    linecache.cache[file] = (len(job["source"]), None, lines, file)
-    flags = annotations.compiler_flag  # the names in annotations are not looked up
-    namespace: dict[str, Any] = {"__name__": "launched"}
-    exec(compile(job["source"], file, "exec", flags=flags), namespace)
-    return namespace[job["name"]]
-
-
-def _call(job: dict, *args, **kwargs):
-    """Run the function of a job; a NameError says what a fresh process lacks."""
-    try:
-        return _load(job)(*args, **kwargs)
-    except NameError as error:
-        if "source" in job and type(error) is NameError:
-            error.add_note(
-                f"{job['name']} was sent as source to a fresh process, which has nothing of the "
-                "notebook: import or define what it needs inside it, or pass it in args."
-            )
-        raise
-
-
-def _child(folder: Path) -> None:
+def _child(folder: Path, until: float) -> None:
     """Run the job of a folder, report by file, and end when the parent says so."""
     released = threading.Event()
     pipe, nothing = os.dup(0), os.open(os.devnull, os.O_RDONLY)
@@ -568,18 +500,17 @@ def _child(folder: Path) -> None:
     threading.Thread(target=_lifeline, args=(pipe, released), daemon=True).start()
     faulthandler.enable()
     rank = os.environ["RANK"]
-    job = json.loads((folder / "job.json").read_text(encoding="utf-8"))
     stacks = open(folder / f"stacks{rank}", "w")  # noqa: SIM115  open until the process ends
-    faulthandler.dump_traceback_later(max(0.01, job["until"] - time.time()), file=stacks)
+    faulthandler.dump_traceback_later(max(0.01, until - time.time()), file=stacks)
     try:
-        value = _call(job, *job["args"], **job["kwargs"])
-        _check_plain(value, "the result")
-        report = {"value": value}
+        fn, args, kwargs = pickle.loads((folder / "job").read_bytes())
+        report = cloudpickle.dumps({"value": fn(*args, **kwargs)})
     except BaseException as error:
         trace = error.__traceback__
         while trace and trace.tb_frame.f_code.co_filename == __file__:
             trace = trace.tb_next  # without our own frames
-        report = {"error": "".join(traceback.format_exception(type(error), error, trace))}
+        words = "".join(traceback.format_exception(type(error), error, trace))
+        report = pickle.dumps({"error": words})
     faulthandler.cancel_dump_traceback_later()
     sys.stdout.flush()
     sys.stderr.flush()
@@ -597,4 +528,4 @@ if "ipykernel.kernelapp" in sys.modules and "DLCOURSE_LAUNCHED" not in os.enviro
     warm.get_ready(_environment(1, cpu=True))
 
 if __name__ == "__main__":
-    _child(Path(sys.argv[1]))
+    _child(Path(sys.argv[1]), float(sys.argv[2]))

@@ -11,9 +11,11 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from processes import alive
 
@@ -205,17 +207,16 @@ def take_the_port():
     return int(os.environ["MASTER_PORT"])
 
 
-def return_array():
-    import numpy
+def return_tensors():
+    import torch
 
-    return {"losses": [1.0, numpy.zeros(2)]}
+    return {"losses": (1.0, torch.arange(3))}
 
 
-def return_tensor():
-    class Tensor:
-        tolist = item = None
+def return_a_lock():
+    import threading
 
-    return Tensor()
+    return {"lock": threading.Lock()}
 
 
 def launch_again():
@@ -409,7 +410,7 @@ def test_stdin_is_empty():
 # --- which functions ------------------------------------------------------------------------------
 
 
-def test_function_of_a_script_is_sent_as_source(tmp_path):
+def test_a_function_of_a_script_is_sent_with_what_it_uses(tmp_path):
     done = run_script(
         tmp_path / "script.py",
         "from dlcourse.lab import warm\n"
@@ -417,11 +418,12 @@ def test_function_of_a_script_is_sent_as_source(tmp_path):
         "import json\n"
         "warm.IMPORTS = ()\n"
         "print('top level')\n"
-        "def count(x: json.JSONDecoder, text='''\nat column 0'''):\n"
+        "factor = 3\n"
+        "def count(x, text='''\nat column 0'''):\n"
         "    import os\n"
-        "    return [x, text, int(os.environ['RANK'])]\n"
+        "    return json.dumps([factor * x, text, int(os.environ['RANK'])])\n"
         "def forgets(x):\n"
-        "    return json.dumps(x)\n"
+        "    return jason.dumps(x)\n"
         "print(launch(count, args=[1]))\n"
         "try:\n"
         "    launch(forgets, args=[1])\n"
@@ -430,50 +432,34 @@ def test_function_of_a_script_is_sent_as_source(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
-    assert lines[:2] == [
-        "top level",
-        "[[1, '\\nat column 0', 0], [1, '\\nat column 0', 1]]",
-    ]
-    assert "return json.dumps(x)" in done.stdout  # the traceback shows the source
-    assert "NameError: name 'json' is not defined" in done.stdout
-    assert (
-        "forgets was sent as source" in done.stdout and "import or define" in done.stdout
-    )
+    assert lines[0] == "top level"
+    answers = ['[3, "\\nat column 0", 0]', '[3, "\\nat column 0", 1]']
+    assert lines[1] == repr(answers)
+    assert "return jason.dumps(x)" in done.stdout  # the traceback shows the source
+    assert "NameError: name 'jason' is not defined" in done.stdout
 
 
-def test_local_function_is_sent_as_source():
-    def local(x):
-        text = """
-at column 0"""
-        return text * x
-
-    assert launch(local, 1, args=[2]) == ["\nat column 0" * 2]
-
-
-def test_functions_that_cannot_be_sent_are_refused():
+def test_a_function_of_any_kind_can_be_sent():
     outer = 3
 
-    def closure():
-        return outer
+    def closure(x):
+        text = """
+at column 0"""
+        return text * x * outer
 
-    def plain(fn):
-        return fn
+    def doubled(fn):
+        return lambda *args: 2 * fn(*args)
 
-    @plain
+    @doubled
     def decorated():
-        return 1
+        return 2
 
-    source_less = {"__name__": "__main__"}
-    # under a name of its own: Python 3.13 keeps the text of a -c program as "<string>"
-    exec(compile("def typed(): return 1", "<typed>", "exec"), source_less)
-    with pytest.raises(TypeError, match="uses outer .* pass them in args"):
-        launch(closure)
-    with pytest.raises(TypeError, match="decorator"):
-        launch(decorated)
-    with pytest.raises(TypeError, match="made with def"):
-        launch(lambda: 1)
-    with pytest.raises(TypeError, match="cannot be read: put it into a file"):
-        launch(source_less["typed"])
+    typed = {"__name__": "__main__"}
+    exec("def typed(): return 1", typed)
+    assert launch(closure, 1, args=[2]) == ["\nat column 0" * 6]
+    assert launch(decorated, 1) == [4]
+    assert launch(lambda: outer, 1) == [3]
+    assert launch(typed["typed"], 1) == [1]
 
 
 def test_nested_launch_is_refused():
@@ -484,33 +470,20 @@ def test_nested_launch_is_refused():
 # --- arguments ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("value", "message"),
-    [
-        ({1, 2}, r"args\[0\] is a builtins.set"),
-        ({1: 2}, "keys must be strings"),
-        (print, "builtin"),
-    ],
-)
-def test_arguments_that_are_not_json_are_refused(value, message):
-    with pytest.raises(TypeError, match=message):
-        launch(describe, args=(value,))
+def test_arguments_and_results_arrive_as_they_are():
+    sent = {"set": {1, 2}, 3: (4, None), "array": np.arange(2)}
+    (back,) = launch(dict, 1, args=[sent])
+    np.testing.assert_array_equal(back.pop("array"), sent.pop("array"))
+    assert back == sent
+    (back,) = launch(return_tensors, 1)
+    assert back["losses"][0] == 1.0 and back["losses"][1].tolist() == [0, 1, 2]
 
 
-def test_array_argument_is_refused_with_what_to_send():
-    np = pytest.importorskip("numpy")
-    with pytest.raises(
-        TypeError, match=r"kwargs\['value'\] is a numpy.ndarray.*\.tolist\(\)"
-    ):
-        launch(describe, kwargs={"value": np.zeros(2)})
-
-
-@pytest.mark.parametrize("fn", [return_array, return_tensor])
-def test_results_that_are_not_json_are_refused(fn):
-    with pytest.raises(
-        LaunchError, match=r"(?s)rank 0.*TypeError: the result.*\.tolist\(\).*item"
-    ):
-        launch(fn)
+def test_what_cannot_be_sent_is_refused():
+    with pytest.raises(TypeError, match="cannot pickle .*lock"):
+        launch(describe, args=[threading.Lock()])
+    with pytest.raises(LaunchError, match="(?s)^rank 0 raised.*cannot pickle .*lock"):
+        launch(return_a_lock)
 
 
 @pytest.mark.parametrize("processes", [0, -1])
@@ -519,7 +492,7 @@ def test_processes_must_be_positive(processes):
         launch(describe, processes)
 
 
-@pytest.mark.parametrize("processes", [True, 2.0, "2"])
+@pytest.mark.parametrize("processes", [2.0, "2"])
 def test_processes_must_be_an_int(processes):
     with pytest.raises(TypeError, match="int"):
         launch(describe, processes)
@@ -715,10 +688,8 @@ def fails_on_one(rank, n):
     time.sleep(30)
 
 
-def returns_a_tensor(rank, n):
-    import torch
-
-    return torch.zeros(1)
+def returns_a_lock(rank, n):
+    return threading.Lock()
 
 
 def test_a_crew_keeps_its_processes_between_functions(tmp_path, monkeypatch):
@@ -740,8 +711,8 @@ def test_a_crew_that_has_failed_or_is_old_starts_anew(monkeypatch):
     with pytest.raises(LaunchError, match="(?s)^rank 1 raised:.*fails_on_one.*such row$"):
         crew.run(fails_on_one)
     assert time.monotonic() - start < 20
-    with pytest.raises(LaunchError, match="Tensor"):
-        crew.run(returns_a_tensor)
+    with pytest.raises(LaunchError, match="cannot pickle .*lock"):
+        crew.run(returns_a_lock)
     others = [own[2] for own in crew.run(where)]
     assert not set(pids) & set(others)
     monkeypatch.setattr(launching, "CREW_LIFE", 0.0)
@@ -761,7 +732,7 @@ def test_a_crew_runs_functions_that_the_script_defines():
     def forgets_its_import(rank, n):
         return torch.ones(1).item()  # noqa: F821
 
-    with pytest.raises(LaunchError, match="fresh process, which has nothing"):
+    with pytest.raises(LaunchError, match="name 'torch' is not defined"):
         crew.run(forgets_its_import)
     crew.close()
 
