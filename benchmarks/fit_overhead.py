@@ -29,9 +29,10 @@ from many_seeds import machine, spread
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from dlcourse.lab.batches import epoch_order
 from dlcourse.lab.datasets import load
 from dlcourse.lab.models import MLP
-from dlcourse.lab.training import epoch_order, fit, use_one_thread
+from dlcourse.lab.training import fit, use_one_thread
 
 BATCH_SIZE, LR, SEED = 32, 0.05, 0
 AGREE = 1e-3  # how far a contender's loss after the run may lie from the bare loop's

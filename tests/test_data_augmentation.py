@@ -16,9 +16,10 @@ from torchvision.transforms.v2 import functional as tv
 
 from dlcourse import data_augmentation as da
 from dlcourse.exercises.data_augmentation import EXERCISES
+from dlcourse.lab.evaluation import evaluate
 from dlcourse.lab.launching import launch
 from dlcourse.lab.models import MLP
-from dlcourse.lab.training import evaluate, fit, use_one_thread
+from dlcourse.lab.training import fit, use_one_thread
 
 use_one_thread()
 SIZES = [(1, 1, 8, 8), (5, 3, 9, 7), (4, 1, 1, 6), (3, 3, 32, 32)]

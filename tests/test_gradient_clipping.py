@@ -12,16 +12,11 @@ import torch.nn.functional as F
 from torch import nn
 
 from dlcourse import gradient_clipping as gc
+from dlcourse.lab.accelerator import make_accelerator
+from dlcourse.lab.batches import Batch
 from dlcourse.lab.launching import launch
 from dlcourse.lab.models import MLP
-from dlcourse.lab.training import (
-    Batch,
-    Run,
-    fit,
-    make_accelerator,
-    train_step,
-    use_one_thread,
-)
+from dlcourse.lab.training import Run, fit, train_step, use_one_thread
 
 use_one_thread()
 X = torch.randn(60, 1, 4, 4, generator=torch.Generator().manual_seed(0))

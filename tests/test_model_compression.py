@@ -19,9 +19,10 @@ from torch.nn.utils import prune
 from dlcourse import model_compression as mc
 from dlcourse.batch_normalization import fold_batch_norm
 from dlcourse.exercises.model_compression import EXERCISES
+from dlcourse.lab.evaluation import evaluate
 from dlcourse.lab.launching import launch
 from dlcourse.lab.models import MLP, SmallCNN
-from dlcourse.lab.training import evaluate, fit, train_step, use_one_thread
+from dlcourse.lab.training import fit, train_step, use_one_thread
 
 use_one_thread()
 X = torch.randn(60, 1, 4, 4, generator=torch.Generator().manual_seed(0))

@@ -16,8 +16,9 @@ from dlcourse.capstone.running import train
 from dlcourse.capstone.settings import Recipe
 from dlcourse.capstone.studies import Table
 from dlcourse.lab.datasets import ImageData
+from dlcourse.lab.evaluation import evaluate
+from dlcourse.lab.parts import NonFiniteLossError
 from dlcourse.lab.progress import bar
-from dlcourse.lab.training import NonFiniteLossError, evaluate
 from dlcourse.lab.trials import interval, paired
 
 OFF = {  # technique: the settings that take it away

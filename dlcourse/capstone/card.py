@@ -14,7 +14,7 @@ from dlcourse.capstone.report import by_class, most_confused
 from dlcourse.capstone.result import Result
 from dlcourse.capstone.settings import Recipe
 from dlcourse.lab.datasets import PUBLISHED, ImageData
-from dlcourse.lab.training import History
+from dlcourse.lab.history import History
 
 
 def draw_curves(history: History, path: Path) -> None:

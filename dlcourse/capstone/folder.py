@@ -30,8 +30,8 @@ from dlcourse.capstone.report import (
 )
 from dlcourse.capstone.result import Result
 from dlcourse.capstone.settings import Problem, Recipe
+from dlcourse.lab.checkpoints import replacing
 from dlcourse.lab.datasets import ImageData
-from dlcourse.lab.training import replacing
 
 FORMAT = 1  # of the folder that a run leaves
 CHECKPOINT = "resume.pt"

@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dlcourse.capstone.settings import Problem
-from dlcourse.lab.training import Batch, Run
+from dlcourse.lab.batches import Batch
+from dlcourse.lab.training import Run
 
 LITE = "efficientnet_lite0"  # its weights come from a package
 SCALE = 0.5  # mean and std of the pixels that these networks expect

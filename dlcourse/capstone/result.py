@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from dlcourse.data_splitting import wilson_interval
 from dlcourse.lab.datasets import ImageData
 from dlcourse.lab.evaluation import outputs_of
-from dlcourse.lab.training import History
+from dlcourse.lab.history import History
 from dlcourse.regularization import expected_calibration_error
 
 

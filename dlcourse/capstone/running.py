@@ -36,8 +36,10 @@ from dlcourse.capstone.own import OwnImages
 from dlcourse.capstone.result import Result, examine
 from dlcourse.capstone.settings import Problem, Recipe
 from dlcourse.data_loading import seed_worker
+from dlcourse.lab.checkpoints import replacing
 from dlcourse.lab.datasets import ImageData
-from dlcourse.lab.training import NonFiniteLossError, fit, replacing
+from dlcourse.lab.parts import NonFiniteLossError
+from dlcourse.lab.training import fit
 from dlcourse.regularization import EarlyStopping
 
 OUT_OF_BOUNDS = 100.0  # nats: no network that learns anything loses so much

@@ -18,8 +18,9 @@ from dlcourse.capstone.running import train
 from dlcourse.capstone.settings import Problem, Recipe
 from dlcourse.hyperparameter_tuning import bayesian_search, loguniform, uniform
 from dlcourse.lab.datasets import ImageData
+from dlcourse.lab.evaluation import evaluate
+from dlcourse.lab.parts import NonFiniteLossError
 from dlcourse.lab.progress import bar
-from dlcourse.lab.training import NonFiniteLossError, evaluate
 
 COMPRESSIONS = ("prune", "quantize", "distil")
 

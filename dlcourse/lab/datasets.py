@@ -39,25 +39,9 @@ FOLDER_SIZE = 32
 SMALLEST_STD = 1 / 255
 PARTS = ("train", "validation", "test")
 
-# Where the writing changes hands in scikit-learn's digits, in the order in which they are
-# stored.
-BLOCK_BOUNDS = (
-    0,
-    130,
-    256,
-    386,
-    516,
-    646,
-    776,
-    915,
-    1029,
-    1157,
-    1287,
-    1415,
-    1545,
-    1667,
-    1797,
-)
+# where the writing changes hands in scikit-learn's digits, in the order they are stored
+BLOCK_BOUNDS = (0, 130, 256, 386, 516, 646, 776, 915, 1029, 1157, 1287, 1415, 1545, 1667,
+                1797)  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -72,22 +56,6 @@ class Split:
     labels: Tensor
     groups: Tensor | None = None
     files: tuple[str, ...] | None = None
-
-    def __post_init__(self) -> None:
-        if self.images.ndim != 4:
-            raise ValueError(
-                f"images must be (n, c, h, w), not {tuple(self.images.shape)}"
-            )
-        for name, values in (("labels", self.labels), ("groups", self.groups)):
-            if values is not None and values.shape != (len(self.images),):
-                shape = tuple(values.shape)
-                raise ValueError(
-                    f"give one of {name} per image, ({len(self.images)},), not {shape}"
-                )
-        if self.files is not None and len(self.files) != len(self.images):
-            raise ValueError(
-                f"give one file per image, {len(self.images)}, not {len(self.files)}"
-            )
 
     def __len__(self) -> int:
         return len(self.images)

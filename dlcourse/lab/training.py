@@ -21,47 +21,11 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from dlcourse.lab.accelerator import keep_precision, make_accelerator, prepared
-from dlcourse.lab.batches import Batch, Batches, as_tensors, epoch_order
-from dlcourse.lab.checkpoints import (
-    Checkpoint,
-    load_checkpoint,
-    replacing,
-    save_atomically,
-)
-from dlcourse.lab.evaluation import evaluate
+from dlcourse.lab.batches import Batch, Batches
+from dlcourse.lab.checkpoints import Checkpoint
 from dlcourse.lab.history import History, Recorder
-from dlcourse.lab.parts import (
-    FiniteCheck,
-    Interrupts,
-    NonFiniteLossError,
-    Part,
-    Progress,
-    Validation,
-)
+from dlcourse.lab.parts import FiniteCheck, Interrupts, Part, Progress, Validation
 from dlcourse.lab.progress import show_progress
-from dlcourse.lab.randomness import rng_state, set_rng_state
-
-__all__ = [
-    "Batch",
-    "Batches",
-    "History",
-    "NonFiniteLossError",
-    "Rates",
-    "Run",
-    "as_tensors",
-    "epoch_order",
-    "evaluate",
-    "fit",
-    "load_checkpoint",
-    "make_accelerator",
-    "replacing",
-    "rng_state",
-    "save_atomically",
-    "set_rng_state",
-    "show_progress",
-    "train_step",
-    "use_one_thread",
-]
 
 
 def use_one_thread() -> None:

@@ -12,7 +12,7 @@ from dlcourse.capstone import ablation, compression, studies
 from dlcourse.capstone.cli import main
 from dlcourse.capstone.folder import load_model
 from dlcourse.capstone.settings import Recipe
-from dlcourse.lab.training import NonFiniteLossError
+from dlcourse.lab.parts import NonFiniteLossError
 
 pytestmark = pytest.mark.usefixtures("pictures_are_drawn_once")
 

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from dlcourse.lab.accelerator import keep_precision, make_accelerator, prepared
+from dlcourse.lab.batches import Batches
 from dlcourse.lab.checkpoints import Checkpoint
 from dlcourse.lab.history import Recorder
 from dlcourse.lab.parts import (
@@ -22,7 +23,7 @@ from dlcourse.lab.parts import (
     Progress,
     Validation,
 )
-from dlcourse.lab.training import Batches, Rates, Run, fit
+from dlcourse.lab.training import Rates, Run, fit
 
 X = torch.randn(12, 4, generator=torch.Generator().manual_seed(0))
 Y = torch.arange(12) % 3

@@ -21,9 +21,11 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
+from dlcourse.lab.accelerator import make_accelerator
+from dlcourse.lab.evaluation import evaluate
 from dlcourse.lab.launching import launch
 from dlcourse.lab.shares import OwnStream, ShareLoader, can_be_cut, part_of
-from dlcourse.lab.training import evaluate, fit, make_accelerator, use_one_thread
+from dlcourse.lab.training import fit, use_one_thread
 
 ROWS = 45
 EPOCHS = 2

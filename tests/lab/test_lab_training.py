@@ -20,24 +20,15 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from dlcourse.lab import progress
+from dlcourse.lab.accelerator import make_accelerator
+from dlcourse.lab.batches import Batches, as_tensors, epoch_order
+from dlcourse.lab.checkpoints import load_checkpoint, replacing, save_atomically
 from dlcourse.lab.datasets import ImageData, load
+from dlcourse.lab.evaluation import evaluate
 from dlcourse.lab.models import MLP
-from dlcourse.lab.training import (
-    Batches,
-    NonFiniteLossError,
-    as_tensors,
-    epoch_order,
-    evaluate,
-    fit,
-    load_checkpoint,
-    make_accelerator,
-    replacing,
-    rng_state,
-    save_atomically,
-    set_rng_state,
-    train_step,
-    use_one_thread,
-)
+from dlcourse.lab.parts import NonFiniteLossError
+from dlcourse.lab.randomness import rng_state, set_rng_state
+from dlcourse.lab.training import fit, train_step, use_one_thread
 
 use_one_thread()
 GENERATOR = torch.Generator().manual_seed(0)

@@ -17,18 +17,13 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from dlcourse.lab.accelerator import all_reduce
+from dlcourse.lab.accelerator import all_reduce, make_accelerator
+from dlcourse.lab.checkpoints import load_checkpoint
+from dlcourse.lab.evaluation import evaluate
 from dlcourse.lab.launching import launch
 from dlcourse.lab.models import MLP
-from dlcourse.lab.training import (
-    NonFiniteLossError,
-    evaluate,
-    fit,
-    load_checkpoint,
-    make_accelerator,
-    train_step,
-    use_one_thread,
-)
+from dlcourse.lab.parts import NonFiniteLossError
+from dlcourse.lab.training import fit, train_step, use_one_thread
 
 ROOT = Path(__file__).resolve().parents[2]
 posix = pytest.mark.skipif(os.name == "nt", reason="needs POSIX signals")

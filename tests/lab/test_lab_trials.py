@@ -13,8 +13,9 @@ from scipy import stats
 from torch import nn
 
 from dlcourse import regularization as rg
+from dlcourse.lab.evaluation import evaluate
 from dlcourse.lab.models import MLP, ResidualCNN, RowRNN, SmallCNN
-from dlcourse.lab.training import evaluate, fit
+from dlcourse.lab.training import fit
 from dlcourse.lab.trials import (
     ELEMENTWISE,
     OPTIMIZERS,
@@ -713,7 +714,6 @@ def test_arms_are_tuned_on_validation_and_compared_on_test():
     assert found.mean == pytest.approx((expected - plain).mean()) and found.n == 3
     assert done.result("L2", "loss").mean == pytest.approx(expected.mean())
     # of two rates each lies at an edge
-    assert done.at_edge("loss")["dropout"] in (0.1, 0.3)
     with pytest.raises(ValueError, match="edge of its grid for .*dropout"):
         done.check_rates("loss")
 

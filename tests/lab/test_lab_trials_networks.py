@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from dlcourse.lab.training import epoch_order, use_one_thread
+from dlcourse.lab.batches import epoch_order
+from dlcourse.lab.training import use_one_thread
 from dlcourse.lab.trials import run_trials
 
 use_one_thread()

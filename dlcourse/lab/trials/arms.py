@@ -71,20 +71,13 @@ class Arms:
         """
         return self._each(lambda trials: trials.stopped_early(metric))
 
-    def at_edge(self, metric: str = "accuracy") -> dict[str, float]:
-        """Return the arms whose best learning rate lies at the edge of its grid, with
-        that rate. Such an arm is not tuned yet: a better rate may lie outside.
-        """
-        found = {}
-        for name in self.trials:
-            rate = self.best(name, metric).rate
-            if rate.at_edge:
-                found[name] = rate.lr
-        return found
-
     def check_rates(self, metric: str = "accuracy") -> None:
-        """Raise ValueError where the best learning rate of an arm lies at the edge."""
-        found = [f"{name} ({lr:g})" for name, lr in self.at_edge(metric).items()]
+        """Raise ValueError where the best learning rate of an arm lies at the edge.
+
+        Such an arm is not tuned yet: a better rate may lie outside.
+        """
+        best = {name: self.best(name, metric).rate for name in self.trials}
+        found = [f"{name} ({rate.lr:g})" for name, rate in best.items() if rate.at_edge]
         if found:
             raise ValueError(
                 f"the best rate lies at the edge of its grid for {', '.join(found)}: give "

@@ -14,8 +14,6 @@ from dlcourse.lab.trials.settings import Job
 from dlcourse.lab.trials.stack import built
 from dlcourse.lab.trials.stacked import run_stacked
 
-JOINED = ("train_loss", "logged", "validation", "test", "probe", "curves", "weights")
-
 
 def run_looped(job: Job) -> Trials:
     """Train one replica after the other, and return the results."""
@@ -37,7 +35,6 @@ def run_looped(job: Job) -> Trials:
             outputs.append(run.forward(own, of_each_seed))
         return torch.cat(outputs)
 
-    results = [{name: getattr(run, name) for name in JOINED} for run in runs]
     return dataclasses.replace(
         runs[0],
         lrs=job.lrs,
@@ -45,5 +42,5 @@ def run_looped(job: Job) -> Trials:
         stacked=False,
         forward=predict,
         hand_out=lambda: [model for run in runs for model in run.hand_out()],
-        **tree_map(joined, *results),
+        **tree_map(joined, *[run.of_each_run() for run in runs]),
     )

@@ -8,8 +8,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from dlcourse.lab.claims import record
+
+HELD_OUT = ("validation", "test", "probe")
+OF_EACH_RUN = ("train_loss", "logged", "curves", "weights", *HELD_OUT)
 
 
 @dataclass(frozen=True)
@@ -93,23 +97,12 @@ class Trials:
         if lr not in self.lrs:
             raise ValueError(f"no runs at the rate {lr:g}, only at {self.lrs}")
         only = slice(self.lrs.index(lr), self.lrs.index(lr) + 1)
+        kept = tree_map(lambda values: values[only], self.of_each_run())
+        return dataclasses.replace(self, lrs=[lr], forward=None, hand_out=None, **kept)
 
-        def cut(values):
-            return {name: value[only] for name, value in values.items()}
-
-        return dataclasses.replace(
-            self,
-            lrs=[lr],
-            train_loss=self.train_loss[only],
-            validation=cut(self.validation),
-            test=cut(self.test),
-            probe=cut(self.probe),
-            logged=cut(self.logged),
-            curves={part: cut(values) for part, values in self.curves.items()},
-            weights=cut(self.weights),
-            forward=None,
-            hand_out=None,
-        )
+    def of_each_run(self) -> dict:
+        """Return what begins with the dimensions (lrs, seeds)."""
+        return {name: getattr(self, name) for name in OF_EACH_RUN}
 
     def after(self, updates: int) -> Trials:
         """Return the results as if each run had ended after so many updates, one of
@@ -122,17 +115,8 @@ class Trials:
         for part, curves in self.curves.items():
             found[part] = {name: values[:, :, place] for name, values in curves.items()}
         losses = self.train_loss[:, :, :updates]
-        # the weights at that time are gone
-        return dataclasses.replace(
-            self,
-            train_loss=losses,
-            times=[],
-            curves={},
-            weights={},
-            forward=None,
-            hand_out=None,
-            **found,
-        )
+        early = self._without_models(found)
+        return dataclasses.replace(early, train_loss=losses, times=[], curves={})
 
     def stopped_early(self, metric: str = "loss") -> Trials:
         """Return the results as if each run had stopped where it was best on the
@@ -151,7 +135,10 @@ class Trials:
             for name, values in curves.items():
                 picked = np.take_along_axis(values, best[:, :, None], axis=2)
                 found[part][name] = picked[:, :, 0]
-        # the weights at those times are gone
+        return self._without_models(found)
+
+    def _without_models(self, found: dict) -> Trials:
+        """Return earlier results, whose weights are gone."""
         return dataclasses.replace(self, weights={}, forward=None, hand_out=None, **found)
 
     def predict(self, inputs: Tensor, of_each_seed: bool = False) -> Tensor:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dlcourse.lab.training import as_tensors
+from dlcourse.lab.batches import as_tensors
 
 OPTIMIZERS = ("sgd", "adam", "adamw")
 

@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dlcourse.lab.batches import as_tensors, epoch_order
 from dlcourse.lab.progress import bar
-from dlcourse.lab.training import as_tensors, epoch_order
 from dlcourse.lab.trials.noise import DropoutNoise
 from dlcourse.lab.trials.results import Trials
 from dlcourse.lab.trials.settings import Job
