@@ -6,6 +6,9 @@ import gc
 import signal
 
 import pytest
+from jupyter_client.provisioning import LocalProvisioner
+
+from dlcourse.workshop.kernels import ForkedProvisioner
 
 # What takes longest, begun first: at the end only short files are left, and no process of
 # pytest-xdist waits long for the other.
@@ -22,6 +25,8 @@ LONGEST = (
 def pytest_configure(config):
     config.option.loadscopereorder = False  # or pytest-xdist goes by the number of tests
     gc.disable()  # what is imported and collected is no garbage
+    # a fork of a helper is a kernel like any other, four seconds earlier
+    LocalProvisioner.launch_kernel = ForkedProvisioner.launch_kernel
     # a shell starts what runs in the background with Ctrl-C ignored, and children inherit it
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -64,6 +64,8 @@ LEFT_OUT = (
 class Process:
     """A child of a helper, with what is used of subprocess.Popen."""
 
+    stdout = stderr = None
+
     def __init__(self, pid: int, end: Connection, stdin: IO[bytes] | None):
         self.pid, self.stdin = pid, stdin
         self.returncode: int | None = None

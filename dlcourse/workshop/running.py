@@ -29,6 +29,7 @@ from nbclient.exceptions import CellTimeoutError, DeadKernelError
 from nbformat.v4 import new_code_cell, new_notebook
 
 from dlcourse.workshop.judging import BLANK, ERROR, HINT, MIME, PASS, TIME_OUT
+from dlcourse.workshop.kernels import ForkedProvisioner
 from dlcourse.workshop.reading import ROOT, Cell, Task, sites
 
 START_LIMIT = 120  # seconds that Python, torch and the chapter's imports may take
@@ -95,6 +96,9 @@ class Kernel:
         self.manager = AsyncKernelManager(
             kernel_spec_manager=OwnPython(),
             connection_file=os.path.join(self.folder.name, "kernel.json"),
+        )
+        self.manager.provisioner = ForkedProvisioner(
+            kernel_spec=self.manager.kernel_spec, parent=self.manager
         )
         book = new_notebook(cells=[new_code_cell()])
         self.client = Client(book, km=self.manager, allow_errors=True)

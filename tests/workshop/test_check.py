@@ -643,7 +643,8 @@ def test_an_error_of_the_check_itself_is_one_row(tmp_path, monkeypatch):
 def test_a_kernel_that_does_not_start_is_one_row(tmp_path, monkeypatch):
     path = tmp_path / CHAPTER.name
     path.write_text(json.dumps(answered(RESCALE)), encoding="utf-8")
-    monkeypatch.setattr(running.sys, "executable", "/nowhere/python")
+    nowhere = running.KernelSpec(argv=["/nowhere/python"])
+    monkeypatch.setattr(running.OwnPython, "get_kernel_spec", lambda *a: nowhere)
     (row,) = asyncio.run(check.rows_of(reading.prepare(path, "anna", []), Limits()))
     assert row.verdict == ERROR and "cannot be checked" in row.hint
 
