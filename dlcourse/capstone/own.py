@@ -94,12 +94,3 @@ def find(recipe: Recipe) -> Listing:
     if recipe.labels:
         return list_labels(root, Path(recipe.labels))
     return list_folder(root, nested=recipe.groups is not None)
-
-
-def need(data: OwnImages) -> str:
-    """Return where the images of a run lie, and how much memory they take."""
-    stored, size = data.stored, data.size**2 * data.channels
-    count = stored.shape[0] * size * (4 if "float32" in str(stored.dtype) else 1)
-    if isinstance(stored, OnDisk):
-        return f"from a file beside the run, {count / 1e6:,.1f} MB"
-    return f"in memory, {count / 1e6:,.1f} MB"
