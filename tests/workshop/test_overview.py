@@ -31,7 +31,7 @@ def in_order(numbers) -> bool:
 def test_the_claims_of_a_result_stand_in_the_chapters_outputs(chapter):
     entry = overview.ENTRIES[chapter.name]
     values = overview.claims_in(reading.load_book(chapter.path))
-    assert entry.claims and entry.result.count("{}") == len(entry.claims)
+    assert entry.claims
     assert set(entry.claims) <= values.keys()
     shown = overview.result_of(entry, values).replace(MARK, "")
     numbers = [float(number) for number in re.findall(r"-?\d+\.?\d*", shown)]
