@@ -81,10 +81,11 @@ def load_own(recipe: Recipe, beside: Path | None = None) -> OwnImages:
         for rows in parts
     )
     how = "group" if recipe.groups else recipe.split
+    if any(item.split for item in items):
+        how = "given"
     return OwnImages(
         "folder", train, validation, test, listing.classes, mean, std,
-        notes=tuple(notes), table=tuple(sorted(table)),
-        how="given" if any(item.split for item in items) else how,
+        notes=tuple(notes), table=tuple(sorted(table)), how=how,
     )  # fmt: skip
 
 
