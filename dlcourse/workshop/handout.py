@@ -15,7 +15,6 @@ import ast
 import io
 import re
 import sys
-import tempfile
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
@@ -81,9 +80,6 @@ def choose(chapters: list[Chapter], wanted: list[str]) -> list[Chapter]:
 
 # --- the copies ---
 
-ANYBODYS = r"(?:/(?:home|Users|root|tmp|private|var/folders)/|[A-Za-z]:\\+Users\\+)"
-TAIL = r"[^\s'\"<>|,;)]*[/\\]"
-
 
 def gives_away(node: ast.AST) -> bool:
     """Tell whether a statement shows the solution of an exercise."""
@@ -125,39 +121,11 @@ def without_offers(text: str) -> str:
     return "\n".join(lines)
 
 
-def own_paths() -> list[str]:
-    """Return the folders of this machine that a notebook might name, the longest first."""
-    folders = {ROOT, Path.home(), Path(sys.prefix), Path(sys.base_prefix)}
-    folders |= {Path(tempfile.gettempdir()), *(f.resolve() for f in tuple(folders))}
-    return sorted({str(f) for f in folders if len(f.parts) > 2}, key=len, reverse=True)
-
-
-def machine_path() -> re.Pattern:
-    """Return the pattern of a path of this or of another machine, up to the file's name."""
-    own = "|".join(rf"{re.escape(path)}(?![\w-])" for path in own_paths())
-    return re.compile(rf"(?:(?:{own})(?:[/\\]{TAIL}|[/\\])?|{ANYBODYS}(?:{TAIL})?)")
-
-
-def scrubbed(value, pattern: re.Pattern):
-    """Return an output without paths of this machine; pictures are left alone."""
-    if isinstance(value, str):
-        return pattern.sub("", value)
-    if isinstance(value, list):
-        return [scrubbed(part, pattern) for part in value]
-    if isinstance(value, dict):
-        return {
-            key: part if key.startswith(("image/", "audio/")) else scrubbed(part, pattern)
-            for key, part in value.items()
-        }
-    return value
-
-
 def handed_out(path: Path, outputs: str) -> str:
     """Return the text of a chapter for participants.
 
     `outputs` says which to keep: "keep" (all), "exercises" (all but those of cells that
-    check an exercise or hold its stub) or "none". Raises Failure where a source names a
-    folder of this machine.
+    check an exercise or hold its stub) or "none". Raises Failure where it is no notebook.
     """
     import nbformat
 
@@ -167,13 +135,9 @@ def handed_out(path: Path, outputs: str) -> str:
         raise Failure(f"{path} {error}") from None
     cleared = {"keep": set(), "none": set(range(len(book.cells)))}
     clear = cleared.get(outputs, exercise_cells(book))
-    pattern, kept, count = machine_path(), [], 0
+    kept, count = [], 0
     for position, cell in enumerate(book.cells):
         source = cell.source
-        for own in own_paths():
-            if own in source:
-                where = f"{path.name}, cell {position + 1}"
-                raise Failure(f"{where} names {own}; write a relative path there")
         for key in set(cell.metadata) - {"tags", "jupyter"}:
             del cell.metadata[key]
         if cell.cell_type != "code":
@@ -183,16 +147,15 @@ def handed_out(path: Path, outputs: str) -> str:
         cell.source = without_solutions(source)
         if source.strip() and not cell.source.strip():
             continue
+        kept.append(cell)
         if position in clear or cell.source != source or cell.execution_count is None:
             cell.outputs, cell.execution_count = [], None
-        else:
-            count += 1
-            cell.execution_count = count
-            cell.outputs = nbformat.from_dict(scrubbed(cell.outputs, pattern))
-            for out in cell.outputs:
-                if out.output_type == "execute_result":
-                    out.execution_count = count
-        kept.append(cell)
+            continue
+        count += 1
+        cell.execution_count = count
+        for out in cell.outputs:
+            if out.output_type == "execute_result":
+                out.execution_count = count
     book.cells, book.metadata = kept, nbformat.from_dict(METADATA)
     return nbformat.writes(book) + "\n"
 
