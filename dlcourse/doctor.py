@@ -151,9 +151,7 @@ def first_line(error: BaseException) -> str:
 
 
 def check_python(report: Report) -> None:
-    """Python's version and place, the system, and whether notebooks can import the
-    course.
-    """
+    """Python is new enough, and notebooks can import the course."""
     report.fact("Python", f"{platform.python_version()}  {sys.executable}")
     report.fact("Platform", platform.platform())
     if sys.version_info[:2] < PYTHON:
@@ -173,9 +171,7 @@ def check_python(report: Report) -> None:
 
 
 def check_packages(report: Report) -> None:
-    """Each package is there, can be imported, and is neither too old nor newer than was
-    tested.
-    """
+    """Each package is there, can be imported, is not too old, nor newer than tested."""
     for packages, bad in ((NEEDED, report.problem), (NOTEBOOKS, report.warning)):
         missing = [name for name in packages if not is_there(report, name, bad)]
         if missing:

@@ -53,8 +53,8 @@ def require(*modules: str) -> None:
 
 def cannot_write(error: OSError, folder: Path) -> str:
     """Return in words what could not be written into a folder, and what to do."""
-    what = error.filename or folder
-    return f"cannot write {what} ({error.strerror}); name another folder"
+    place = error.filename or folder
+    return f"cannot write {place} ({error.strerror}); name another folder"
 
 
 def positive(text: str) -> float:
@@ -179,9 +179,7 @@ def interrupt(number, frame) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command; return 0 where all pass, 1 where not, 2 for misuse, 130 for
-    Ctrl-C.
-    """
+    """Run the command; return 0 (all pass), 1 (not), 2 for misuse, or 130 for Ctrl-C."""
     options = parse(arguments)
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, interrupt)

@@ -56,9 +56,7 @@ def find_folder(given: Path | None) -> Path:
 
 
 def choose(chapters: list[Chapter], wanted: list[str]) -> list[Chapter]:
-    """Return the chapters named: 4, 04, gradient_clipping, or all; raise Misuse for
-    another.
-    """
+    """Return the chapters named: 4, 04, gradient_clipping, or all; else raise Misuse."""
     names = [part for word in wanted for part in word.split(",") if part]
     if not names or "all" in names:
         return chapters

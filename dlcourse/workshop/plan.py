@@ -48,9 +48,7 @@ class Failure(Exception):
 
 @dataclass(frozen=True)
 class Chapter:
-    """A chapter's file, its title, its minutes, and the numbers of those to be read
-    before it.
-    """
+    """A chapter's file, title and minutes, and the numbers of those to be read before."""
 
     path: Path
     title: str
@@ -173,9 +171,7 @@ def modules_in(code: str) -> set[str]:
 
 @dataclass(frozen=True)
 class Slot:
-    """A part of a day: when it starts (minutes from midnight), its minutes, and what it
-    is.
-    """
+    """A part of a day: its start (minutes from midnight), its minutes, and what it is."""
 
     start: int
     minutes: int
@@ -189,8 +185,7 @@ def priority(chapter: Chapter) -> tuple[int, int]:
 
 
 def in_order(chapters: list[Chapter]) -> list[Chapter]:
-    """Return chapters in the order of reading: each after those it needs, then by
-    priority.
+    """Return chapters in the order of reading: after those they need, by priority.
 
     Where cards recommend each other in a circle, only what a chapter imports counts.
     """
@@ -235,9 +230,7 @@ class Day:
             self.worked = 0
 
     def try_to_add(self, chapter: Chapter) -> bool:
-        """Append a chapter, or leave the day as it was and return False where it does not
-        fit.
-        """
+        """Append a chapter; where it does not fit, leave the day alone, and say False."""
         before = {**vars(self), "slots": self.slots[:]}
         between = True
         for minutes, what in (
@@ -265,10 +258,9 @@ class Day:
 def lay_out(
     chapters: list[Chapter], start: int, days: int, length: int
 ) -> list[Day] | None:
-    """Return the days on which the chapters are read in this order, or None if they do
-    not fit.
+    """Return the days on which the chapters are read, None where they do not fit.
 
-    A chapter is not divided between two days.
+    They come in this order, and no chapter is divided between two days.
     """
     laid = [Day(start, length, (START_UP, "Start-up: open JupyterLab, run the doctor"))]
     for chapter in chapters:
