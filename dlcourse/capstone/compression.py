@@ -20,9 +20,9 @@ from dlcourse.capstone.building import (
     updates,
 )
 from dlcourse.capstone.folder import load_model, save_model
+from dlcourse.capstone.report import with_interval
 from dlcourse.capstone.result import predict
 from dlcourse.capstone.settings import Recipe
-from dlcourse.data_splitting import wilson_interval
 from dlcourse.lab.datasets import ImageData
 from dlcourse.lab.training import fit
 from dlcourse.model_compression import (
@@ -68,9 +68,7 @@ def compress(folder: Path, how: Sequence[str], data: ImageData) -> str:
     before = predict(model, images).argmax(1)
     for name, small in models.items():
         said = predict(small, images).argmax(1)
-        right = int((said == labels).sum())
-        low, high = wilson_interval(right, len(labels))
-        score = f"{right / len(labels):.4f} [{low:.4f}, {high:.4f}]"
+        score = with_interval(int((said == labels).sum()), len(labels))
         size = model_size(small)
         if name == "quantize":
             size -= sum(_saved(layer) for layer in _layers(small))

@@ -24,11 +24,11 @@ from dlcourse.capstone.report import (
     by_class,
     confusion_matrix,
     most_confused,
+    with_interval,
     write_predictions,
 )
 from dlcourse.capstone.result import predict
 from dlcourse.capstone.settings import Problem
-from dlcourse.data_splitting import wilson_interval
 from dlcourse.lab.datasets import read_image
 from dlcourse.lab.images import below, is_image, reason
 
@@ -163,12 +163,11 @@ def line(answer: Answer, true: str | None, top: int) -> str:
 def verdict(true: Tensor, shares: Tensor, classes: Sequence[str]) -> str:
     """Return accuracy with interval, the mistakes and the table of known classes."""
     said = shares.argmax(1)
-    right, count = int((said == true).sum()), len(true)
-    low, high = wilson_interval(right, count)
+    accuracy = with_interval(int((said == true).sum()), len(true))
     counts = confusion_matrix(true, said, len(classes))
     mistakes = "; ".join(most_confused(counts, classes)) or "none"
     return (
-        f"accuracy {right / count:.4f} [{low:.4f}, {high:.4f}] on {count} images\n"
+        f"accuracy {accuracy} on {len(true)} images\n"
         f"most frequent mistakes: {mistakes}\n\n{by_class(counts, classes)}"
     )
 

@@ -31,6 +31,17 @@ def confusion_matrix(true: Tensor, predicted: Tensor, classes: int) -> Tensor:
     return pairs.view(classes, classes)
 
 
+def with_interval(right: int, count: int, digits: int = 4) -> str:
+    """Return a share with its 95 % interval.
+
+    >>> with_interval(9, 10)
+    '0.9000 [0.5958, 0.9821]'
+    """
+    shares = (right / count, *wilson_interval(right, count))
+    share, low, high = (f"{value:.{digits}f}" for value in shares)
+    return f"{share} [{low}, {high}]"
+
+
 def by_class(counts: Tensor, classes: Sequence[str]) -> str:
     """Return a Markdown table: images, recall with 95 % interval, precision of a class.
 
@@ -46,8 +57,7 @@ def by_class(counts: Tensor, classes: Sequence[str]) -> str:
         shown = sorted(worst[:SHOWN_CLASSES])
     lines = ["| class | images | recall | precision |", "| --- | --- | --- | --- |"]
     for k in shown:
-        low, high = wilson_interval(int(right[k]), int(images[k]))
-        recall = f"{right[k] / images[k]:.3f} [{low:.3f}, {high:.3f}]"
+        recall = with_interval(int(right[k]), int(images[k]), digits=3)
         precision = f"{right[k] / named[k]:.3f}" if named[k] else "never named"
         name = classes[k].replace("|", r"\|")
         lines.append(f"| {name} | {int(images[k])} | {recall} | {precision} |")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,7 +53,6 @@ class Chapter:
     title: str
     reading: int
     exercises: int
-    needs: frozenset[int] = frozenset()  # it imports their modules
     helped_by: frozenset[int] = frozenset()  # its card names them
     assumed: bool = False
 
@@ -80,8 +78,8 @@ class Chapter:
 
     @property
     def better_after(self) -> list[int]:
-        """Return the numbers of the chapters that help, or that it needs."""
-        return sorted((self.needs | self.helped_by) - {self.number})
+        """Return the numbers of the other chapters that help."""
+        return sorted(self.helped_by - {self.number})
 
 
 def card_line(text: str, label: str) -> str:
@@ -129,41 +127,25 @@ def read_chapters(folder: Path) -> list[Chapter]:
     if folder.resolve() == reading.CHAPTERS.resolve():
         names = reading.techniques() | set(reading.GUIDES)
         paths = [path for path in paths if path.stem[3:] in names]
-    number = {path.stem[3:]: int(path.stem[:2]) for path in paths}
-    return [read_chapter(path, number) for path in paths]
+    return [read_chapter(path) for path in paths]
 
 
-def read_chapter(path: Path, number: Mapping[str, int]) -> Chapter:
-    """Return what a notebook's card and code say; `number` is that of each technique."""
+def read_chapter(path: Path) -> Chapter:
+    """Return what a notebook's first cells say; raise Failure where it is none."""
     try:
-        cells = reading.load_book(path).cells
+        cells = reading.load_book(path).cells[:2]
     except reading.Unreadable as error:
         raise Failure(f"{path} {error}") from None
-    text = "\n".join(c.source for c in cells[:2] if c.cell_type == "markdown")
-    code = "\n".join(c.source for c in cells if c.cell_type == "code")
+    text = "\n".join(c.source for c in cells if c.cell_type == "markdown")
     title = re.search(r"^# +\d+ +(.*?)(?: \(.*)?$", text, re.M)
     minutes = card_minutes(text)
-    used = modules_in(code) - {path.stem[3:]}
     return Chapter(
         path,
         title[1] if title else path.stem[3:].replace("_", " "),
         *(minutes or ASSUMED),
-        needs=frozenset(number[name] for name in used if name in number),
         helped_by=frozenset(helpers_on(card_line(text, "Know first"))),
         assumed=minutes is None,
     )
-
-
-def modules_in(code: str) -> set[str]:
-    """Return the modules of the package that code imports.
-
-    >>> sorted(modules_in("from dlcourse import warmup as wu\\nimport dlcourse.lab.claims"))
-    ['lab', 'warmup']
-    """
-    found = set(re.findall(r"^\s*(?:from|import) dlcourse\.(\w+)", code, re.M))
-    for names in re.findall(r"^\s*from dlcourse import (\([^)]*\)|.+)", code, re.M):
-        found |= set(re.findall(r"(?:^|,)\s*(\w+)", names.strip("()")))
-    return found
 
 
 # --- the plan ---
@@ -185,15 +167,14 @@ def priority(chapter: Chapter) -> tuple[int, int]:
 
 
 def in_order(chapters: list[Chapter]) -> list[Chapter]:
-    """Return chapters in the order of reading: after those they need, by priority.
+    """Return chapters in the order of reading: after those that help, by priority.
 
-    Where cards recommend each other in a circle, only what a chapter imports counts.
+    Where cards recommend each other in a circle, the one of first priority begins.
     """
     left, ordered = sorted(chapters, key=priority), []
     while left:
         numbers = {chapter.number for chapter in left}
-        ready = [c for c in left if not numbers.intersection(c.better_after)]
-        ready = ready or [c for c in left if not c.needs & numbers] or left
+        ready = [c for c in left if numbers.isdisjoint(c.better_after)] or left
         ordered.append(ready[0])
         left.remove(ready[0])
     return ordered

@@ -208,7 +208,7 @@ def test_solutions_are_left_out(tmp_path):
 # --- the plan -------------------------------------------------------------------------------------
 
 
-def chapter(number: int, reading=40, exercises=30, needs=(), helped_by=(), name=None):
+def chapter(number: int, reading=40, exercises=30, helped_by=(), name=None):
     """Return a chapter."""
     path = Path(f"{number:02d}_{name or TECHNIQUES[number - 1]}.ipynb")
     return plan.Chapter(
@@ -216,7 +216,6 @@ def chapter(number: int, reading=40, exercises=30, needs=(), helped_by=(), name=
         f"Title {number}",
         reading,
         exercises,
-        frozenset(needs),
         frozenset(helped_by),
     )
 
@@ -237,12 +236,12 @@ def test_order_follows_what_builds_on_what():
     def numbers(*chapters):
         return [chapter.number for chapter in plan.in_order(list(chapters))]
 
-    assert numbers(chapter(14, needs={8, 13}), chapter(13), chapter(8)) == [8, 13, 14]
+    assert numbers(chapter(14, helped_by={8, 13}), chapter(13), chapter(8)) == [8, 13, 14]
     assert numbers(chapter(1, helped_by={16}), chapter(16)) == [16, 1]
     assert numbers(chapter(1, helped_by={9}), chapter(16)) == [1, 16]  # 9 is not there
-    circle = [chapter(8, helped_by={14}), chapter(14, needs={8}, helped_by={8})]
+    circle = [chapter(8, helped_by={14}), chapter(14, helped_by={8})]
     assert numbers(*circle) == [8, 14]
-    assert numbers(chapter(4, needs={8}), chapter(8, needs={4})) == [8, 4]
+    assert numbers(chapter(4, helped_by={8}), chapter(8, helped_by={4})) == [8, 4]
     assert numbers(chapter(1, helped_by={1}), chapter(99, name="new")) == [1, 99]
 
 
@@ -258,18 +257,14 @@ def test_the_real_chapters_are_read_from_their_cards():
         35,
         30,
     )
-    assert by["lr_schedulers"].needs == frozenset()
     assert by["lr_schedulers"].helped_by == {8, 13}
-    assert by["your_own_run"].needs == frozenset()  # it imports no technique
     assert by["hyperparameter_tuning"].helped_by == {1}
     # helps, but is not needed
     assert by["gradient_accumulation"].helped_by == frozenset()
     ordered = [c.number for c in plan.in_order(chapters)]
     assert sorted(ordered) == [c.number for c in chapters]
     for c in chapters:
-        assert all(
-            ordered.index(n) < ordered.index(c.number) for n in c.needs if n in ordered
-        )
+        assert all(ordered.index(n) < ordered.index(c.number) for n in c.better_after)
 
 
 def slots_are_sound(days: list[plan.Day], start: int, length: int) -> None:

@@ -14,7 +14,7 @@ from dlcourse.workshop import overview, plan, reading
 ROOT = Path(__file__).resolve().parents[2]
 CHAPTERS = plan.read_chapters(ROOT / "chapters")
 LESSONS = [chapter for chapter in CHAPTERS if chapter.name in TECHNIQUES]
-HELPED = {c.number: c.needs | c.helped_by for c in CHAPTERS}
+HELPED = {c.number: c.helped_by for c in CHAPTERS}
 
 
 def in_order(numbers) -> bool:
