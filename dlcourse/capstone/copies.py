@@ -150,9 +150,9 @@ def _near(
             agree = mine @ rows_of[left : min(end, left + 2 * BLOCK)].T
             near = np.flatnonzero(agree >= least)  # far faster than nonzero of a matrix
             rows, columns = np.divmod(near, agree.shape[1])
-            for row, column in zip(rows + start, columns + left, strict=True):
-                if row < column:
-                    yield int(row), int(column)
+            ahead = columns + left > rows + start
+            found = rows[ahead] + start, columns[ahead] + left
+            yield from zip(found[0].tolist(), found[1].tolist(), strict=True)
 
 
 class Together:
@@ -173,21 +173,20 @@ class Together:
         low, high = sorted((self.root(one), self.root(other)))
         self.parent[high] = low
 
-    def join_alike(self, names: Iterable[str | None]) -> None:
-        """Put the places with the same name together; None is no name."""
-        first_of: dict[str, int] = {}
-        for place, name in enumerate(names):
-            if name is not None:
-                self.join(first_of.setdefault(name, place), place)
 
+def firsts_of(pairs: Iterable[Pair], groups: Sequence[str | None]) -> list[int]:
+    """Return for each place the first of those that stay together with it.
 
-def together_by(pairs: Iterable[Pair], groups: Sequence[str | None]) -> Together:
-    """Return which places stay together: copies, and those of the same group."""
+    These are its copies, and where `groups` names one, the places of the same group.
+    """
     together = Together(len(groups))
     for pair in pairs:
         together.join(pair.first, pair.second)
-    together.join_alike(groups)
-    return together
+    first_of: dict[str, int] = {}
+    for place, group in enumerate(groups):
+        if group is not None:
+            together.join(first_of.setdefault(group, place), place)
+    return [together.root(place) for place in range(len(groups))]
 
 
 def units(pictures: Sequence[Picture], pairs: Sequence[Pair]) -> list[str]:
@@ -196,8 +195,8 @@ def units(pictures: Sequence[Picture], pairs: Sequence[Pair]) -> list[str]:
     Copies are one unit, and so are groups; where a copy joins two groups, both are. The
     name is the group's, or the file's, of the first picture of the unit.
     """
-    together = together_by(pairs, [picture.group for picture in pictures])
-    firsts = [pictures[together.root(place)] for place in range(len(pictures))]
+    places = firsts_of(pairs, [picture.group for picture in pictures])
+    firsts = [pictures[place] for place in places]
     return [first.file if first.group is None else first.group for first in firsts]
 
 

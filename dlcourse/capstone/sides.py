@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from dlcourse.capstone.copies import Pair, Together, together_by
+from dlcourse.capstone.copies import Pair, firsts_of
 from dlcourse.capstone.grouping import groups_of
 from dlcourse.capstone.settings import Recipe
 from dlcourse.data_splitting import stratified_group_split, train_val_test_split
@@ -36,18 +36,18 @@ def choose(
     notes = on_copies(items, pairs)
     given = [item.split for item in items]
     try:
-        together = together_by(pairs, group_of)
-        parts = cut(recipe, given, labels, classes, together, bool(groups))
+        roots = torch.tensor(firsts_of(pairs, group_of))
+        parts = cut(recipe, given, labels, classes, roots, bool(groups))
     except ValueError:
         exact = [pair for pair in pairs if pair.kind == "exact"]
         if len(exact) == len(pairs):
             raise
-        together = together_by(exact, group_of)
-        parts = cut(recipe, given, labels, classes, together, bool(groups))
+        roots = torch.tensor(firsts_of(exact, group_of))
+        parts = cut(recipe, given, labels, classes, roots, bool(groups))
         many = "near copies are too many to be kept on one side: only exact ones are"
         notes.append(many)
     if any(given):
-        parts, left_out = without_copies(parts, together)
+        parts, left_out = without_copies(parts, roots)
         if left_out:
             notes.append(
                 f"{left_out} images of the given split are left out: they show the same "
@@ -66,13 +66,15 @@ def cut(
     given: Sequence[str | None],
     labels: Tensor,
     classes: Sequence[str],
-    together: Together,
+    roots: Tensor,
     grouped: bool,
 ) -> list[Tensor]:
-    """Return [training, validation, test] rows: those given, or drawn by the recipe."""
+    """Return [training, validation, test] rows: those given, or drawn by the recipe.
+
+    roots: for each row the first of those that stay together with it.
+    """
     generator = torch.Generator().manual_seed(recipe.seed)
     shares = recipe.validation, recipe.test
-    roots = torch.tensor([together.root(row) for row in range(len(labels))])
     if grouped and not any(given):
         names = [str(root) for root in roots.tolist()]
         parts = stratified_group_split(labels.tolist(), names, *shares, seed=recipe.seed)
@@ -111,16 +113,14 @@ def with_copies(
     return [torch.tensor(part).long() for part in parts]
 
 
-def without_copies(
-    parts: Sequence[Tensor], together: Together
-) -> tuple[list[Tensor], int]:
-    """Return the parts without what shows a picture that a later part holds too."""
-    seen: set[int] = set()
+def without_copies(parts: Sequence[Tensor], roots: Tensor) -> tuple[list[Tensor], int]:
+    """Return the parts without what a later part holds too, and how many that are."""
     kept: list[Tensor] = []
+    seen = torch.tensor([]).long()
     for part in reversed(parts):  # test, validation, training
-        mine = [row for row in part.tolist() if together.root(row) not in seen]
-        seen |= {together.root(row) for row in mine}
-        kept.insert(0, torch.tensor(mine).long())
+        mine = part[~torch.isin(roots[part], seen)]
+        seen = torch.cat([seen, roots[mine]])
+        kept.insert(0, mine)
     return kept, sum(map(len, parts)) - sum(map(len, kept))
 
 
