@@ -7,6 +7,7 @@ missing or broken.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.metadata
 import importlib.util
@@ -18,6 +19,7 @@ import sys
 import tempfile
 import time
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -54,19 +56,21 @@ NOTEBOOKS = {
 }
 OLDEST = {**NEEDED, **NOTEBOOKS}
 IMPORTED_AS = {"scikit-learn": "sklearn"}
-# GB; one chapter's kernel takes about 0.8 once torch and its kin are imported
-LITTLE_MEMORY = 1.0
-PLAIN_PYTHONS = {
-    "python",
-    "python3",
-    f"python{sys.version_info[0]}.{sys.version_info[1]}",
-}
+LITTLE_MEMORY = 1.0  # GB; a chapter's kernel takes about 0.8 once torch is imported
+MAJOR, MINOR = sys.version_info[:2]
+PLAIN_PYTHONS = {"python", f"python{MAJOR}", f"python{MAJOR}.{MINOR}"}
+THIS = f'"{sys.executable}"' if " " in sys.executable else sys.executable
+AGAIN = f"{THIS} -m pip install --force-reinstall --no-deps"
+OWN_KERNEL = f"{THIS} -m ipykernel install --sys-prefix"
 
 
 class Report:
-    """What the checks found: facts to print, problems that stop a chapter, and warnings."""
+    """What the checks found: facts to print, problems that stop a chapter, and warnings.
 
-    def __init__(self):
+    Each fact is (name, value), each problem and warning (what is wrong, what to do).
+    """
+
+    def __init__(self) -> None:
         self.facts: list[tuple[str, str]] = []
         self.problems: list[tuple[str, str]] = []
         self.warnings: list[tuple[str, str]] = []
@@ -85,6 +89,14 @@ class Report:
         """Note what a chapter can run with, and what to do if it disturbs."""
         self.warnings.append((what, do))
 
+    @contextlib.contextmanager
+    def trying(self, what: str, do: str) -> Iterator[None]:
+        """Note a problem where the body raises; what is broken may raise anything."""
+        try:
+            yield
+        except Exception as error:
+            self.problem(f"{what} ({first_line(error)}).", do)
+
     def text(self) -> str:
         """Return all of it, ready to be printed."""
         lines = [f"{name:<16}{value}" for name, value in self.facts]
@@ -92,35 +104,25 @@ class Report:
             for what, do in found:
                 lines += ["", f"{kind}  {what}", f"  do this: {do}"]
         count = len(self.problems)
-        verdict = "A chapter would run here."
-        if count:
-            verdict = f"A chapter would not run here: {count} problem{'s' * (count > 1)}, see above."
-        return "\n".join([*lines, "", verdict])
+        plural = "s" if count > 1 else ""
+        verdict = f"A chapter would not run here: {count} problem{plural}, see above."
+        return "\n".join([*lines, "", verdict if count else "A chapter would run here."])
 
 
-# --- words and versions ---------------------------------------------------------------------------
-
-
-def this_python() -> str:
-    """Return the command that starts this Python, quoted where its path has a space."""
-    return f'"{sys.executable}"' if " " in sys.executable else sys.executable
+# --- words and versions -----------------------------------------------------------------
 
 
 def install_command(*names: str) -> str:
-    """Return the command that installs the tested versions, or these packages without the
-    lock.
-    """
-    wanted = " ".join(f'"{name}>={OLDEST[name]}"' for name in names)
+    """Return the command that installs the tested versions; without a lock, packages."""
     lock = ROOT / "requirements.lock"
-    return f"{this_python()} -m pip install " + (
-        f'-r "{lock}"' if lock.exists() else wanted
-    )
+    wanted = " ".join(f'"{name}>={OLDEST[name]}"' for name in names)
+    return f"{THIS} -m pip install " + (f'-r "{lock}"' if lock.exists() else wanted)
 
 
 def numbers(version: str) -> tuple[int, ...]:
     """Return the numbers that a version starts with: 2.15.0+cpu gives (2, 15, 0)."""
     found = re.match(r"\d+(?:\.\d+)*", version)
-    return tuple(int(part) for part in found.group().split(".")) if found else ()
+    return tuple(map(int, found[0].split("."))) if found else ()
 
 
 def installed_version(name: str) -> str | None:
@@ -132,17 +134,12 @@ def installed_version(name: str) -> str | None:
 
 
 def locked_versions() -> dict[str, str]:
-    """Return the highest version of each package in the lock; nothing where there is no
-    lock.
-    """
-    lock, versions = ROOT / "requirements.lock", {}
-    if lock.exists():
-        for name, version in re.findall(
-            r"^([\w.-]+)==([\w.+]+)", lock.read_text("utf-8"), re.M
-        ):
-            if numbers(version) > numbers(versions.get(name, "")):
-                versions[name] = version
-    return versions
+    """Return the highest version of each package in the lock, where there is a lock."""
+    lock = ROOT / "requirements.lock"
+    if not lock.exists():
+        return {}
+    found = re.findall(r"^([\w.-]+)==([\w.+]+)", lock.read_text("utf-8"), re.M)
+    return dict(sorted(found, key=lambda pair: numbers(pair[1])))
 
 
 def first_line(error: BaseException) -> str:
@@ -151,93 +148,77 @@ def first_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
-# --- the checks -----------------------------------------------------------------------------------
+# --- the checks -------------------------------------------------------------------------
 
 
 def check_python(report: Report) -> None:
-    """Python's version and place, the system, and whether notebooks can import the
-    course.
-    """
+    """Python is new enough, and notebooks can import the course."""
     report.fact("Python", f"{platform.python_version()}  {sys.executable}")
     report.fact("Platform", platform.platform())
     if sys.version_info[:2] < PYTHON:
+        oldest = f"{PYTHON[0]}.{PYTHON[1]}"
         report.problem(
-            f"Python {platform.python_version()} is older than {PYTHON[0]}.{PYTHON[1]}.",
-            f"install Python {PYTHON[0]}.{PYTHON[1]} or newer, and make the environment with it",
+            f"Python {platform.python_version()} is older than {oldest}.",
+            f"install Python {oldest} or newer, and make the environment with it",
         )
     version = installed_version("dlcourse")
-    on_path = [
-        Path(p).resolve() for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p
-    ]
     report.fact("dlcourse", f"{version or 'not installed'}  {ROOT}")
-    if version is None and ROOT not in on_path:
+    on_path = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    if version is None and ROOT not in [Path(path).resolve() for path in on_path if path]:
         report.problem(
             "dlcourse is not installed in this Python, so that no notebook can import it.",
-            f'{this_python()} -m pip install --no-deps -e "{ROOT}"',
+            f'{THIS} -m pip install --no-deps -e "{ROOT}"',
         )
 
 
 def check_packages(report: Report) -> None:
-    """Each package is there, can be imported, and is neither too old nor newer than was
-    tested.
-    """
-    tested = locked_versions()
-    missing = []
-    for name, oldest in OLDEST.items():
-        bad = report.problem if name in NEEDED else report.warning
-        version = installed_version(name)
+    """Each package is there, can be imported, is not too old, nor newer than tested."""
+    for packages, bad in ((NEEDED, report.problem), (NOTEBOOKS, report.warning)):
+        missing = [name for name in packages if not is_there(report, name, bad)]
+        if missing:
+            verb = "is" if len(missing) == 1 else "are"
+            bad(f"{', '.join(missing)} {verb} not installed.", install_command(*missing))
+
+
+def is_there(report: Report, name: str, bad) -> bool:
+    """Tell whether a package is installed, and note its version; `bad` notes trouble."""
+    version = installed_version(name)
+    if name in NEEDED or version is None:
         try:
-            if name in NEEDED or version is None:
-                module = importlib.import_module(IMPORTED_AS.get(name, name))
-                report.usable[name] = module
-                version = version or getattr(module, "__version__", None)
+            module = importlib.import_module(IMPORTED_AS.get(name, name))
         except Exception as error:  # a broken package may raise anything
             if version is None and isinstance(error, ModuleNotFoundError):
                 report.fact(name, "missing")
-                missing.append(name)
-            else:
-                report.fact(name, f"{version or 'unknown version'}, broken")
-                bad(
-                    f"{name} is installed but cannot be imported ({first_line(error)}).",
-                    repair(name, error),
-                )
-            continue
-        report.fact(name, version or "unknown version")
-        if version and numbers(version) < numbers(oldest):
-            bad(
-                f"{name} {version} is older than {oldest}, the oldest that the course supports.",
-                install_command(name),
-            )
-        elif (
-            version
-            and name in tested
-            and numbers(version)[:2] > numbers(tested[name])[:2]
-        ):
-            report.warning(
-                f"{name} {version} is newer than {tested[name]}, with which the course was tested.",
-                f"nothing; where a chapter fails or differs, {install_command(name)}",
-            )
-    for bad, names in (
-        (report.problem, [name for name in missing if name in NEEDED]),
-        (report.warning, [name for name in missing if name in NOTEBOOKS]),
-    ):
-        if names:
-            verb = "is" if len(names) == 1 else "are"
-            bad(f"{', '.join(names)} {verb} not installed.", install_command(*names))
+                return False
+            report.fact(name, f"{version or 'unknown version'}, broken")
+            what = f"{name} is installed but cannot be imported ({first_line(error)})."
+            bad(what, repair(name, error))
+            return True
+        report.usable[name] = module
+        version = version or getattr(module, "__version__", "unknown version")
+    report.fact(name, version)
+    found, tested = numbers(version), locked_versions().get(name, "")
+    if found and found < numbers(OLDEST[name]):
+        what = f"{name} {version} is older than {OLDEST[name]}"
+        bad(f"{what}, the oldest that the course supports.", install_command(name))
+    elif tested and found[:2] > numbers(tested)[:2]:
+        report.warning(
+            f"{name} {version} is newer than {tested}, with which the course was tested.",
+            f"nothing; where a chapter fails or differs, {install_command(name)}",
+        )
+    return True
 
 
 def repair(name: str, error: BaseException) -> str:
     """Return what mends a package whose import raised this."""
-    again = f"{this_python()} -m pip install --force-reinstall --no-deps"
     if "torchvision::nms" in str(error):
-        return f"install torch and torchvision together: {again} torch torchvision"
+        return f"install torch and torchvision together: {AGAIN} torch torchvision"
     if isinstance(error, ModuleNotFoundError) and error.name:
         return f"it lacks {error.name}: {install_command(name)}"
     if os.name == "nt" and "DLL" in str(error):
-        return (
-            f"install Microsoft's Visual C++ Redistributable (x64), then {again} {name}"
-        )
-    return f"{again} {name}"
+        redistributable = "Microsoft's Visual C++ Redistributable (x64)"
+        return f"install {redistributable}, then {AGAIN} {name}"
+    return f"{AGAIN} {name}"
 
 
 def check_pair(report: Report) -> None:
@@ -246,41 +227,25 @@ def check_pair(report: Report) -> None:
         return
     import torch
 
-    together = (
-        f"{this_python()} -m pip install --force-reinstall --no-deps torch torchvision"
-    )
-    try:
+    together = f"install both together: {AGAIN} torch torchvision"
+    with report.trying("torchvision does not fit this torch", together):
         from torchvision.ops import nms
 
-        boxes = torch.tensor(
-            [[0.0, 0.0, 2.0, 2.0], [0.0, 0.0, 2.0, 2.0], [5.0, 5.0, 6.0, 6.0]]
-        )
+        boxes = torch.tensor([[0.0, 0, 2, 2], [0, 0, 2, 2], [5, 5, 6, 6]])
         if nms(boxes, torch.tensor([0.9, 0.8, 0.7]), 0.5).tolist() != [0, 2]:
             raise RuntimeError("torchvision.ops.nms gave a wrong answer")
-    except Exception as error:
-        report.problem(
-            f"torchvision does not fit this torch ({first_line(error)}).",
-            f"install both together: {together}",
-        )
-    else:
         required = " ".join(importlib.metadata.requires("torchvision") or ())
-        built_for = re.search(r"\btorch\s*\(?==\s*([\d.]+)", required)
+        wanted = re.search(r"\btorch\s*\(?==\s*([\d.]+)", required)
         version = installed_version("torch") or ""
-        if built_for and numbers(built_for[1]) != numbers(version):
-            report.warning(
-                f"torchvision asks for torch {built_for[1]}, and torch is {version}.",
-                f"install both together: {together}",
-            )
+        if wanted and numbers(wanted[1]) != numbers(version):
+            what = f"torchvision asks for torch {wanted[1]}, and torch is {version}."
+            report.warning(what, together)
     if "numpy" in report.usable:
-        import numpy
+        mend = install_command("torch", "numpy")
+        with report.trying("torch and NumPy do not work together", mend):
+            import numpy
 
-        try:
             torch.from_numpy(numpy.zeros(2)).numpy()
-        except Exception as error:
-            report.problem(
-                f"torch and NumPy do not work together ({first_line(error)}).",
-                install_command("torch", "numpy"),
-            )
 
 
 def check_devices(report: Report) -> None:
@@ -289,27 +254,22 @@ def check_devices(report: Report) -> None:
         return
     import torch
 
-    found = [("cpu", platform.processor() or platform.machine())]
+    on_cpu = "to train on the CPU"
+    no_cuda = f'set the environment variable CUDA_VISIBLE_DEVICES="" {on_cpu}'
+    no_mps = f"set the environment variable ACCELERATE_USE_CPU=yes {on_cpu}"
+    cpu = platform.processor() or platform.machine()
+    found = [("cpu", cpu, f"{AGAIN} torch")]  # device, its name, what to do if it fails
     if torch.cuda.is_available():
-        names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-        found += [(f"cuda:{number}", name) for number, name in enumerate(names)]
-    mps = getattr(torch.backends, "mps", None)
-    if mps is not None and mps.is_available():
-        found.append(("mps", "Apple GPU"))
-    report.fact("Devices", ", ".join(f"{device} ({name})" for device, name in found))
-    for device, name in found:
-        try:
+        for number in range(torch.cuda.device_count()):
+            name = torch.cuda.get_device_name(number)
+            found.append((f"cuda:{number}", name, no_cuda))
+    if torch.backends.mps.is_available():
+        found.append(("mps", "Apple GPU", no_mps))
+    report.fact("Devices", ", ".join(f"{device} ({name})" for device, name, _ in found))
+    for device, name, do in found:
+        with report.trying(f"{device} ({name}) does not work", do):
             if torch.ones(2, device=device).sum().item() != 2:
                 raise RuntimeError("1 + 1 was not 2")
-        except Exception as error:
-            do = (
-                'set the environment variable CUDA_VISIBLE_DEVICES="" to train on the CPU'
-            )
-            if device == "mps":
-                do = "set the environment variable ACCELERATE_USE_CPU=yes to train on the CPU"
-            elif device == "cpu":
-                do = f"{this_python()} -m pip install --force-reinstall --no-deps torch"
-            report.problem(f"{device} ({name}) does not work ({first_line(error)}).", do)
 
 
 def check_threads(report: Report) -> None:
@@ -317,10 +277,8 @@ def check_threads(report: Report) -> None:
     asked = os.environ.get("OMP_NUM_THREADS")
     torch = report.usable.get("torch")
     threads = getattr(torch, "get_num_threads", lambda: "unknown")()
-    report.fact(
-        "Threads",
-        f"torch {threads}, OMP_NUM_THREADS {asked or 'not set'}, cores {os.cpu_count()}",
-    )
+    said = f"OMP_NUM_THREADS {asked or 'not set'}, cores {os.cpu_count()}"
+    report.fact("Threads", f"torch {threads}, {said}")
     if asked and not re.fullmatch(r"\s*[1-9]\d*\s*(,\s*[1-9]\d*\s*)*", asked):
         report.warning(
             f"OMP_NUM_THREADS is {asked!r}, which is no number of threads.",
@@ -330,30 +288,26 @@ def check_threads(report: Report) -> None:
 
 def memory() -> tuple[float | None, float | None]:
     """Return (total, available) memory in GB, with None where it cannot be told."""
-    try:
+    with contextlib.suppress(Exception):  # not installed, or broken: ask the system
         import psutil
 
         state = psutil.virtual_memory()
         return state.total / 1e9, state.available / 1e9
-    except Exception:  # not installed, or broken: then ask the system
-        pass
-    sizes = []
-    for name in ("SC_PHYS_PAGES", "SC_AVPHYS_PAGES"):
-        try:
-            sizes.append(os.sysconf(name) * os.sysconf("SC_PAGE_SIZE") / 1e9)
-        except (AttributeError, ValueError, OSError):
-            sizes.append(None)
+    sizes: list[float | None] = [None, None]
+    for place, name in enumerate(("SC_PHYS_PAGES", "SC_AVPHYS_PAGES")):
+        with contextlib.suppress(AttributeError, ValueError, OSError):
+            sizes[place] = os.sysconf(name) * os.sysconf("SC_PAGE_SIZE") / 1e9
     return sizes[0], sizes[1]
 
 
 def check_memory(report: Report) -> None:
     """Enough memory is free for one chapter."""
-    words = ["unknown" if size is None else f"{size:.1f} GB" for size in memory()]
+    total, free = memory()
+    words = ["unknown" if size is None else f"{size:.1f} GB" for size in (total, free)]
     report.fact("Memory", f"{words[0]}, available {words[1]}")
-    available = memory()[1]
-    if available is not None and available < LITTLE_MEMORY:
+    if free is not None and free < LITTLE_MEMORY:
         report.warning(
-            f"only {available:.1f} GB of memory are available; a chapter needs about 0.8 GB.",
+            f"only {words[1]} of memory are available; a chapter needs about 0.8 GB.",
             "close other programs, and shut down kernels that you no longer use",
         )
 
@@ -362,71 +316,58 @@ def check_kernel(report: Report) -> None:
     """Jupyter's kernel `python3`, which the chapters name, is this Python."""
     if importlib.util.find_spec("ipykernel") is None:
         report.fact("Kernel", "missing")
-        return report.problem(
-            "ipykernel is not installed in this Python, so that Jupyter cannot run chapters in it.",
-            install_command("jupyterlab"),
-        )
-    try:
+        what = "ipykernel is not installed in this Python, so that Jupyter cannot run"
+        report.problem(f"{what} chapters in it.", install_command("jupyterlab"))
+        return
+    spec = None
+    with report.trying("Jupyter finds no kernel called python3", OWN_KERNEL):
         from jupyter_client.kernelspec import KernelSpecManager
 
         spec = KernelSpecManager().get_kernel_spec("python3")
-        command, folder = spec.argv[0], spec.resource_dir
-    except Exception as error:
-        report.fact("Kernel", "missing")
-        return report.problem(
-            f"Jupyter finds no kernel called python3 ({first_line(error)}).",
-            f"{this_python()} -m ipykernel install --sys-prefix",
-        )
-    report.fact("Kernel", f"python3  {folder}")
-    if command in PLAIN_PYTHONS:  # Jupyter puts the Python there that it runs in itself
-        return None
-    path = shutil.which(command)
-    own = os.path.normcase(os.path.realpath(os.path.dirname(sys.executable)))
-    if path and os.path.normcase(os.path.realpath(os.path.dirname(path))) == own:
-        return None
+    report.fact("Kernel", f"python3  {spec.resource_dir}" if spec else "missing")
+    if spec is None or spec.argv[0] in PLAIN_PYTHONS:
+        return  # Jupyter puts the Python there that it runs in itself
+    path = shutil.which(spec.argv[0])
+    if path and real_folder(path) == real_folder(sys.executable):
+        return
+    kernel = f"the kernel python3 in {spec.resource_dir} starts"
     do = (
-        f"{this_python()} -m jupyter kernelspec remove python3, which leaves the one that this "
-        f"Python brings; where it brings none, {this_python()} -m ipykernel install --sys-prefix"
+        f"{THIS} -m jupyter kernelspec remove python3, which leaves the one that this "
+        f"Python brings; where it brings none, {OWN_KERNEL}"
     )
     if path is None:
-        report.problem(
-            f"the kernel python3 in {folder} starts {command}, which is gone.", do
-        )
+        report.problem(f"{kernel} {spec.argv[0]}, which is gone.", do)
     elif os.path.basename(path).lower().startswith("python"):
-        report.problem(
-            f"the kernel python3 in {folder} starts another Python, {path}.", do
-        )
+        report.problem(f"{kernel} another Python, {path}.", do)
     else:
-        report.warning(
-            f"the kernel python3 in {folder} starts {path}, not this Python.", do
-        )
-    return None
+        report.warning(f"{kernel} {path}, not this Python.", do)
+
+
+def real_folder(path: str) -> str:
+    """Return the folder of a file, as the system knows it."""
+    return os.path.normcase(os.path.realpath(os.path.dirname(path)))
 
 
 def check_data(report: Report) -> None:
     """The digits can be loaded, and so can the data that DLCOURSE_DATA names."""
     if not {"torch", "torchvision", "numpy", "scikit-learn"} <= report.usable.keys():
         return
-    try:
+    mend = install_command("scikit-learn")
+    with report.trying("the digits cannot be loaded", mend):
         from dlcourse.lab.datasets import load
 
-        digits = load("digits")
-        report.fact("Digits", repr(digits))
-    except Exception as error:
-        report.problem(
-            f"the digits cannot be loaded ({first_line(error)}).",
-            install_command("scikit-learn"),
-        )
-        return
-    name = os.environ.get("DLCOURSE_DATA")
-    if name and name != "digits":
+        report.fact("Digits", repr(load("digits")))
+        name = os.environ.get("DLCOURSE_DATA")
+        if not name or name == "digits":
+            return
         try:
             report.fact("DLCOURSE_DATA", repr(load()))
         except Exception as error:
+            advice = str(error).splitlines()[1:]
             report.problem(
-                f"DLCOURSE_DATA is {name!r}, and that cannot be loaded ({first_line(error)}).",
-                "unset DLCOURSE_DATA to use the digits"
-                + "".join(f"\n  {line}" for line in str(error).splitlines()[1:]),
+                f"DLCOURSE_DATA is {name!r}, and that cannot be loaded "
+                f"({first_line(error)}).",
+                "\n  ".join(["unset DLCOURSE_DATA to use the digits", *advice]),
             )
 
 
@@ -453,33 +394,29 @@ def check_processes(report: Report) -> None:
         if results != [[2, 3], [2, 3]]:
             raise RuntimeError(f"the two processes gave {results}, not [[2, 3], [2, 3]]")
     except Exception as error:
-        words = [line for line in str(error).splitlines() if line.strip()] or [
-            first_line(error)
-        ]
+        lines = str(error).strip().splitlines() or [first_line(error)]
         report.fact("Two processes", "fail")
         report.problem(
-            f"two processes cannot work together ({words[0]} ... {words[-1]}).",
+            f"two processes cannot work together ({lines[0]} ... {lines[-1]}).",
             "let Python open connections to 127.0.0.1 in the firewall; behind a VPN, set "
             "GLOO_SOCKET_IFNAME to the name of the loopback interface",
         )
     else:
-        report.fact(
-            "Two processes", f"work, {time.perf_counter() - start:.1f} s to start and add"
-        )
+        seconds = time.perf_counter() - start
+        report.fact("Two processes", f"work, {seconds:.1f} s to start and add")
 
 
 def check_folder(report: Report) -> None:
     """Files can be written here, as JupyterLab does when it saves a chapter."""
     try:
         here = os.getcwd()
-        with tempfile.TemporaryFile(dir=here):
-            pass
+        tempfile.TemporaryFile(dir=here).close()
         report.fact("Folder", f"{here}, writable")
     except OSError as error:
         report.fact("Folder", "not writable")
         report.warning(
-            f"no file can be written in the current folder ({first_line(error)}): a chapter runs, "
-            "but its changes cannot be saved.",
+            f"no file can be written in the current folder ({first_line(error)}): a "
+            "chapter runs, but its changes cannot be saved.",
             "copy the course to a folder of your own, and start from there",
         )
 
@@ -504,13 +441,9 @@ def examine() -> Report:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for check in CHECKS:
-            try:
+            what = f"{check.__name__} could not finish"
+            with report.trying(what, "please report this, with the lines above"):
                 check(report)
-            except Exception as error:
-                report.problem(
-                    f"{check.__name__} could not finish ({first_line(error)}).",
-                    "please report this, with the lines above",
-                )
     return report
 
 

@@ -49,16 +49,13 @@ Estimate = tuple[float, float, float]  # mean, and the ends of its interval
 
 def arms(recipe: Recipe) -> dict[str, dict]:
     """Return the change that takes each technique of a recipe away; first: nothing."""
-    used = {
-        name: change
-        for name, change in OFF.items()
-        if recipe.model == "cnn" or "norm" not in change
-    }
-    return {FULL: {}} | {
-        name: change
-        for name, change in used.items()
-        if any(getattr(recipe, key) != value for key, value in change.items())
-    }
+    found: dict[str, dict] = {FULL: {}}
+    for name, change in OFF.items():
+        there = recipe.model == "cnn" or "norm" not in change  # an MLP has no norm
+        used = any(getattr(recipe, key) != value for key, value in change.items())
+        if there and used:
+            found[name] = change
+    return found
 
 
 def ablate(recipe: Recipe, folder: Path, seeds: int, resume: bool) -> str:
@@ -81,12 +78,10 @@ def ablate(recipe: Recipe, folder: Path, seeds: int, resume: bool) -> str:
         return load_data(recipe.changed(seed=recipe.seed + seed))
 
     def run(arm: str, factor: float, seed: int) -> None:
-        one = recipe.changed(
-            seed=recipe.seed + seed, lr=recipe.lr * factor, **changes[arm]
-        )
-
         def compute() -> dict:
             data = images(seed)
+            one = recipe.changed(lr=recipe.lr * factor, **changes[arm])
+            one = one.changed(seed=recipe.seed + seed)
             try:
                 result = train(one, data=data, progress=False)
                 nll = evaluate(result.model, data.validation, F.cross_entropy)["loss"]
@@ -110,10 +105,11 @@ def ablate(recipe: Recipe, folder: Path, seeds: int, resume: bool) -> str:
 
 def _best(by_factor: Mapping[float, list[dict]]) -> float:
     """Return the factor with the lowest validation loss, on average over the seeds."""
-    return min(
-        sorted(by_factor),
-        key=lambda f: sum(row["validation_nll"] for row in by_factor[f]),
-    )
+
+    def loss(factor: float) -> float:
+        return sum(row["validation_nll"] for row in by_factor[factor])
+
+    return min(sorted(by_factor), key=loss)
 
 
 def _edge(by_factor: Mapping[float, list[dict]]) -> str:
@@ -190,10 +186,8 @@ def _report(results: Results, recipe: Recipe, folder: Path) -> str:
     nll = interval(column(results, FULL, "test_nll"))
     lines += ["", f"With all, at rate {rate(FULL)}: accuracy {accuracy}, {nll} nats."]
     if any(edges.values()):
-        lines += [
-            "",
-            "Where the lowest or highest rate tried is the best, a better one may lie beyond.",
-        ]
+        beyond = "a better one may lie beyond"
+        lines += ["", f"Where the lowest or highest rate tried is the best, {beyond}."]
     text = "\n".join(lines) + "\n"
     (folder / "ablation.md").write_text(text, encoding="utf-8")
     fig, axes = figure(2, width=10, height=0.6 + 0.36 * len(points), sharey=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, cast
@@ -63,12 +64,10 @@ def build_model(recipe: Recipe, channels: int, size: int, classes: int) -> nn.Mo
     output sees as many pixels as the image has; four times the first width is the widest.
     """
     width, act = recipe.width, ACTIVATIONS[recipe.activation]
-    if recipe.pretrained:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(recipe.seed)
-            return pretrained.build(recipe.pretrained, classes, recipe.size)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
+        if recipe.pretrained:
+            return pretrained.build(recipe.pretrained, classes, recipe.size)
         if recipe.model == "mlp":
             sizes = [channels * size * size] + [8 * width] * recipe.blocks
             layers: list[nn.Module] = [nn.Flatten()]
@@ -77,10 +76,8 @@ def build_model(recipe: Recipe, channels: int, size: int, classes: int) -> nn.Mo
             layers += [Dropout(recipe.dropout), nn.Linear(sizes[-1], classes)]
         else:
             stem = nn.Conv2d(channels, width, 3, padding=1, stride=2 if size >= 24 else 1)
-            layers = [
-                stem,
-                *(Block(width, recipe.norm, act) for _ in range(recipe.blocks)),
-            ]
+            layers = [stem]
+            layers += [Block(width, recipe.norm, act) for _ in range(recipe.blocks)]
             wide = width
             for _ in range(1 + max(0, math.ceil(math.log2(size / SEEN)))):
                 wider = min(2 * wide, WIDEST * width)
@@ -109,9 +106,8 @@ def initialize(model: nn.Module, recipe: Recipe, images: Tensor) -> nn.Module:
         with torch.no_grad():
             for module in model.modules():
                 if isinstance(module, Block):
-                    module.get_parameter("branch.5.weight").mul_(
-                        (2 * recipe.blocks) ** -0.5
-                    )
+                    last = module.get_parameter("branch.5.weight")
+                    last.mul_((2 * recipe.blocks) ** -0.5)
     return model
 
 
@@ -133,13 +129,12 @@ def build_schedule(recipe: Recipe, steps: int) -> Callable[[int], float]:
     """Return the factor on the rate for each of `steps` updates: warm-up, then decay."""
     warm = round(recipe.warmup * steps)
     left = max(1, steps - warm)
+    drops = [max(1, left // 2), max(1, left * 3 // 4)]
     shapes = {
         "constant": lambda: learning_rate_decay.constant(),
         "cosine": lambda: lr_schedulers.cosine(left),
         "linear": lambda: learning_rate_decay.polynomial_decay(left),
-        "step": lambda: lr_schedulers.multi_step_decay(
-            [max(1, left // 2), max(1, left * 3 // 4)], 0.1
-        ),
+        "step": lambda: lr_schedulers.multi_step_decay(drops, 0.1),
         "exponential": lambda: learning_rate_decay.exponential_decay(0.01 ** (1 / left)),
         "wsd": lambda: lr_schedulers.wsd(left, cooldown_steps=left // 5),
     }
@@ -162,12 +157,7 @@ def build_transform(recipe: Recipe, data: ImageData, generator: torch.Generator)
     if recipe.augment == "none":
         return None
     if recipe.augment == "mixup":
-
-        def mix(images, labels, generator):
-            return da.mixup(
-                images, labels, data.num_classes, alpha=0.2, generator=generator
-            )
-
+        mix = functools.partial(da.mixup, num_classes=data.num_classes, alpha=0.2)
         return da.on_batches(mix=mix, generator=generator)
     black: Any = ((0 - data.mean) / data.std).tolist()
     side = max(1, data.size // 8)
@@ -208,21 +198,17 @@ def loss_function(
     labels: of the training rows, by which `balance="weights"` gives each class the same
     weight in all; the mean weight of a training row is 1.
     """
-    smoothing = recipe.label_smoothing
-
-    def loss(outputs: Tensor, targets: Tensor) -> Tensor:
-        return F.cross_entropy(outputs, targets, label_smoothing=smoothing)
-
-    def weighted(outputs: Tensor, targets: Tensor) -> Tensor:
-        losses = F.cross_entropy(
-            outputs, targets, label_smoothing=smoothing, reduction="none"
-        )
-        of_class = weight.to(outputs)
-        known = targets.ndim == 1
-        return (losses * (of_class[targets] if known else targets @ of_class)).mean()
-
+    cross_entropy = functools.partial(
+        F.cross_entropy, label_smoothing=recipe.label_smoothing
+    )
     if recipe.balance != "weights" or labels is None:
-        return loss
+        return cross_entropy
     counts = labels.bincount()
     weight = len(labels) / (len(counts) * counts.clamp(min=1))
+
+    def weighted(outputs: Tensor, targets: Tensor) -> Tensor:
+        of_class = weight.to(outputs)
+        of_row = of_class[targets] if targets.ndim == 1 else targets @ of_class
+        return (cross_entropy(outputs, targets, reduction="none") * of_row).mean()
+
     return weighted

@@ -65,8 +65,7 @@ def _key(listing: Listing, size: int) -> str:
     said = hashlib.blake2b(str(size).encode(), digest_size=16)
     for item in listing.items:
         stat = item.path.stat()
-        line = f"{item.file} {stat.st_size} {stat.st_mtime_ns}\n"
-        said.update(line.encode(errors="surrogateescape"))
+        said.update(os.fsencode(f"{item.file} {stat.st_size} {stat.st_mtime_ns}\n"))
     return said.hexdigest()
 
 

@@ -29,18 +29,13 @@ def draw_curves(history: History, path: Path) -> None:
     width = max(1, len(mean) // 50)
     smooth = F.avg_pool1d(mean[None, None], width, 1, ceil_mode=False)[0, 0].tolist()
     curves(axes[0], steps[width - 1 :], {"training": smooth}, title="loss")
-    at = [row["step"] for row in history.validation]
-    held = [row["loss"] for row in history.validation]
+    at, held, accuracy = (
+        [row[name] for row in history.validation] for name in ("step", "loss", "accuracy")
+    )
     axes[0].plot(at, held, "--", color=COLORS[1], label="validation")
     axes[0].legend(frameon=False)
-    accuracy = [row["accuracy"] for row in history.validation]
-    curves(
-        axes[1],
-        at,
-        {"validation": accuracy},
-        title="validation accuracy",
-        ylabel="accuracy",
-    )
+    title = "validation accuracy"
+    curves(axes[1], at, {"validation": accuracy}, title=title, ylabel="accuracy")
     curves(axes[2], steps, {"lr": history.lr}, title="learning rate", ylabel="rate")
     fig.savefig(path, dpi=100)
     plt.close(fig)
@@ -57,15 +52,11 @@ def model_card(
         "random": "drawn at random",
         "group": "whole writers, none of whom also trains",
     }[recipe.split]
-    source, repeat = (
-        data.name,
-        "`dlcourse-train --config recipe.toml --out another-folder`",
-    )
+    source = data.name
+    repeat = "`dlcourse-train --config recipe.toml --out another-folder`"
     if data.name != recipe.data:  # the caller brought images of their own
-        held, repeat = (
-            "chosen by who trained it",
-            "`dlcourse.capstone.running.train` with the same images",
-        )
+        held = "chosen by who trained it"
+        repeat = "`dlcourse.capstone.running.train` with the same images"
     elif data.name in PUBLISHED:
         held = "the published ones"
     elif data.name == "folder":
@@ -75,11 +66,9 @@ def model_card(
             held = f"whole groups ({recipe.groups}), none of which also trains"
         elif how == "given":
             held = "those of the given split"
-    kept = (
-        f"epoch {result.best_epoch}, the best on validation"
-        if result.best_epoch
-        else "the last update"
-    )
+    kept = "the last update"
+    if result.best_epoch:
+        kept = f"epoch {result.best_epoch}, the best on validation"
     search, seen = folder / "tune.csv", f"{len(data.validation)} images"
     if search.exists():
         trials = len(search.read_text(encoding="utf-8").splitlines()) - 1

@@ -14,9 +14,11 @@ import sys
 import warnings
 from pathlib import Path
 
-from dlcourse.capstone.command import print_any_letter
+from dlcourse.capstone.command import fail, print_any_letter
 from dlcourse.capstone.options import read
 from dlcourse.capstone.settings import Problem, Recipe
+
+PROGRAM = "dlcourse-train"
 
 
 def free_folder(recipe: Recipe) -> Path:
@@ -42,20 +44,21 @@ def main(arguments: list[str] | None = None) -> int:
         folder = Path(options.out) if options.out else free_folder(recipe)
         return carry_out(options, recipe, folder)
     except Problem as problem:
-        return fail(str(problem), 2)
+        said, code = str(problem), 2
     except KeyboardInterrupt:
-        if not begun(folder):
-            return fail("stopped before the run began", 130)
-        return fail(f"stopped; go on with: dlcourse-train {again(options, folder)}", 130)
+        said, code = "stopped before the run began", 130
+        if begun(folder):
+            said = f"stopped; go on with: {PROGRAM} {again(options, folder)}"
     except ImportError as error:
-        return fail(f"{error}: run python -m dlcourse.doctor", 2)
+        said, code = f"{error}: run python -m dlcourse.doctor", 2
     except (ValueError, OSError, RuntimeError, MemoryError) as error:
         if os.environ.get("DLCOURSE_DEBUG"):
             raise
         said, goes_on = explain(error)
+        code = 1
         if goes_on and begun(folder):
             said += f", then go on with {again(options, folder)}"
-        return fail(said, 1)
+    return fail(PROGRAM, said, code)
 
 
 def carry_out(options, recipe: Recipe, folder: Path) -> int:
@@ -72,14 +75,12 @@ def carry_out(options, recipe: Recipe, folder: Path) -> int:
         raise Problem("--ablate goes without --pretrained, whose network is given")
     check_machine(recipe, options.log)
     first = int(os.environ.get("RANK", 0)) == 0
-    # before the images are read, which may take a while
-    if first and not options.dry_run:
-        refuse_used(
-            folder, options.resume, "untuned.toml" if options.tune else "recipe.toml"
-        )
+    if first and not options.dry_run:  # before images are read, which may take a while
+        begins = "untuned.toml" if options.tune else "recipe.toml"
+        refuse_used(folder, options.resume, begins)
         check_writable(folder)
     said = warnings.formatwarning
-    warnings.formatwarning = lambda message, *_, **__: f"dlcourse-train: {message}\n"
+    warnings.formatwarning = lambda message, *_, **__: f"{PROGRAM}: {message}\n"
     try:
         data = load_data(recipe, None if options.dry_run else folder)
     finally:
@@ -90,9 +91,8 @@ def carry_out(options, recipe: Recipe, folder: Path) -> int:
         return 0
     if options.ablate:
         print(ablation.ablate(recipe, folder, options.seeds, options.resume))
-        print(
-            f"the table is in {folder / 'ablation.md'}, a picture in ablation.png beside it"
-        )
+        table = folder / "ablation.md"
+        print(f"the table is in {table}, a picture in ablation.png beside it")
         return 0
     if options.tune:
         recipe = studies.tune(recipe, folder, options.tune, options.resume, data)
@@ -102,13 +102,7 @@ def carry_out(options, recipe: Recipe, folder: Path) -> int:
         )
     numbers = run(recipe, folder, options, data)
     if first:
-        print(
-            f"test accuracy {numbers['accuracy']:.4f} [{numbers['low']:.4f}, "
-            f"{numbers['high']:.4f}], nll {numbers['nll']:.4f}, calibration error "
-            f"{numbers['ece']:.4f}, on {numbers['count']} images; see {folder / 'MODEL_CARD.md'}"
-        )
-        print(beside(numbers, data), end="")
-        print(mistakes(folder))
+        print(result(numbers, data, folder))
         if options.compress:
             print(compression.compress(folder, options.compress, data), end="")
             print(f"the smaller models are in {folder / 'compressed'}")
@@ -116,27 +110,27 @@ def carry_out(options, recipe: Recipe, folder: Path) -> int:
     return 0
 
 
-def beside(numbers: dict, data) -> str:
-    """Return what stands beside the accuracy of a folder's images, which may be uneven."""
-    if data.name != "folder":
-        return ""
-    return (
-        f"balanced accuracy {numbers['balanced']:.4f}; naming the most frequent class "
-        f"always: {numbers['majority']:.4f}\n"
-    )
-
-
-def mistakes(folder: Path) -> str:
-    """Return what went wrong on the test images, and how to ask the model about new ones."""
+def result(numbers: dict, data, folder: Path) -> str:
+    """Return what came out, what went wrong, and how to ask the model about new images."""
     from dlcourse.capstone.report import most_confused, read_confusion
 
+    lines = [
+        "test accuracy {accuracy:.4f} [{low:.4f}, {high:.4f}], nll {nll:.4f}, calibration "
+        "error {ece:.4f}, on {count} images; see ".format_map(numbers)
+        + str(folder / "MODEL_CARD.md")
+    ]
+    if data.name == "folder":  # its classes may be uneven
+        lines.append(
+            "balanced accuracy {balanced:.4f}; naming the most frequent class always: "
+            "{majority:.4f}".format_map(numbers)
+        )
     counts, classes = read_confusion(folder / "confusion.csv")
-    wrong = int(counts.sum() - counts.diagonal().sum())
+    mistakes = f"wrong: {int(counts.sum() - counts.trace())}"
     often = "; ".join(most_confused(counts, classes, longest=3))
-    said = f"wrong: {wrong}" + (
-        f", most often {often}; see hardest.png there" if wrong else ""
-    )
-    return f"{said}\nnew images: python -m dlcourse.predict {shlex.quote(str(folder))} IMAGE ..."
+    if often:
+        mistakes += f", most often {often}; see hardest.png there"
+    ask = f"python -m dlcourse.predict {shlex.quote(str(folder))} IMAGE ..."
+    return "\n".join([*lines, mistakes, f"new images: {ask}"])
 
 
 def begun(folder: Path) -> bool:
@@ -157,32 +151,20 @@ def again(options, folder: Path) -> str:
 def explain(error: BaseException) -> tuple[str, bool]:
     """Return one line on what went wrong, and whether the run can go on after it."""
     text = str(error)
-    last = text.strip().splitlines() or [type(error).__name__]
     if getattr(error, "errno", None) == errno.ENOSPC or f"[Errno {errno.ENOSPC}]" in text:
         return "no space left on the disk: free some", True
     if isinstance(error, PermissionError):
         return f"{error.filename or 'a file'} may not be written: mend its rights", True
     if re.search("EADDRINUSE|address already in use", text, re.IGNORECASE):
-        return (
-            "a port is in use: end the other program or set MASTER_PORT to another",
-            True,
-        )
+        said = "a port is in use: end the other program or set MASTER_PORT to another"
+        return said, True
     if re.search("out of memory|allocate memory", text) or isinstance(error, MemoryError):
-        advice = (
-            "start anew with --accumulation-steps 2, a smaller --batch-size or --width"
-        )
-        return f"out of memory: {advice}", False
-    # the last error that a process met, or how it ended
+        smaller = "--accumulation-steps 2, a smaller --batch-size or --width"
+        return f"out of memory: start anew with {smaller}", False
     if type(error).__name__ == "LaunchError":
+        # the last error that a process met, or how it ended
         met = re.findall(
-            r"^[\w.]*?(\w*(?:Error|Problem|Exception)): (.+)", text, re.MULTILINE
+            r"^[\w.]*?(\w*(?:Error|Problem|Exception): .+)", text, re.MULTILINE
         )
-        return (f"{met[-1][0]}: {met[-1][1]}" if met else last[0]), not met
-    return " ".join(text.split()) or last[0], False
-
-
-def fail(message: str, code: int) -> int:
-    """Print one line to stderr, and return the exit code."""
-    if int(os.environ.get("RANK", 0)) == 0:
-        print(f"dlcourse-train: {message}", file=sys.stderr, flush=True)
-    return code
+        return (met[-1], False) if met else (text.strip().splitlines()[0], True)
+    return " ".join(text.split()) or type(error).__name__, False

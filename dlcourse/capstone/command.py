@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -18,8 +19,9 @@ def print_any_letter() -> None:
 
 
 def fail(program: str, message: str, code: int) -> int:
-    """Print one line to stderr, and return the exit code."""
-    print(f"{program}: {message}", file=sys.stderr, flush=True)
+    """Print one line to stderr, from the first process only, and return the exit code."""
+    if int(os.environ.get("RANK", 0)) == 0:
+        print(f"{program}: {message}", file=sys.stderr, flush=True)
     return code
 
 

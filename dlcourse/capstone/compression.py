@@ -20,9 +20,9 @@ from dlcourse.capstone.building import (
     updates,
 )
 from dlcourse.capstone.folder import load_model, save_model
+from dlcourse.capstone.report import with_interval
 from dlcourse.capstone.result import predict
 from dlcourse.capstone.settings import Recipe
-from dlcourse.data_splitting import wilson_interval
 from dlcourse.lab.datasets import ImageData
 from dlcourse.lab.training import fit
 from dlcourse.model_compression import (
@@ -68,10 +68,10 @@ def compress(folder: Path, how: Sequence[str], data: ImageData) -> str:
     before = predict(model, images).argmax(1)
     for name, small in models.items():
         said = predict(small, images).argmax(1)
-        right = int((said == labels).sum())
-        low, high = wilson_interval(right, len(labels))
-        score = f"{right / len(labels):.4f} [{low:.4f}, {high:.4f}]"
-        size = model_size(small) if name != "quantize" else _quantized_size(small)
+        score = with_interval(int((said == labels).sum()), len(labels))
+        size = model_size(small)
+        if name == "quantize":
+            size -= sum(_saved(layer) for layer in _layers(small))
         lines.append(f"| {name} | {size:,} | {score} | {int((said != before).sum())} |")
     text = "\n".join(lines) + "\n"
     (folder / "compressed" / "README.md").write_text(text + BYTES, encoding="utf-8")
@@ -80,16 +80,14 @@ def compress(folder: Path, how: Sequence[str], data: ImageData) -> str:
 
 def _prune(model: nn.Module, recipe: Recipe, data: ImageData) -> tuple[nn.Module, Recipe]:
     model = copy.deepcopy(model)
-    per_epoch, epochs = updates(recipe, len(data.train))
-    steps = max(2, per_epoch * epochs // 3)
-    step = pruning_step(
-        gradual_sparsity(0.8, steps // 2), every=max(1, min(10, steps // 20))
-    )
-    optimizer = build_optimizer(recipe.changed(lr=recipe.lr / 3), model)
+    steps = max(2, math.prod(updates(recipe, len(data.train))) // 3)
+    every = max(1, min(10, steps // 20))
     generator = torch.Generator().manual_seed(recipe.seed + 2)
     fit(
-        model, data, optimizer, steps=steps, batch_size=recipe.batch_size, step=step,
-        loss_fn=loss_function(recipe, data.train.labels), schedule=build_schedule(recipe, steps), seed=recipe.seed,
+        model, data, build_optimizer(recipe.changed(lr=recipe.lr / 3), model), steps=steps,
+        batch_size=recipe.batch_size, loss_fn=loss_function(recipe, data.train.labels),
+        schedule=build_schedule(recipe, steps), seed=recipe.seed,
+        step=pruning_step(gradual_sparsity(0.8, steps // 2), every=every),
         transform=build_transform(recipe, data, generator),
     )  # fmt: skip
     return model, recipe
@@ -100,21 +98,20 @@ def _quantize(
 ) -> tuple[nn.Module, Recipe]:
     """Return a copy whose linear and convolution weights lie on a grid of 8 bits."""
     model = copy.deepcopy(model)
-    for module in model.modules():
-        if isinstance(module, (nn.Linear, nn.Conv2d)):
-            weight = module.weight.detach()
-            scale, zero_point = choose_qparams(weight, 8, axis=0)
-            q = quantize(weight, scale, zero_point, 8, axis=0)
-            module.weight.data = dequantize(q, scale, zero_point, 0)
+    for layer in _layers(model):
+        scale, zero_point = choose_qparams(layer.weight.detach(), 8, axis=0)
+        q = quantize(layer.weight.detach(), scale, zero_point, 8, axis=0)
+        layer.weight.data = dequantize(q, scale, zero_point, 0)
     return model, recipe
 
 
-def _quantized_size(model: nn.Module) -> int:
-    """Return the bytes of a model whose linear and convolution weights take one each."""
-    layers = [m for m in model.modules() if isinstance(m, (nn.Linear, nn.Conv2d))]
-    return model_size(model) - sum(
-        3 * m.weight.numel() - 4 * len(m.weight) for m in layers
-    )
+def _layers(model: nn.Module) -> list[nn.Linear | nn.Conv2d]:
+    return [m for m in model.modules() if isinstance(m, (nn.Linear, nn.Conv2d))]
+
+
+def _saved(layer: nn.Linear | nn.Conv2d) -> int:
+    """Return the bytes saved by one a weight, with a scale of four an output channel."""
+    return 3 * layer.weight.numel() - 4 * len(layer.weight)
 
 
 def _distil(teacher: nn.Module, recipe: Recipe, data: ImageData):
@@ -132,9 +129,8 @@ def _distil(teacher: nn.Module, recipe: Recipe, data: ImageData):
             soft = teacher.to(batch.inputs.device)(batch.inputs)
         # mixup's are probabilities
         hard = batch.targets if batch.targets.ndim == 1 else None
-        loss = distillation_loss(
-            run.model(batch.inputs), soft, hard, temperature=4.0, alpha=0.75
-        )
+        outputs = run.model(batch.inputs)
+        loss = distillation_loss(outputs, soft, hard, temperature=4.0, alpha=0.75)
         run.backward(loss)
         run.optimizer.step()
         return loss.detach()

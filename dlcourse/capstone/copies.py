@@ -38,7 +38,7 @@ class Picture:
     """One image file: where it lies, and what of its pixels is compared.
 
     `file`: below ROOT, with slashes. `split` and `group`: None where there is none.
-    `pixels`: a digest of the decoded pixels. `hash`: float32 (63,) of -1 and 1, or None
+    `pixels`: a digest of the decoded pixels. `hash`: float32 (63,) of -1 and 1, or of 0
     for a flat picture. `small`: float32 (256,), of mean 0 and length 1.
     """
 
@@ -47,7 +47,7 @@ class Picture:
     split: str | None
     group: str | None
     pixels: bytes
-    hash: np.ndarray | None
+    hash: np.ndarray
     small: np.ndarray
 
 
@@ -78,26 +78,30 @@ def digest(image: Image.Image) -> bytes:
     ).digest()
 
 
-def perceptual_hash(image: Image.Image) -> np.ndarray | None:
+def perceptual_hash(image: Image.Image) -> np.ndarray:
     """Return the signs, -1 or 1, of the 63 lowest frequencies of the grey picture (63,).
 
     They say how light and dark are laid out, so size, compression and brightness hardly
-    change them. None for a flat picture, whose signs are noise. Source: the DCT hash of
-    Zauner (2010).
+    change them. A flat picture, whose signs are noise, gets zeros, which are near to
+    none. Source: the DCT hash of Zauner (2010).
     """
     grey = _grey(image, SIDE)
-    if grey.std() < FLAT:
-        return None
     waves = waves_of(SIDE)
-    frequencies = waves @ grey @ waves.T  # (8, 8); the first is the mean
-    return np.where(frequencies.ravel()[1:] > 0, 1, -1).astype(np.float32)
+    frequencies = (waves @ grey @ waves.T).ravel()[1:]  # the first of 8x8 is the mean
+    signs = np.where(frequencies > 0, 1, -1).astype(np.float32)
+    return signs if grey.std() >= FLAT else np.zeros_like(signs)
 
 
 def in_small(image: Image.Image) -> np.ndarray:
     """Return the grey picture of 16x16 with mean 0 and length 1, (256,)."""
-    grey = _grey(image, 16).ravel()
-    grey = grey - grey.mean()
-    return grey / max(float(np.linalg.norm(grey)), 1e-6)
+    return centred(_grey(image, 16))
+
+
+def centred(image: np.ndarray) -> np.ndarray:
+    """Return the pixels in a row, with mean 0 and length 1."""
+    pixels = image.astype(np.float32).ravel()
+    pixels -= pixels.mean()
+    return pixels / max(float(np.linalg.norm(pixels)), 1e-6)
 
 
 def _grey(image: Image.Image, side: int) -> np.ndarray:
@@ -109,12 +113,15 @@ def find_copies(pictures: Sequence[Picture]) -> list[Pair]:
     """Return the pairs that show the same picture, exact ones first.
 
     Exact copies are paired with the first of their kind; near copies are looked for among
-    these first ones.
+    these first ones: their hashes and their small pictures are nearly equal.
     """
     pairs, firsts = exact_pairs(picture.pixels for picture in pictures)
-    places = [place for place in firsts if pictures[place].hash is not None]
-    if len(places) > 1:
-        pairs += _near_pairs(pictures, np.array(places))
+    hashes = np.stack([pictures[place].hash for place in firsts])
+    # of signs, the product counts equal bits less different ones
+    for row, column in _near(hashes, hashes.shape[1] - 2 * NEAR_BITS):
+        one, other = firsts[row], firsts[column]
+        if pictures[one].small @ pictures[other].small >= NEAR_ALIKE:
+            pairs.append(Pair(one, other, "near"))
     return pairs
 
 
@@ -129,16 +136,6 @@ def exact_pairs(digests: Iterable[bytes]) -> tuple[list[Pair], list[int]]:
     return pairs, list(first_with.values())
 
 
-def _near_pairs(pictures: Sequence[Picture], places: np.ndarray) -> Iterator[Pair]:
-    """Yield the pairs among `places` whose hashes and small pictures are nearly equal."""
-    hashes = np.stack([pictures[place].hash for place in places])
-    small = np.stack([pictures[place].small for place in places])
-    # of signs, the product counts equal bits less different ones
-    for row, column in _near(hashes, hashes.shape[1] - 2 * NEAR_BITS):
-        if small[row] @ small[column] >= NEAR_ALIKE:
-            yield Pair(int(places[row]), int(places[column]), "near")
-
-
 def _near(
     rows_of: np.ndarray, least: float, ends: np.ndarray | None = None
 ) -> Iterator[tuple[int, int]]:
@@ -147,7 +144,6 @@ def _near(
     ends: for each row the first that is surely too far away, and so are all after it.
     """
     for start in bar(range(0, len(rows_of), BLOCK), desc="comparing", unit="block"):
-        found = []
         mine = rows_of[start : start + BLOCK]
         end = len(rows_of) if ends is None else int(ends[start + len(mine) - 1])
         for left in range(start, end, 2 * BLOCK):
@@ -155,9 +151,8 @@ def _near(
             near = np.flatnonzero(agree >= least)  # far faster than nonzero of a matrix
             rows, columns = np.divmod(near, agree.shape[1])
             ahead = columns + left > rows + start
-            found.append(np.stack([rows[ahead] + start, columns[ahead] + left], 1))
-        each = np.concatenate(found)
-        yield from map(tuple, each[np.lexsort((each[:, 1], each[:, 0]))].tolist())
+            found = rows[ahead] + start, columns[ahead] + left
+            yield from zip(found[0].tolist(), found[1].tolist(), strict=True)
 
 
 class Together:
@@ -178,21 +173,20 @@ class Together:
         low, high = sorted((self.root(one), self.root(other)))
         self.parent[high] = low
 
-    def join_alike(self, names: Iterable[str | None]) -> None:
-        """Put the places with the same name together; None is no name."""
-        first_of: dict[str, int] = {}
-        for place, name in enumerate(names):
-            if name is not None:
-                self.join(first_of.setdefault(name, place), place)
 
+def firsts_of(pairs: Iterable[Pair], groups: Sequence[str | None]) -> list[int]:
+    """Return for each place the first of those that stay together with it.
 
-def together_by(pairs: Iterable[Pair], groups: Sequence[str | None]) -> Together:
-    """Return which places stay together: copies, and those of the same group."""
+    These are its copies, and where `groups` names one, the places of the same group.
+    """
     together = Together(len(groups))
     for pair in pairs:
         together.join(pair.first, pair.second)
-    together.join_alike(groups)
-    return together
+    first_of: dict[str, int] = {}
+    for place, group in enumerate(groups):
+        if group is not None:
+            together.join(first_of.setdefault(group, place), place)
+    return [together.root(place) for place in range(len(groups))]
 
 
 def units(pictures: Sequence[Picture], pairs: Sequence[Pair]) -> list[str]:
@@ -201,8 +195,8 @@ def units(pictures: Sequence[Picture], pairs: Sequence[Pair]) -> list[str]:
     Copies are one unit, and so are groups; where a copy joins two groups, both are. The
     name is the group's, or the file's, of the first picture of the unit.
     """
-    together = together_by(pairs, [picture.group for picture in pictures])
-    firsts = [pictures[together.root(place)] for place in range(len(pictures))]
+    places = firsts_of(pairs, [picture.group for picture in pictures])
+    firsts = [pictures[place] for place in places]
     return [first.file if first.group is None else first.group for first in firsts]
 
 
@@ -247,7 +241,7 @@ def pairs_of(
     for one, other in _near_waves(waves, places):
         if together.root(one) == together.root(other):
             continue
-        first, second = (_centred(image) for image in take([one, other]))
+        first, second = (centred(image) for image in take([one, other]))
         if first @ second >= SEEN_ALIKE:
             together.join(one, other)
             pairs.append(Pair(one, other, "near"))
@@ -270,10 +264,3 @@ def _near_waves(waves: np.ndarray, places: np.ndarray) -> Iterator[tuple[int, in
     for row, column in _near(waves[places], NEAR_ALIKE, ends):
         one, other = sorted((int(places[row]), int(places[column])))
         yield one, other
-
-
-def _centred(image: np.ndarray) -> np.ndarray:
-    """Return the pixels with mean 0 and length 1."""
-    pixels = image.astype(np.float32).ravel()
-    pixels -= pixels.mean()
-    return pixels / max(float(np.linalg.norm(pixels)), 1e-6)

@@ -28,19 +28,14 @@ def load_data(recipe: Recipe, beside: Path | None = None) -> ImageData:
 
     beside: the folder of the run, for the pixels of a folder that memory shall not hold.
     """
-    elsewhere = recipe.split != "stratified"
+    settings = recipe.model_dump(include={"root", "size", "validation", "test", "seed"})
     try:
         if recipe.data == "folder":
-            data = for_network(load_own(recipe, beside), recipe)
-            check_data(data, recipe)
-            return data
-        data = load(
-            recipe.data, recipe.root, size=recipe.size, validation=recipe.validation,
-            test=recipe.test, seed=recipe.seed,
-            train_limit=None if elsewhere else recipe.train_limit, normalize=not elsewhere,
-        )  # fmt: skip
-        if elsewhere:
-            data = _cut_elsewhere(data, recipe)
+            data = load_own(recipe, beside)
+        elif recipe.split == "stratified":
+            data = load(recipe.data, **settings, train_limit=recipe.train_limit)
+        else:
+            data = cut_elsewhere(load(recipe.data, **settings, normalize=False), recipe)
     except (ValueError, OSError) as error:
         said = " ".join(str(error).split())
         for there, here in AS_OPTIONS.items():
@@ -67,20 +62,16 @@ def for_network(data: ImageData, recipe: Recipe) -> ImageData:
     return replace(data, mean=mean, std=std, **parts)
 
 
-def _cut_elsewhere(data: ImageData, recipe: Recipe) -> ImageData:
+def cut_elsewhere(data: ImageData, recipe: Recipe) -> ImageData:
+    """Return the images split at random, or by their groups."""
     parts = (data.train, data.validation, data.test)
-    groups = (
-        torch.cat([part.groups for part in parts if part.groups is not None])
-        if recipe.split == "group"
-        else None
-    )
-    train, *held = train_val_test_split(
-        sum(map(len, parts)),
-        recipe.validation,
-        recipe.test,
-        groups=groups,
-        seed=recipe.seed,
-    )
+    groups = None
+    if recipe.split == "group":
+        known = [part.groups for part in parts if part.groups is not None]
+        groups = torch.cat(known)
+    shares = recipe.validation, recipe.test
+    count = sum(map(len, parts))
+    train, *held = train_val_test_split(count, *shares, groups=groups, seed=recipe.seed)
     limit = recipe.train_limit or len(train)
     if limit > len(train):
         raise Problem(
@@ -91,22 +82,25 @@ def _cut_elsewhere(data: ImageData, recipe: Recipe) -> ImageData:
 
 def check_data(data: ImageData, recipe: Recipe) -> None:
     """Raise Problem for images that would waste a run: NaN, wrong labels, too few."""
-    for name in ("train", "validation", "test"):
+    for name in PARTS:
         part = getattr(data, name)
         if len(part) == 0:
             raise Problem(
                 f"there are no {name} images: hold out another share, or add images"
             )
-        if isinstance(part.images, Tensor) and not part.images.isfinite().all():
-            bad = int((~part.images.flatten(1).isfinite().all(1)).sum())
-            raise Problem(
-                f"{bad} {name} images hold NaN or infinity: mend or remove them"
-            )
+        if isinstance(part.images, Tensor):
+            finite = part.images.flatten(1).isfinite().all(1)
+            bad = len(finite) - int(finite.sum())
+            if bad:
+                raise Problem(
+                    f"{bad} {name} images hold NaN or infinity: mend or remove them"
+                )
         low, high = int(part.labels.min()), int(part.labels.max())
         if low < 0 or high >= data.num_classes:
+            count = data.num_classes
             raise Problem(
-                f"{name} labels run from {low} to {high}, but {data.num_classes} classes are "
-                f"numbered 0 to {data.num_classes - 1}: renumber them"
+                f"{name} labels run from {low} to {high}, but {count} classes are "
+                f"numbered 0 to {count - 1}: renumber them"
             )
     if data.num_classes < 2 or len(data.train.labels.unique()) < 2:
         raise Problem("the training images show one class only: add images of another")
@@ -116,8 +110,9 @@ def check_data(data: ImageData, recipe: Recipe) -> None:
         raise Problem(
             f"no training image of class {names}: add some, or remove the class"
         )
-    if len(data.train) < recipe.batch_size:
+    count = len(data.train)
+    if count < recipe.batch_size:
         raise Problem(
-            f"{len(data.train)} training images are fewer than batch_size={recipe.batch_size}: "
-            f"use --batch-size {max(1, len(data.train) // 4)}"
+            f"{count} training images are fewer than batch_size={recipe.batch_size}: use "
+            f"--batch-size {max(1, count // 4)}"
         )

@@ -47,11 +47,10 @@ def refuse_used(folder: Path, resume: bool, name: str = "recipe.toml") -> None:
             raise Problem(
                 f"{folder} holds a run: continue it with --resume, or choose another --out"
             )
-    elif folder.is_dir():
-        if not all(
-            re.fullmatch(rf"{SEARCH}|{PART}", path.name) for path in folder.iterdir()
-        ):
-            raise Problem(f"{folder} holds other files: choose a new folder with --out")
+        return
+    there = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    if not all(re.fullmatch(rf"{SEARCH}|{PART}", name) for name in there):
+        raise Problem(f"{folder} holds other files: choose a new folder with --out")
 
 
 def check_writable(folder: Path) -> None:
@@ -79,18 +78,17 @@ def open_folder(
     """
     check_writable(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    refuse_used(folder, resume, name)
     stored = folder / name
     begun = stored.exists()
-    refuse_used(folder, resume, name)
     if begun:
         before = Recipe.from_toml(stored.read_text(encoding="utf-8"), str(stored))
         old, new = before.model_dump(), recipe.model_dump()
-        other = [name for name in new if old[name] != new[name]]
-        if other:
-            changes = ", ".join(f"{name} was {old[name]!r}" for name in other)
+        changes = [f"{key} was {old[key]!r}" for key in new if old[key] != new[key]]
+        if changes:
             raise Problem(
-                f"{folder} holds a run of another recipe ({changes}): leave such options out to "
-                f"go on with it, or choose another --out"
+                f"{folder} holds a run of another recipe ({', '.join(changes)}): leave such "
+                "options out to go on with it, or choose another --out"
             )
     for path in folder.rglob("*"):
         if re.fullmatch(PART, path.name):
@@ -102,10 +100,8 @@ def open_folder(
 
 def save_model(model: nn.Module, path: Path, facts: Mapping) -> None:
     """Write weights and buffers to a safetensors file, with `facts` in its header."""
-    state = {
-        name: tensor.detach().cpu().contiguous()
-        for name, tensor in model.state_dict().items()
-    }
+    state = model.state_dict()
+    state = {name: tensor.cpu().contiguous() for name, tensor in state.items()}
     with replacing(path) as file:
         # one entry: their order varies
         file.write(save(state, {"dlcourse": json.dumps(facts)}))
@@ -139,9 +135,8 @@ def load_model(folder: str | os.PathLike[str]) -> tuple[nn.Module, dict]:
         )
     try:
         recipe = Recipe.from_values(facts["recipe"], "its recipe")
-        model = build_model(
-            recipe, facts["channels"], facts["size"], len(facts["classes"])
-        )
+        classes = len(facts["classes"])
+        model = build_model(recipe, facts["channels"], facts["size"], classes)
         model.load_state_dict(state)
     except (Problem, KeyError, TypeError, RuntimeError) as error:
         why = str(error).strip().splitlines()[0]
@@ -166,9 +161,8 @@ def leave(folder: Path, recipe: Recipe, data: ImageData, result: Result) -> None
         writer.writeheader()
         writer.writerows(result.history.validation)
     for name, values in (("versions", versions()), ("result", result.numbers())):
-        (folder / f"{name}.json").write_text(
-            json.dumps(values, indent=2) + "\n", encoding="utf-8"
-        )
+        text = json.dumps(values, indent=2) + "\n"
+        (folder / f"{name}.json").write_text(text, encoding="utf-8")
     draw_curves(result.history, folder / "curves.png")
     counts = leave_report(folder, data, result)
     card = model_card(folder, recipe, data, result, counts)

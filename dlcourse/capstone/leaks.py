@@ -59,32 +59,30 @@ def read_pictures(
     tops = {file.relative_to(root).parts[0] for file in files}
     in_folders = all(top.lower() in SPLITS for top in tops)
     depth = 1 if in_folders else 0  # where the class stands in the path
+    layout = f"ROOT/{'<split>/' * depth}<class>/<image>"
     pictures, unreadable = [], []
-    for path in bar(files, desc="reading", unit="image"):
-        file = path.relative_to(root)
-        name = file.as_posix()
-        if len(file.parts) < depth + 2:
+    for path, name in zip(bar(files, desc="reading", unit="image"), names, strict=True):
+        parts = path.relative_to(root).parts
+        if len(parts) < depth + 2:
             raise Problem(
-                f"{name} lies in no class folder: lay the images out as "
-                f"{'ROOT/<split>/<class>/<image>' if depth else 'ROOT/<class>/<image>'}"
+                f"{name} lies in no class folder: lay the images out as {layout}"
             )
         try:
             image = decode(path)
         except Exception as error:  # a decoder may raise anything on a damaged file
             unreadable.append(f"{name} cannot be read as an image ({reason(error)})")
             continue
-        by_folder = SPLITS[file.parts[0].lower()] if in_folders else None
-        pictures.append(
-            Picture(
-                name,
-                file.parts[depth],
-                split_of.get(name, by_folder),
-                group_of.get(name),
-                digest(image),
-                perceptual_hash(image),
-                in_small(image),
-            )
+        by_folder = SPLITS[parts[0].lower()] if in_folders else None
+        picture = Picture(
+            file=name,
+            label=parts[depth],
+            split=split_of.get(name, by_folder),
+            group=group_of.get(name),
+            pixels=digest(image),
+            hash=perceptual_hash(image),
+            small=in_small(image),
         )
+        pictures.append(picture)
     if not pictures:
         raise Problem(f"no image in {root} can be read: {unreadable[0]}")
     return pictures, unreadable
@@ -158,9 +156,8 @@ def report(pictures: Sequence[Picture], pairs: Sequence[Pair]) -> Report:
         if picture.group is not None:
             splits_of.setdefault(picture.group, set()).add(picture.split)
     torn = [name for name, found in splits_of.items() if len(found) > 1]
-    across += [
-        f"group {name} in {', '.join(sorted(map(str, splits_of[name])))}" for name in torn
-    ]
+    for name in torn:
+        across.append(f"group {name} in {', '.join(sorted(map(str, splits_of[name])))}")
 
     exact = len({pair.second for pair in pairs if pair.kind == "exact"})
     near = len({pair.second for pair in pairs if pair.kind == "near"})
@@ -183,25 +180,16 @@ def _count(number: int, one: str, many: str = "") -> str:
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     """Return the options of the command line; leave with 2 where they are wrong."""
-    parser = argparse.ArgumentParser(
-        prog=PROGRAM,
-        description="Find copies and torn groups in a folder of images, and split it "
-        "without.",
-        allow_abbrev=False,
-    )
+    about = "Find copies and torn groups in a folder of images, and split it without."
+    parser = argparse.ArgumentParser(prog=PROGRAM, description=about, allow_abbrev=False)
     add = parser.add_argument
-    add(
-        "root",
-        metavar="ROOT",
-        type=Path,
-        help="ROOT/<class>/... or ROOT/<split>/<class>/...",
+    layout = "ROOT/<class>/... or ROOT/<split>/<class>/..."
+    add("root", metavar="ROOT", type=Path, help=layout)
+    how = (
+        "what names a group: a folder level below ROOT (2), a regular expression on the "
+        "file's name ('^([^_]+)_'), or a CSV (file, group)"
     )
-    add(
-        "--groups",
-        metavar="HOW",
-        help="what names a group: a folder level below ROOT (2), a regular expression on "
-        "the file's name ('^([^_]+)_'), or a CSV (file, group)",
-    )
+    add("--groups", metavar="HOW", help=how)
     add("--split", type=Path, metavar="CSV", help="judge this split (file, split)")
     add("--csv", type=Path, metavar="FILE", help="write a split without leaks to FILE")
     for name in ("validation", "test"):
@@ -225,10 +213,8 @@ def look(options: argparse.Namespace) -> int:
     pairs = find_copies(pictures)
     found = report(pictures, pairs)
     print(found.summary)
-    for title, items in (
-        ("two classes", found.two_classes),
-        ("across splits", found.across),
-    ):
+    named = {"two classes": found.two_classes, "across splits": found.across}
+    for title, items in named.items():
         for item in items[:SHOWN]:
             print(f"  {title}: {item}")
         if len(items) > SHOWN:

@@ -82,33 +82,24 @@ def parser(stored: Mapping[str, Any] | None = None) -> OneLine:
 
     `stored`: values that stand in place of the defaults.
     """
+    sets = "|".join(choices("data"))
     command = OneLine(
         prog="dlcourse-train",
-        usage="dlcourse-train [--data digits|mnist_5k|mnist|fashion_mnist|cifar10|folder PATH] [options]",
+        usage=f"dlcourse-train [--data {sets} PATH] [options]",
         formatter_class=OneScreen,
         allow_abbrev=False,
         add_help=False,
     )
     add = command.add_argument_group("run").add_argument
     add("-h", "--help", action="help", help="show this list and stop")
-    add(
-        "--data",
-        nargs="+",
-        metavar="DATA",
-        default="digits",
-        help="images to learn to name; the digits take seconds",
-    )
+    images = "images to learn to name; the digits take seconds"
+    add("--data", nargs="+", metavar="DATA", default="digits", help=images)
     add("--config", metavar="FILE", help="read settings from TOML; options go first")
     add("--out", metavar="DIR", help="the run's folder (runs/DATA, then runs/DATA-2 ...)")
     add("--resume", action="store_true", help="go on with the run in --out")
     add("--dry_run", action="store_true", help="print the plan and stop")
-    add(
-        "--log",
-        nargs="+",
-        metavar="TRACKER",
-        default=[],
-        help="write to csv, tensorboard, ...",
-    )
+    trackers = "write to csv, tensorboard, ..."
+    add("--log", nargs="+", metavar="TRACKER", default=[], help=trackers)
     add("--tune", type=int, metavar="N", help="search N settings first, by validation")
     add("--compress", nargs="+", metavar="HOW", help="smaller: prune, quantize, distil")
     add("--ablate", action="store_true", help="what each technique contributes")
@@ -118,8 +109,8 @@ def parser(stored: Mapping[str, Any] | None = None) -> OneLine:
     groups = command.groups or {}
     for group in GROUPS:  # jsonargparse reads docstrings only where docstring-parser is
         groups[group.__name__].title = group.__doc__
-    add = groups["Data"].add_argument
-    add("--skip_corrupt", action="store_true", help="leave unreadable images out")
+    without = "leave unreadable images out"
+    groups["Data"].add_argument("--skip_corrupt", action="store_true", help=without)
     if stored:
         command.set_defaults(dict(stored))
     return command
@@ -170,15 +161,12 @@ def absolute(recipe: Recipe) -> dict[str, str]:
 
 def chosen_data(name: str, *path: str) -> dict[str, str]:
     """Return the settings for the words after --data: a name, or folder and a path."""
-    names = choices("data")
-    if name not in names and Path(name).is_dir():
-        raise Problem(
-            f"--data {name}: write --data folder {name}, with one folder a class"
-        )
+    if name not in choices("data") and Path(name).is_dir():
+        advice = f"write --data folder {name}, with one folder a class"
+        raise Problem(f"--data {name}: {advice}")
     if len(path) > 1 or (path and name != "folder"):
-        raise Problem(
-            f"--data {name} {' '.join(path)}: only folder takes one path after it"
-        )
+        words = " ".join([name, *path])
+        raise Problem(f"--data {words}: only folder takes one path after it")
     return {"data": name, "root": path[0]} if path else {"data": name}
 
 
@@ -186,13 +174,13 @@ def stored_settings(options: Namespace) -> dict[str, Any]:
     """Return the settings of --config, or of the run that --resume goes on with."""
     stored = options.config
     if stored is None and options.resume:
-        untuned = Path(options.out) / "untuned.toml"
-        stored = Path(options.out) / "recipe.toml"
+        folder = Path(options.out)
+        untuned, stored = folder / "untuned.toml", folder / "recipe.toml"
         if untuned.exists() and (options.tune or not stored.exists()):
             stored = untuned
         if not stored.exists():
             raise Problem(
-                f"{options.out} holds no run to resume: leave --resume out to start one"
+                f"{folder} holds no run to resume: leave --resume out to start one"
             )
     if stored is None:
         return {}

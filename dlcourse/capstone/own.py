@@ -81,10 +81,11 @@ def load_own(recipe: Recipe, beside: Path | None = None) -> OwnImages:
         for rows in parts
     )
     how = "group" if recipe.groups else recipe.split
+    if any(item.split for item in items):
+        how = "given"
     return OwnImages(
         "folder", train, validation, test, listing.classes, mean, std,
-        notes=tuple(notes), table=tuple(sorted(table)),
-        how="given" if any(item.split for item in items) else how,
+        notes=tuple(notes), table=tuple(sorted(table)), how=how,
     )  # fmt: skip
 
 
@@ -94,12 +95,3 @@ def find(recipe: Recipe) -> Listing:
     if recipe.labels:
         return list_labels(root, Path(recipe.labels))
     return list_folder(root, nested=recipe.groups is not None)
-
-
-def need(data: OwnImages) -> str:
-    """Return where the images of a run lie, and how much memory they take."""
-    stored, size = data.stored, data.size**2 * data.channels
-    count = stored.shape[0] * size * (4 if "float32" in str(stored.dtype) else 1)
-    if isinstance(stored, OnDisk):
-        return f"from a file beside the run, {count / 1e6:,.1f} MB"
-    return f"in memory, {count / 1e6:,.1f} MB"

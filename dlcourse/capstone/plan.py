@@ -8,10 +8,11 @@ import torch
 
 from dlcourse.capstone.ablation import FACTORS, arms
 from dlcourse.capstone.building import build_model, updates
-from dlcourse.capstone.own import OwnImages, need
+from dlcourse.capstone.own import OwnImages
 from dlcourse.capstone.running import on_gpus
 from dlcourse.capstone.settings import Recipe
 from dlcourse.lab.datasets import ImageData
+from dlcourse.lab.pixels import OnDisk
 
 
 def plan(recipe: Recipe, data: ImageData, folder: Path, options) -> list[str]:
@@ -26,14 +27,14 @@ def plan(recipe: Recipe, data: ImageData, folder: Path, options) -> list[str]:
     device = torch.cuda.get_device_name() if on_gpus(recipe) else "CPU"
     stop = f"after {recipe.patience} epochs without gain" if recipe.patience else "off"
     held = f"{len(data.train)} train, {len(data.validation)} validation, {len(data.test)} test"
-    penalty = f"weight decay {recipe.weight_decay:g}, label smoothing {recipe.label_smoothing:g}"
+    penalty = (
+        f"weight decay {recipe.weight_decay:g}, label smoothing "
+        f"{recipe.label_smoothing:g}, dropout {recipe.dropout:g}"
+    )
     rows = [
         ("data splitting", f"{getattr(data, 'how', recipe.split)}: {held}"),
         ("tuning", f"{options.tune} trials" if options.tune else "none (--tune N)"),
-        (
-            "regularization",
-            f"{penalty}, dropout {recipe.dropout:g}, early stopping {stop}",
-        ),
+        ("regularization", f"{penalty}, early stopping {stop}"),
         ("gradient clipping", f"norm {recipe.max_norm:g}"),
         ("initialization", recipe.init),
         ("activation", recipe.activation),
@@ -60,7 +61,12 @@ def plan(recipe: Recipe, data: ImageData, folder: Path, options) -> list[str]:
 
 def loading(recipe: Recipe, data: ImageData) -> str:
     """Return how images reach the network, and what memory they take."""
+    workers = f"{recipe.workers} workers" if recipe.workers else ""
     if not isinstance(data, OwnImages):
-        return f"{recipe.workers} workers" if recipe.workers else "in memory"
-    by = f"{recipe.workers} workers, " if recipe.workers else ""
-    return by + need(data)
+        return workers or "in memory"
+    stored = data.stored
+    count = stored.shape[0] * data.size**2 * data.channels
+    size = count * (4 if "float32" in str(stored.dtype) else 1) / 1e6
+    on_disk = isinstance(stored, OnDisk)
+    place = "from a file beside the run" if on_disk else "in memory"
+    return ", ".join(filter(None, [workers, place, f"{size:,.1f} MB"]))

@@ -24,16 +24,17 @@ from dlcourse.capstone.report import (
     by_class,
     confusion_matrix,
     most_confused,
+    with_interval,
     write_predictions,
 )
 from dlcourse.capstone.result import predict
 from dlcourse.capstone.settings import Problem
-from dlcourse.data_splitting import wilson_interval
 from dlcourse.lab.datasets import read_image
 from dlcourse.lab.images import below, is_image, reason
 
 PROGRAM = "python -m dlcourse.predict"
 BATCH = 256  # images in memory at a time
+GREY = (0.299, 0.587, 0.114)  # of red, green and blue: ITU-R 601, as Pillow's "L"
 
 
 @dataclass(frozen=True)
@@ -71,24 +72,35 @@ class Classifier:
 
         Raises Problem for a path that is not there, and for a file that is no image.
         """
-        files, pixels = find_images(images), []
-        for file in files:
-            try:
-                pixels.append(self.read(file))
-            except Exception as error:  # a decoder may raise anything on a damaged file
-                said = f"{file} cannot be read as an image ({reason(error)})"
-                raise Problem(said) from error
-        shares = self.probabilities(torch.stack(pixels)) if pixels else []
-        return [self.answer(file, row) for file, row in zip(files, shares, strict=True)]
+        answers = []
+        for file, found in self.look(find_images(images)):
+            if isinstance(found, str):
+                raise Problem(unreadable(file, found))
+            answers.append(self.answer(file, found))
+        return answers
+
+    def look(self, files: Sequence[Path]) -> Iterator[tuple[Path, Tensor | str]]:
+        """Yield each file with its probabilities (classes,), or why it cannot be read."""
+        for start in range(0, len(files), BATCH):
+            some = files[start : start + BATCH]
+            read = [self._pixels_or_why(file) for file in some]
+            pixels = [image for image in read if not isinstance(image, str)]
+            shares = iter(self.probabilities(torch.stack(pixels)) if pixels else ())
+            for file, image in zip(some, read, strict=True):
+                yield file, image if isinstance(image, str) else next(shares)
+
+    def _pixels_or_why(self, file: Path) -> Tensor | str:
+        try:
+            return self.read(file)
+        except Exception as error:  # a decoder may raise anything on a damaged file
+            return reason(error)
 
     def read(self, file: str | os.PathLike[str]) -> Tensor:
         """Return one file as float32 (channels, size, size) in [0, 1], as in training."""
         pixels = read_image(file, self.size)
-        # the weights of ITU-R 601, as Pillow's "L"
         if self.channels == 1 and len(pixels) == 3:
-            pixels = (pixels * torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1)).sum(0)[
-                None
-            ]
+            weights = torch.tensor(GREY).view(3, 1, 1)
+            pixels = (pixels * weights).sum(0, keepdim=True)
         return pixels.expand(self.channels, -1, -1)
 
     def probabilities(self, pixels: Tensor) -> Tensor:
@@ -100,11 +112,8 @@ class Classifier:
         if pixels.ndim != 4 or pixels.shape[1:] != shape:
             raise ValueError(f"give pixels (n, {', '.join(map(str, shape))}), not "
                              f"{tuple(pixels.shape)}")  # fmt: skip
-        rounding = 0.01  # resizing overshoots a little
-        if (
-            not pixels.is_floating_point()
-            or not ((pixels - 0.5).abs() <= 0.5 + rounding).all()
-        ):
+        in_range = ((pixels - 0.5).abs() <= 0.51).all()  # resizing overshoots a little
+        if not pixels.is_floating_point() or not in_range:
             raise ValueError(
                 "give pixels as floats from 0 to 1: divide 8-bit ones by 255"
             )
@@ -138,42 +147,27 @@ def find_images(paths: Sequence[str | os.PathLike[str]]) -> list[Path]:
     return files
 
 
-def look(
-    classify: Classifier, files: Sequence[Path]
-) -> Iterator[tuple[Path, Tensor | str]]:
-    """Yield each file with its probabilities (classes,), or why it cannot be read."""
-    for start in range(0, len(files), BATCH):
-        read: dict[Path, Tensor | str] = {}
-        for file in files[start : start + BATCH]:
-            try:
-                read[file] = classify.read(file)
-            except Exception as error:  # a decoder may raise anything on a damaged file
-                read[file] = reason(error)
-        pixels = [image for image in read.values() if not isinstance(image, str)]
-        shares = iter(classify.probabilities(torch.stack(pixels)) if pixels else ())
-        for file, image in read.items():
-            yield file, image if isinstance(image, str) else next(shares)
+def unreadable(file: Path, why: str) -> str:
+    """Return what to say of a file that is no image."""
+    return f"{file} cannot be read as an image ({why})"
 
 
-def line(
-    name: str, shares: Tensor, classes: Sequence[str], true: str | None, top: int
-) -> str:
+def line(answer: Answer, true: str | None, top: int) -> str:
     """Return one line: the file, its most probable classes, and "wrong" where known."""
-    best = shares.argsort(descending=True, stable=True)[:top].tolist()
-    said = ", ".join(f"{classes[k]} {shares[k]:.3f}" for k in best)
-    wrong = f"   wrong: {true}" if true not in (None, classes[best[0]]) else ""
-    return f"{name}   {said}{wrong}"
+    best = list(answer.probabilities.items())[:top]
+    said = ", ".join(f"{name} {share:.3f}" for name, share in best)
+    wrong = f"   wrong: {true}" if true not in (None, answer.label) else ""
+    return f"{answer.file}   {said}{wrong}"
 
 
 def verdict(true: Tensor, shares: Tensor, classes: Sequence[str]) -> str:
     """Return accuracy with interval, the mistakes and the table of known classes."""
     said = shares.argmax(1)
-    right, count = int((said == true).sum()), len(true)
-    low, high = wilson_interval(right, count)
+    accuracy = with_interval(int((said == true).sum()), len(true))
     counts = confusion_matrix(true, said, len(classes))
     mistakes = "; ".join(most_confused(counts, classes)) or "none"
     return (
-        f"accuracy {right / count:.4f} [{low:.4f}, {high:.4f}] on {count} images\n"
+        f"accuracy {accuracy} on {len(true)} images\n"
         f"most frequent mistakes: {mistakes}\n\n{by_class(counts, classes)}"
     )
 
@@ -185,20 +179,12 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         description="Ask a trained model about new images.",
         allow_abbrev=False,
     )
-    parser.add_argument("run", metavar="RUN", help="the folder that dlcourse-train left")
-    parser.add_argument(
-        "image", nargs="+", metavar="IMAGE", help="image files, or folders of them"
-    )
-    parser.add_argument(
-        "--top",
-        type=int,
-        default=3,
-        metavar="N",
-        help="classes to print for an image (3)",
-    )
-    parser.add_argument(
-        "--csv", type=Path, metavar="FILE", help="write all probabilities to FILE"
-    )
+    add = parser.add_argument
+    add("run", metavar="RUN", help="the folder that dlcourse-train left")
+    add("image", nargs="+", metavar="IMAGE", help="image files, or folders of them")
+    top = "classes to print for an image (3)"
+    add("--top", type=int, default=3, metavar="N", help=top)
+    add("--csv", type=Path, metavar="FILE", help="write all probabilities to FILE")
     return parser.parse_args(arguments)
 
 
@@ -214,25 +200,25 @@ def answer(options: argparse.Namespace) -> int:
         raise Problem(f"--top {options.top}: give at least 1")
     check_csv(options.csv)
     classify = Classifier(options.run)
-    number = {name: k for k, name in enumerate(classify.classes)}
+    classes = list(classify.classes)
     files = find_images(options.image)
     class_of = {file: Path(os.path.abspath(file)).parent.name for file in files}
-    known = all(name in number for name in class_of.values())
-    names, shares, bad = [], [], 0
-    for file, found in look(classify, files):
-        if isinstance(found, str):
-            bad = fail(PROGRAM, f"{file} cannot be read as an image ({found})", 1)
+    known = set(class_of.values()) <= set(classes)
+    names, found, bad = [], [], 0
+    for file, shares in classify.look(files):
+        if isinstance(shares, str):
+            bad = fail(PROGRAM, unreadable(file, shares), 1)
             continue
         true = class_of[file] if known else None
-        print(line(str(file), found, classify.classes, true, options.top), flush=True)
+        print(line(classify.answer(file, shares), true, options.top), flush=True)
         names.append(file)
-        shares.append(found)
+        found.append(shares)
     if not names:
         return bad
-    true = torch.tensor([number[class_of[name]] for name in names]) if known else None
-    if true is not None:
-        print(f"\n{verdict(true, torch.stack(shares), classify.classes)}")
+    shares, labels = torch.stack(found), None
+    if known:
+        labels = torch.tensor([classes.index(class_of[name]) for name in names])
+        print(f"\n{verdict(labels, shares, classes)}")
     if options.csv:
-        shown = [str(name) for name in names]
-        write_predictions(options.csv, shown, torch.stack(shares), classify.classes, true)
+        write_predictions(options.csv, list(map(str, names)), shares, classes, labels)
     return bad

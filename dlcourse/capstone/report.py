@@ -1,12 +1,13 @@
 """What a classifier gets right and wrong: class by class, and image by image.
 
-`running` writes these beside the weights, for the test images; `predict` prints them for new images that stand in one folder for each class.
+`folder` writes these beside the weights, for the test images; `predict` prints them for
+new images that stand in one folder for each class.
 """
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,21 +24,22 @@ HARDEST = 12  # images in the picture of the hardest
 def confusion_matrix(true: Tensor, predicted: Tensor, classes: int) -> Tensor:
     """Return int64 (classes, classes): images of a class (row) that got a name (column).
 
-    Labels are int64 (n,), from 0 to classes - 1; raises ValueError for others.
-    Invariants: a row sums to the images of its class, the diagonal to those that are
-    right.
+    Labels are int64 (n,), from 0 to classes - 1. Invariants: a row sums to the images of
+    its class, the diagonal to those that are right.
     """
-    if true.shape != predicted.shape or true.ndim != 1:
-        raise ValueError(f"give two rows of labels of one length, not {(*true.shape,)} and "
-                         f"{(*predicted.shape,)}")  # fmt: skip
-    for labels in (true, predicted):
-        if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
-            raise ValueError(
-                f"labels must lie between 0 and {classes - 1}: renumber them"
-            )
-    return torch.bincount(true * classes + predicted, minlength=classes**2).view(
-        classes, classes
-    )
+    pairs = torch.bincount(true * classes + predicted, minlength=classes**2)
+    return pairs.view(classes, classes)
+
+
+def with_interval(right: int, count: int, digits: int = 4) -> str:
+    """Return a share with its 95 % interval.
+
+    >>> with_interval(9, 10)
+    '0.9000 [0.5958, 0.9821]'
+    """
+    shares = (right / count, *wilson_interval(right, count))
+    share, low, high = (f"{value:.{digits}f}" for value in shares)
+    return f"{share} [{low}, {high}]"
 
 
 def by_class(counts: Tensor, classes: Sequence[str]) -> str:
@@ -55,8 +57,7 @@ def by_class(counts: Tensor, classes: Sequence[str]) -> str:
         shown = sorted(worst[:SHOWN_CLASSES])
     lines = ["| class | images | recall | precision |", "| --- | --- | --- | --- |"]
     for k in shown:
-        low, high = wilson_interval(int(right[k]), int(images[k]))
-        recall = f"{right[k] / images[k]:.3f} [{low:.3f}, {high:.3f}]"
+        recall = with_interval(int(right[k]), int(images[k]), digits=3)
         precision = f"{right[k] / named[k]:.3f}" if named[k] else "never named"
         name = classes[k].replace("|", r"\|")
         lines.append(f"| {name} | {int(images[k])} | {recall} | {precision} |")
@@ -77,23 +78,27 @@ def most_confused(counts: Tensor, classes: Sequence[str], longest: int = 5) -> l
     ]
 
 
-def write_confusion(path: Path, counts: Tensor, classes: Sequence[str]) -> None:
-    """Write the matrix as CSV: a row for each true class, a column for each name given."""
+def write_table(path: Path, head: Sequence, rows: Iterable[Sequence]) -> None:
+    """Write a CSV; names of files and classes may be in any letters."""
     with open(path, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["true", *(f"named {name}" for name in classes)])
-        writer.writerows(
-            [name, *row] for name, row in zip(classes, counts.tolist(), strict=True)
-        )
+        writer.writerow(head)
+        writer.writerows(rows)
+
+
+def write_confusion(path: Path, counts: Tensor, classes: Sequence[str]) -> None:
+    """Write the matrix as CSV: a row for each true class, a column for each name given."""
+    head = ["true", *(f"named {name}" for name in classes)]
+    rows = zip(classes, counts.tolist(), strict=True)
+    write_table(path, head, ([name, *row] for name, row in rows))
 
 
 def read_confusion(path: Path) -> tuple[Tensor, list[str]]:
     """Return (counts, classes) of a matrix that `write_confusion` wrote."""
     with open(path, newline="", encoding="utf-8", errors="surrogateescape") as file:
         _, *rows = csv.reader(file)
-    return torch.tensor([[int(n) for n in row[1:]] for row in rows]), [
-        row[0] for row in rows
-    ]
+    counts = [list(map(int, row[1:])) for row in rows]
+    return torch.tensor(counts), [row[0] for row in rows]
 
 
 def write_predictions(
@@ -108,16 +113,17 @@ def write_predictions(
     With `true` (n,) also the true class and its probability. Four digits.
     """
     head = ["image", "predicted", "probability"]
-    head += ["true", "probability_of_true"] if true is not None else []
-    top, said = probabilities.max(1)
-    with open(path, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow([*head, *(f"p({name})" for name in classes)])
-        for row, name in enumerate(names):
-            cells = [name, classes[int(said[row])], f"{top[row]:.4f}"]
-            if true is not None:
-                cells += [classes[int(true[row])], f"{probabilities[row, true[row]]:.4f}"]
-            writer.writerow([*cells, *(f"{p:.4f}" for p in probabilities[row].tolist())])
+    if true is not None:
+        head += ["true", "probability_of_true"]
+
+    def rows() -> Iterator[list[str]]:
+        for place, (name, shares) in enumerate(zip(names, probabilities, strict=True)):
+            cells = [name]
+            for label in [shares.argmax()] + ([] if true is None else [true[place]]):
+                cells += [classes[int(label)], f"{shares[label]:.4f}"]
+            yield cells + [f"{share:.4f}" for share in shares.tolist()]
+
+    write_table(path, [*head, *(f"p({name})" for name in classes)], rows())
 
 
 def draw_confusion(path: Path, counts: Tensor, classes: Sequence[str]) -> None:
@@ -128,23 +134,15 @@ def draw_confusion(path: Path, counts: Tensor, classes: Sequence[str]) -> None:
     fig, ax = figure(width=side + 0.6, height=side)
     shares = (counts / counts.sum(1, keepdim=True).clamp(min=1)).numpy()
     ax.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    for i, j in zip(*np.nonzero(counts.numpy()), strict=True):
+    centred = {"ha": "center", "va": "center", "fontsize": 8}
+    for i, j in np.argwhere(counts.numpy()):
         color = "white" if shares[i, j] > 0.5 else "black"
-        ax.text(
-            j,
-            i,
-            str(int(counts[i, j])),
-            ha="center",
-            va="center",
-            color=color,
-            fontsize=8,
-        )
+        ax.text(j, i, str(int(counts[i, j])), color=color, **centred)
     names, fonts, why = drawable(classes)
-    names = [name if len(name) <= 18 else name[:17] + "..." for name in names]
-    ax.set_xticks(
-        range(len(names)), names, rotation=90 if max(map(len, names)) > 2 else 0
-    )
-    ax.set_yticks(range(len(names)), names)
+    names = [_short(name, 18) for name in names]
+    places = range(len(names))
+    ax.set_xticks(places, names, rotation=90 if max(map(len, names)) > 2 else 0)
+    ax.set_yticks(places, names)
     ax.set(xlabel="named", ylabel="true")
     ax.grid(False)
     _save(fig, path, fonts, why)
@@ -173,19 +171,21 @@ def draw_hardest(
     first.remove()
     for place, row in enumerate(worst, 1):
         ax = fig.add_subplot(rows, columns, place)
-        ax.imshow(
-            images[row].permute(1, 2, 0).squeeze(2).numpy(), cmap="gray", vmin=0, vmax=1
+        pixels = images[row].permute(1, 2, 0).squeeze(2).numpy()
+        ax.imshow(pixels, cmap="gray", vmin=0, vmax=1)
+        label, said = int(true[row]), int(probabilities[row].argmax())
+        right = said == label
+        verdict = "right" if right else f"said {_short(classes[said], 14)}"
+        title = (
+            f"{_short(classes[label], 14)}\n{verdict} ({probabilities[row, said]:.2f})"
         )
-        said = int(probabilities[row].argmax())
-        verdict = f"said {_short(classes[said])}" if said != true[row] else "right"
-        title = f"{_short(classes[int(true[row])])}\n{verdict} ({probabilities[row, said]:.2f})"
-        ax.set_title(title, fontsize=8, color="black" if said == true[row] else "#B00000")
+        ax.set_title(title, fontsize=8, color="black" if right else "#B00000")
         ax.axis("off")
     _save(fig, path, fonts, why)
 
 
-def _short(name: str) -> str:
-    return name if len(name) <= 14 else name[:13] + "..."
+def _short(name: str, longest: int) -> str:
+    return name if len(name) <= longest else name[: longest - 1] + "..."
 
 
 def _save(fig, path: Path, fonts: Sequence[str], why: str) -> None:

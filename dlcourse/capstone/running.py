@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.tracking import GeneralTracker, get_available_trackers, on_main_process
+from torch.utils.data import DataLoader, StackDataset
 
 from dlcourse.capstone.building import (
     build_model,
@@ -103,17 +104,17 @@ def train(
     torch.set_flush_denormal(True)
     folder = None if out is None else Path(out)
     rank = int(os.environ.get("RANK", 0))
-    main = rank == 0
-    if folder is not None and main:
-        open_folder(folder, recipe, resume)
+    place = folder if rank == 0 else None  # where this process writes
+    if place is not None:
+        open_folder(place, recipe, resume)
     mine = data is None
     if data is None:
         data = load_data(recipe, folder)
     else:
         check_data(data, recipe)
-    if folder is not None and main and isinstance(data, OwnImages):
-        check_same(folder, data)
-        write_table(folder, data)
+    if place is not None and isinstance(data, OwnImages):
+        check_same(place, data)
+        write_table(place, data)
     model = build_model(recipe, data.channels, data.size, data.num_classes)
     initialize(model, recipe, data.train.images[:256])
     per_epoch, epochs = updates(recipe, len(data.train))
@@ -121,9 +122,7 @@ def train(
     # dropout: other masks on other processes
     torch.manual_seed(recipe.seed * 1009 + rank)
     generator = torch.Generator().manual_seed(recipe.seed + 1)
-    trackers = (
-        _trackers(recipe, folder, log) if log and folder is not None and main else None
-    )
+    trackers = _trackers(recipe, place, log) if log and place is not None else None
     watch = Watch(recipe, generator, trackers)
     history = fit(
         model, _source(recipe, data), build_optimizer(recipe, model), steps=steps,
@@ -146,10 +145,10 @@ def train(
         numbers = {"test_accuracy": result.accuracy, "test_nll": result.nll}
         trackers.log(numbers, step=len(history.loss))
         trackers.end_training()
-    if folder is not None and main:
-        leave(folder, recipe, data, result)
+    if place is not None:
+        leave(place, recipe, data, result)
         if mine and "WORLD_SIZE" not in os.environ:
-            forget(folder)
+            forget(place)
     return result
 
 
@@ -169,20 +168,18 @@ def job(values: dict, out: str, log: list[str]) -> dict:
 
 def run(recipe: Recipe, folder: Path, options, data: ImageData) -> dict:
     """Train here, or on the processes that the recipe asks for; return the numbers."""
+    resume, log = options.resume, options.log
     if recipe.processes == 1 or "WORLD_SIZE" in os.environ:
-        resume, log = options.resume, options.log
         return train(recipe, folder, resume=resume, data=data, log=log).numbers()
-    open_folder(folder, recipe, options.resume)
-    log = list(options.log)
-    arguments = {"values": recipe.model_dump(), "out": str(folder), "log": log}
-    cpu = not on_gpus(recipe)
+    open_folder(folder, recipe, resume)
     # here, as in a notebook this import starts a helper for processes
     from dlcourse.lab.launching import launch
 
-    found = launch(
-        job, recipe.processes, kwargs=arguments, timeout=YEAR, cpu=cpu, live=True
-    )
-    return found[0]
+    arguments = {"values": recipe.model_dump(), "out": str(folder), "log": list(log)}
+    return launch(
+        job, recipe.processes, kwargs=arguments, timeout=YEAR, cpu=not on_gpus(recipe),
+        live=True,
+    )[0]  # fmt: skip
 
 
 def on_gpus(recipe: Recipe) -> bool:
@@ -195,14 +192,12 @@ def check_machine(recipe: Recipe, log: Iterable[str] = ()) -> None:
     """Raise Problem for float16 on a CPU, and for trackers that are not installed."""
     if recipe.precision == "fp16" and not on_gpus(recipe):
         raise Problem("precision fp16 does nothing on a CPU: use --precision bf16, or no")
-    ready = (
-        ["csv", *(tracker.value for tracker in get_available_trackers())] if log else []
-    )
+    available = [tracker.value for tracker in get_available_trackers()] if log else []
     for name in log:  # Accelerate leaves out, without a word, what is not installed
-        if name not in ready:
+        if name not in ("csv", *available):
             raise Problem(
-                f"--log {name}: choose from {', '.join(ready)}; another tracker has to be "
-                f"installed first, as in pip install tensorboard"
+                f"--log {name}: choose from {', '.join(['csv', *available])}; another "
+                "tracker has to be installed first, as in pip install tensorboard"
             )
 
 
@@ -214,23 +209,11 @@ def _source(recipe: Recipe, data: ImageData):
     """
     if not recipe.workers:
         return data
-    return torch.utils.data.DataLoader(
-        Rows(*data.train.tensors()), recipe.batch_size, shuffle=True,
+    rows: Any = data.train.tensors()  # in memory, or in a file: both are read by row
+    return DataLoader(
+        StackDataset(*rows), recipe.batch_size, shuffle=True,
         num_workers=recipe.workers, worker_init_fn=seed_worker,
     )  # fmt: skip
-
-
-class Rows(torch.utils.data.Dataset):
-    """Images and labels row by row, from memory or from a file."""
-
-    def __init__(self, images, labels: torch.Tensor) -> None:
-        self.images, self.labels = images, labels
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, row: int) -> tuple[torch.Tensor, torch.Tensor]:
-        return self.images[row], self.labels[row]
 
 
 class CSVTracker(GeneralTracker):
@@ -243,22 +226,21 @@ class CSVTracker(GeneralTracker):
 
     def __init__(self, folder: Path) -> None:
         super().__init__()
-        self.path, self.rows = folder / "log.csv", {("step", "name"): "value"}
-        if self.path.exists():
-            with open(self.path, newline="", encoding="utf-8") as file:
-                self.rows |= {
-                    (step, name): value for step, name, value in csv.reader(file)
-                }
+        self.path = folder / "log.csv"
+        lines = self.path.read_text("utf-8").splitlines() if self.path.exists() else []
+        self.values = {("step", "name"): "value"}
+        for step, name, value in csv.reader(lines):
+            self.values[step, name] = value
 
     @on_main_process
     def log(self, values: dict, step: int | None = None, **_) -> None:
         """Store the values of one step."""
-        self.rows |= {(str(step), name): value for name, value in values.items()}
-        text = "".join(
-            f"{step},{name},{value}\n" for (step, name), value in self.rows.items()
-        )
+        self.values |= {(str(step), name): value for name, value in values.items()}
+        lines = [
+            f"{step},{name},{value}\n" for (step, name), value in self.values.items()
+        ]
         with replacing(self.path) as file:
-            file.write(text.encode())
+            file.write("".join(lines).encode())
 
 
 def _trackers(recipe: Recipe, folder: Path, log: tuple[str, ...]) -> Accelerator:

@@ -28,111 +28,99 @@ class Group(BaseModel):
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
 
 
+def setting(default: Any, about: str, **bounds: Any) -> Any:
+    """Return a field: its default, its line in the help, and its range."""
+    return Field(default, description=about, **bounds)
+
+
 class Data(Group):
     """data"""
 
     data: Literal["digits", "mnist_5k", "mnist", "fashion_mnist", "cifar10", "folder"] = (
-        Field("digits", description="images; folder takes a path")
+        setting("digits", "images; folder takes a path")
     )
-    root: str | None = Field(None, description="folder that holds the published sets")
-    size: int | None = Field(
-        None, ge=4, description="pixels a side to resize to; a folder gets 32 without"
+    root: str | None = setting(None, "folder that holds the published sets")
+    size: int | None = setting(
+        None, "pixels a side to resize to; a folder gets 32 without", ge=4
     )
-    labels: str | None = Field(
-        None, description="CSV (file, label[, split]) in place of class folders"
+    labels: str | None = setting(
+        None, "CSV (file, label[, split]) in place of class folders"
     )
-    groups: str | None = Field(
-        None,
-        description="what stays together: folder level, pattern or CSV (file, group)",
+    groups: str | None = setting(
+        None, "what stays together: folder level, pattern or CSV (file, group)"
     )
-    train_limit: int | None = Field(
-        None, ge=1, description="use only so many training images"
+    train_limit: int | None = setting(None, "use only so many training images", ge=1)
+    skip_corrupt: bool = setting(False, "leave unreadable images out")
+    split: Literal["stratified", "random", "group"] = setting(
+        "stratified", "how rows are held out"
     )
-    skip_corrupt: bool = Field(False, description="leave unreadable images out")
-    split: Literal["stratified", "random", "group"] = Field(
-        "stratified", description="how rows are held out"
+    validation: float = setting(0.15, "share held out to choose by", ge=0.01, le=0.5)
+    test: float = setting(0.15, "share held out to report", ge=0.01, le=0.5)
+    balance: Literal["none", "weights", "sampling"] = setting(
+        "none", "even out uneven classes"
     )
-    validation: float = Field(
-        0.15, ge=0.01, le=0.5, description="share held out to choose by"
-    )
-    test: float = Field(0.15, ge=0.01, le=0.5, description="share held out to report")
-    balance: Literal["none", "weights", "sampling"] = Field(
-        "none", description="even out uneven classes"
-    )
-    workers: int = Field(
-        0, ge=0, description="processes that read images and make batches"
-    )
-    memory: int = Field(
-        500, ge=0, description="MB of a folder's pixels to hold; above, from a file"
+    workers: int = setting(0, "processes that read images and make batches", ge=0)
+    memory: int = setting(
+        500, "MB of a folder's pixels to hold; above, from a file", ge=0
     )
     augment: Literal["none", "shift", "flip", "affine", "colour", "trivial", "mixup"] = (
-        Field("shift", description="variants")
+        setting("shift", "variants")
     )
 
 
 class Model(Group):
     """model"""
 
-    model: Literal["cnn", "mlp"] = Field("cnn", description="residual CNN or MLP")
-    pretrained: str | None = Field(
-        None, description="fine-tune efficientnet_lite0, or a timm model by its name"
+    model: Literal["cnn", "mlp"] = setting("cnn", "residual CNN or MLP")
+    pretrained: str | None = setting(
+        None, "fine-tune efficientnet_lite0, or a timm model by its name"
     )
-    width: int = Field(24, ge=1, description="channels (CNN), or units / 8 (MLP)")
-    blocks: int = Field(1, ge=1, description="residual blocks a stage, or MLP layers")
+    width: int = setting(24, "channels (CNN), or units / 8 (MLP)", ge=1)
+    blocks: int = setting(1, "residual blocks a stage, or MLP layers", ge=1)
     activation: Literal[
         "relu", "leaky_relu", "gelu", "silu", "tanh", "sigmoid", "none"
-    ] = Field("relu", description="between")
-    norm: Literal["batch", "group", "none"] = Field(
-        "batch", description="after each convolution"
-    )
-    init: Literal["kaiming", "xavier", "orthogonal", "lsuv", "default"] = Field(
-        "kaiming", description="weights"
+    ] = setting("relu", "between")
+    norm: Literal["batch", "group", "none"] = setting("batch", "after each convolution")
+    init: Literal["kaiming", "xavier", "orthogonal", "lsuv", "default"] = setting(
+        "kaiming", "weights"
     )
 
 
 class Regularization(Group):
     """regularization"""
 
-    weight_decay: float = Field(
-        0.05, ge=0, le=LARGEST, description="decoupled, not on biases"
+    weight_decay: float = setting(0.05, "decoupled, not on biases", ge=0, le=LARGEST)
+    label_smoothing: float = setting(
+        0.0, "share of a label given to all classes", ge=0, le=0.9
     )
-    label_smoothing: float = Field(
-        0.0, ge=0, le=0.9, description="share of a label given to all classes"
-    )
-    dropout: float = Field(0.0, ge=0, le=0.95, description="before the last layer")
-    patience: int = Field(
-        0, ge=0, description="stop after so many epochs without gain; 0: never"
-    )
+    dropout: float = setting(0.0, "before the last layer", ge=0, le=0.95)
+    patience: int = setting(0, "stop after so many epochs without gain; 0: never", ge=0)
 
 
 class Optimization(Group):
     """optimization"""
 
-    optimizer: Literal["adamw", "sgd"] = Field("adamw", description="which")
-    lr: float = Field(0.01, ge=1e-12, le=LARGEST, description="peak learning rate")
+    optimizer: Literal["adamw", "sgd"] = setting("adamw", "which")
+    lr: float = setting(0.01, "peak learning rate", ge=1e-12, le=LARGEST)
     schedule: Literal["constant", "cosine", "linear", "step", "exponential", "wsd"] = (
-        Field("cosine", description="of the rate")
+        setting("cosine", "of the rate")
     )
-    warmup: float = Field(0.05, ge=0, le=0.9, description="share of the run")
-    max_norm: float = Field(1.0, ge=1e-12, description="clip gradients to; inf never")
-    batch_size: int = Field(
-        64, ge=1, description="images an update, of all processes together"
+    warmup: float = setting(0.05, "share of the run", ge=0, le=0.9)
+    max_norm: float = setting(1.0, "clip gradients to; inf never", ge=1e-12)
+    batch_size: int = setting(64, "images an update, of all processes together", ge=1)
+    epochs: int | None = setting(
+        None, "passes (enough for 40,000 images, at least 3)", ge=1
     )
-    epochs: int | None = Field(
-        None, ge=1, description="passes (enough for 40,000 images, at least 3)"
-    )
-    seed: int = Field(
-        0, ge=0, le=2**31 - 1, description="of split, weights, batches and noise"
-    )
+    seed: int = setting(0, "of split, weights, batches and noise", ge=0, le=2**31 - 1)
 
 
 class Machine(Group):
     """machine"""
 
-    precision: Literal["no", "bf16", "fp16"] = Field("no", description="no is float32")
-    accumulation_steps: int = Field(1, ge=1, description="micro-batches an update")
-    processes: int = Field(1, ge=1, description="data-parallel processes")
-    threads: int = Field(1, ge=1, description="CPU threads a process")
+    precision: Literal["no", "bf16", "fp16"] = setting("no", "no is float32")
+    accumulation_steps: int = setting(1, "micro-batches an update", ge=1)
+    processes: int = setting(1, "data-parallel processes", ge=1)
+    threads: int = setting(1, "CPU threads a process", ge=1)
 
 
 GROUPS = (Data, Model, Regularization, Optimization, Machine)

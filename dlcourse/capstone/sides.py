@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from dlcourse.capstone.copies import Pair, Together, together_by
+from dlcourse.capstone.copies import Pair, firsts_of
 from dlcourse.capstone.grouping import groups_of
 from dlcourse.capstone.settings import Recipe
 from dlcourse.data_splitting import stratified_group_split, train_val_test_split
@@ -36,19 +36,18 @@ def choose(
     notes = on_copies(items, pairs)
     given = [item.split for item in items]
     try:
-        together = together_by(pairs, group_of)
-        parts = cut(recipe, given, labels, classes, together, bool(groups))
+        roots = torch.tensor(firsts_of(pairs, group_of))
+        parts = cut(recipe, given, labels, classes, roots, bool(groups))
     except ValueError:
         exact = [pair for pair in pairs if pair.kind == "exact"]
         if len(exact) == len(pairs):
             raise
-        together = together_by(exact, group_of)
-        parts = cut(recipe, given, labels, classes, together, bool(groups))
-        notes.append(
-            "near copies are too many to be kept on one side: only exact ones are"
-        )
+        roots = torch.tensor(firsts_of(exact, group_of))
+        parts = cut(recipe, given, labels, classes, roots, bool(groups))
+        many = "near copies are too many to be kept on one side: only exact ones are"
+        notes.append(many)
     if any(given):
-        parts, left_out = without_copies(parts, together)
+        parts, left_out = without_copies(parts, roots)
         if left_out:
             notes.append(
                 f"{left_out} images of the given split are left out: they show the same "
@@ -67,13 +66,15 @@ def cut(
     given: Sequence[str | None],
     labels: Tensor,
     classes: Sequence[str],
-    together: Together,
+    roots: Tensor,
     grouped: bool,
 ) -> list[Tensor]:
-    """Return [training, validation, test] rows: those given, or drawn by the recipe."""
+    """Return [training, validation, test] rows: those given, or drawn by the recipe.
+
+    roots: for each row the first of those that stay together with it.
+    """
     generator = torch.Generator().manual_seed(recipe.seed)
     shares = recipe.validation, recipe.test
-    roots = torch.tensor([together.root(row) for row in range(len(labels))])
     if grouped and not any(given):
         names = [str(root) for root in roots.tolist()]
         parts = stratified_group_split(labels.tolist(), names, *shares, seed=recipe.seed)
@@ -82,53 +83,44 @@ def cut(
     firsts = roots.unique()  # one row of each picture is drawn, its copies follow
     if any(given):
         parts = given_split(firsts, given, labels, *shares, classes, generator)
-        return with_given(parts, given, roots)
-    if recipe.split == "random":
+    elif recipe.split == "random":
         parts = train_val_test_split(len(firsts), *shares, seed=recipe.seed)
-        parts = [torch.as_tensor(part).long() for part in parts]
+        parts = [firsts[torch.as_tensor(part).long()] for part in parts]
     else:
         parts = split_rows(labels[firsts], shares, classes, generator)
-    return with_copies([firsts[part] for part in parts], roots)
+        parts = [firsts[part] for part in parts]
+    return with_copies(parts, given, roots)
 
 
-def with_copies(parts: Sequence[Tensor], roots: Tensor) -> list[Tensor]:
-    """Return the parts with the other rows of each picture, or group, at their ends."""
-    rows = torch.arange(len(roots))
-    others = rows[rows != roots]
-    return [torch.cat([part, others[torch.isin(roots[others], part)]]) for part in parts]
-
-
-def with_given(
+def with_copies(
     drawn: Sequence[Tensor], given: Sequence[str | None], roots: Tensor
 ) -> list[Tensor]:
-    """Return all rows in the parts that are given; those drawn from training follow it.
+    """Return the parts with the other rows of each picture, or group, at their ends.
 
-    Only the parts that are missing were drawn, so rows of a given part stay in it.
+    They follow the row that was drawn; where a split is given they stay where it has
+    them, unless that row was drawn from training for a part that is missing.
     """
-    part_of = {
-        int(row): place for place, part in enumerate(drawn) for row in part.tolist()
-    }
+    part_of = {row: place for place, part in enumerate(drawn) for row in part.tolist()}
     there = set(given)
     parts: list[list[int]] = [part.tolist() for part in drawn]
     for row, root in enumerate(roots.tolist()):
-        if row != root:
-            place = PARTS.index(str(given[row]))
-            if place == 0 and PARTS[part_of[root]] not in there:
-                place = part_of[root]
-            parts[place].append(row)
+        if row == root:
+            continue
+        place, own = part_of[root], given[row]
+        if own is not None and (own != "train" or PARTS[place] in there):
+            place = PARTS.index(own)
+        parts[place].append(row)
     return [torch.tensor(part).long() for part in parts]
 
 
-def without_copies(
-    parts: Sequence[Tensor], together: Together
-) -> tuple[list[Tensor], int]:
-    """Return the parts without what shows a picture that a later part holds too."""
-    seen: set[int] = set()
+def without_copies(parts: Sequence[Tensor], roots: Tensor) -> tuple[list[Tensor], int]:
+    """Return the parts without what a later part holds too, and how many that are."""
     kept: list[Tensor] = []
+    seen = torch.tensor([]).long()
     for part in reversed(parts):  # test, validation, training
-        mine = [row for row in part.tolist() if together.root(row) not in seen]
-        seen |= {together.root(row) for row in mine}
-        kept.insert(0, torch.tensor(mine).long())
+        mine = part[~torch.isin(roots[part], seen)]
+        seen = torch.cat([seen, roots[mine]])
+        kept.insert(0, mine)
     return kept, sum(map(len, parts)) - sum(map(len, kept))
 
 
@@ -141,15 +133,14 @@ def on_copies(items: Sequence[Item], pairs: Sequence[Pair]) -> list[str]:
         f"copies: {len(pairs)} of {len(items)} images show a picture that is there already "
         f"({exact} exactly, {len(pairs) - exact} nearly)"
     ]
-    wrong = [
-        f"{items[pair.first].file} and {items[pair.second].file} ({pair.kind})"
-        for pair in pairs
-        if items[pair.first].label != items[pair.second].label
-    ]
+    wrong = []
+    for pair in pairs:
+        one, other = items[pair.first], items[pair.second]
+        if one.label != other.label:
+            wrong.append(f"{one.file} and {other.file} ({pair.kind})")
     if wrong:
-        notes.append(
-            summed_up(wrong, "pictures stand in two classes, so a label is wrong")
-        )
+        what = "pictures stand in two classes, so a label is wrong"
+        notes.append(summed_up(wrong, what))
     return notes
 
 

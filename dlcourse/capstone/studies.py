@@ -23,31 +23,27 @@ from dlcourse.lab.parts import NonFiniteLossError
 from dlcourse.lab.progress import bar
 
 COMPRESSIONS = ("prune", "quantize", "distil")
+STUDIES = ("ablate", "tune", "compress")  # options of the command
 
 
 def check(options) -> None:
     """Raise Problem for studies that cannot be; `options` are those of the command."""
     unknown = [how for how in options.compress or () if how not in COMPRESSIONS]
     if unknown:
-        raise Problem(
-            f"--compress {' '.join(unknown)}: choose from {', '.join(COMPRESSIONS)}"
-        )
+        known = ", ".join(COMPRESSIONS)
+        raise Problem(f"--compress {' '.join(unknown)}: choose from {known}")
     if options.tune is not None and options.tune < 1:
         raise Problem(f"--tune {options.tune}: give at least 1 trial")
     if options.seeds < 2:
         raise Problem(f"--seeds {options.seeds}: an interval needs at least 2 runs")
-    around = [
-        f"--{name}" for name in ("tune", "compress", "log") if getattr(options, name)
-    ]
-    if options.ablate and around:
-        raise Problem(f"--ablate goes alone: leave out {' and '.join(around)}")
-    studies = [
-        f"--{name}" for name in ("ablate", "tune", "compress") if getattr(options, name)
-    ]
-    if studies and int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        raise Problem(
-            f"{' and '.join(studies)}: not under a launcher, use --processes N in its place"
-        )
+    asked = [f"--{name}" for name in STUDIES if getattr(options, name)]
+    logged = ["--log"] if options.log else []
+    if options.ablate and len(asked + logged) > 1:
+        others = " and ".join(asked[1:] + logged)
+        raise Problem(f"--ablate goes alone: leave out {others}")
+    if asked and int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        advice = "not under a launcher, use --processes N in its place"
+        raise Problem(f"{' and '.join(asked)}: {advice}")
 
 
 class Table:
@@ -92,17 +88,18 @@ def tune(
     tune.csv, and run one after another in this process.
     """
     open_folder(folder, recipe, resume, "untuned.toml")
-    table = Table(
-        folder / "tune.csv", ["lr", "weight_decay", "label_smoothing"], ["loss"]
-    )
     space = {
         "lr": loguniform(recipe.lr / 10, recipe.lr * 10),
         "weight_decay": loguniform(1e-3, 1.0),
         "label_smoothing": uniform(0.0, 0.2),
     }
+    table = Table(folder / "tune.csv", list(space), ["loss"])
+
+    def rounded(config: dict) -> dict[str, float]:
+        return {name: float(f"{config[name]:.4g}") for name in space}
 
     def objective(config: dict) -> float:
-        settings = {name: float(f"{config[name]:.4g}") for name in space}
+        settings = rounded(config)
 
         def compute() -> dict:
             try:
@@ -117,9 +114,7 @@ def tune(
 
     with bar(total=trials, unit="trial") as progress:
         search = bayesian_search(objective, space, trials, seed=recipe.seed)
-    best = {name: float(f"{search.best_config[name]:.4g}") for name in space}
-    print(
-        f"best of {trials}: "
-        + ", ".join(f"{name} {value:g}" for name, value in best.items())
-    )
+    best = rounded(search.best_config)
+    said = ", ".join(f"{name} {value:g}" for name, value in best.items())
+    print(f"best of {trials}: {said}")
     return recipe.changed(**best)

@@ -24,9 +24,10 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 
+from dlcourse.lab.progress import bar
 from dlcourse.workshop.reading import Misuse, Task, collect, prepare
 from dlcourse.workshop.table import Row, one_line, report, short, writer
 
@@ -52,8 +53,8 @@ def require(*modules: str) -> None:
 
 def cannot_write(error: OSError, folder: Path) -> str:
     """Return in words what could not be written into a folder, and what to do."""
-    what = error.filename or folder
-    return f"cannot write {what} ({error.strerror}); name another folder"
+    place = error.filename or folder
+    return f"cannot write {place} ({error.strerror}); name another folder"
 
 
 def positive(text: str) -> float:
@@ -126,7 +127,7 @@ async def check_all(
     waiting = [asyncio.create_task(check(task)) for task in tasks]
     given = 0
     try:
-        for job in progress(waiting):
+        for job in bar(waiting, unit="notebook"):
             await asyncio.wait([job])  # which a Ctrl-C leaves alone, unlike `await job`
             given += 1
             take(job.result())
@@ -138,15 +139,6 @@ async def check_all(
         for job in done:
             if not job.cancelled() and not job.exception():
                 take(job.result())
-
-
-def progress(jobs: list) -> Iterable:
-    """Show a bar over notebooks where standard error is a terminal."""
-    if not sys.stderr.isatty():
-        return jobs
-    from tqdm import tqdm
-
-    return tqdm(jobs, unit="notebook", leave=False)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -187,9 +179,7 @@ def interrupt(number, frame) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command; return 0 where all pass, 1 where not, 2 for misuse, 130 for
-    Ctrl-C.
-    """
+    """Run the command; return 0 (all pass), 1 (not), 2 for misuse, or 130 for Ctrl-C."""
     options = parse(arguments)
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, interrupt)

@@ -15,8 +15,8 @@ import ast
 import io
 import re
 import sys
-import tempfile
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 
 from dlcourse.workshop.check import Parser, cannot_write, require
@@ -48,64 +48,43 @@ def find_folder(given: Path | None) -> Path:
     if next(folder.glob("[0-9][0-9]_*.ipynb"), None):
         return folder
     if given:
-        raise Misuse(
-            f"--from {given} holds no chapters such as 04_gradient_clipping.ipynb"
-        )
+        example = "chapters such as 04_gradient_clipping.ipynb"
+        raise Misuse(f"--from {given} holds no {example}")
     raise Misuse(
         f"no chapters in {folder}; name the folder that holds them with --from DIR"
     )
 
 
 def choose(chapters: list[Chapter], wanted: list[str]) -> list[Chapter]:
-    """Return the chapters named: 4, 04, gradient_clipping, or all; raise Misuse for
-    another.
-    """
+    """Return the chapters named: 4, 04, gradient_clipping, or all; else raise Misuse."""
     names = [part for word in wanted for part in word.split(",") if part]
     if not names or "all" in names:
         return chapters
+    called: dict[str, Chapter] = {}
+    for chapter in chapters:
+        for name in (chapter.path.stem, chapter.name, str(chapter.number)):
+            called.setdefault(name, chapter)
     chosen = []
     for name in names:
         stem = name.removesuffix(".ipynb")
-        fitting = [
-            c
-            for c in chapters
-            if stem in (c.path.stem, c.name)
-            or (stem.isdecimal() and int(stem) == c.number)
-        ]
-        if not fitting:
+        chapter = called.get(str(int(stem)) if stem.isdecimal() else stem)
+        if chapter is None:
             there = ", ".join(f"{chapter.number:02d}" for chapter in chapters)
             raise Misuse(f"there is no chapter {name}; there are {there}, and all")
-        if fitting[0] not in chosen:
-            chosen.append(fitting[0])
+        if chapter not in chosen:
+            chosen.append(chapter)
     return chosen
 
 
 # --- the copies ---
 
-GIVEAWAYS = {"solution", "solve", "wrong"}
-ANYBODYS = r"(?:/(?:home|Users|root|tmp|private|var/folders)/|[A-Za-z]:\\+Users\\+)"
-TAIL = r"[^\s'\"<>|,;)]*[/\\]"
-
 
 def gives_away(node: ast.AST) -> bool:
     """Tell whether a statement shows the solution of an exercise."""
-    words = {
-        getattr(part, "attr", None) or getattr(part, "id", "") for part in ast.walk(node)
-    }
-    texts = {
-        part.value
-        for part in ast.walk(node)
-        if isinstance(part, ast.Constant) and isinstance(part.value, str)
-    }
-    if any(re.search(r"\b_solve", text) for text in words | texts):
+    text = ast.unparse(node)
+    if "EXERCISES" in text and re.search(r"\.(solution|solve|wrong)\b", text):
         return True
-    calls = any(
-        isinstance(part, ast.Call)
-        and getattr(part.func, "attr", "") == "solution"
-        and not part.args
-        for part in ast.walk(node)
-    )
-    return calls or ("EXERCISES" in words and bool(words & GIVEAWAYS))
+    return bool(re.search(r"\b_solve|\.solution\(\)", text))
 
 
 def without_solutions(source: str) -> str:
@@ -140,39 +119,11 @@ def without_offers(text: str) -> str:
     return "\n".join(lines)
 
 
-def own_paths() -> list[str]:
-    """Return the folders of this machine that a notebook might name, the longest first."""
-    folders = {ROOT, Path.home(), Path(sys.prefix), Path(sys.base_prefix)}
-    folders |= {Path(tempfile.gettempdir()), *(f.resolve() for f in tuple(folders))}
-    return sorted({str(f) for f in folders if len(f.parts) > 2}, key=len, reverse=True)
-
-
-def machine_path() -> re.Pattern:
-    """Return the pattern of a path of this or of another machine, up to the file's name."""
-    own = "|".join(rf"{re.escape(path)}(?![\w-])" for path in own_paths())
-    return re.compile(rf"(?:(?:{own})(?:[/\\]{TAIL}|[/\\])?|{ANYBODYS}(?:{TAIL})?)")
-
-
-def scrubbed(value, pattern: re.Pattern):
-    """Return an output without paths of this machine; pictures are left alone."""
-    if isinstance(value, str):
-        return pattern.sub("", value)
-    if isinstance(value, list):
-        return [scrubbed(part, pattern) for part in value]
-    if isinstance(value, dict):
-        return {
-            key: part if key.startswith(("image/", "audio/")) else scrubbed(part, pattern)
-            for key, part in value.items()
-        }
-    return value
-
-
 def handed_out(path: Path, outputs: str) -> str:
     """Return the text of a chapter for participants.
 
     `outputs` says which to keep: "keep" (all), "exercises" (all but those of cells that
-    check an exercise or hold its stub) or "none". Raises Failure where a source names a
-    folder of this machine.
+    check an exercise or hold its stub) or "none". Raises Failure where it is no notebook.
     """
     import nbformat
 
@@ -182,13 +133,9 @@ def handed_out(path: Path, outputs: str) -> str:
         raise Failure(f"{path} {error}") from None
     cleared = {"keep": set(), "none": set(range(len(book.cells)))}
     clear = cleared.get(outputs, exercise_cells(book))
-    pattern, kept, count = machine_path(), [], 0
+    kept, count = [], 0
     for position, cell in enumerate(book.cells):
         source = cell.source
-        for own in own_paths():
-            if own in source:
-                where = f"{path.name}, cell {position + 1}"
-                raise Failure(f"{where} names {own}; write a relative path there")
         for key in set(cell.metadata) - {"tags", "jupyter"}:
             del cell.metadata[key]
         if cell.cell_type != "code":
@@ -198,16 +145,15 @@ def handed_out(path: Path, outputs: str) -> str:
         cell.source = without_solutions(source)
         if source.strip() and not cell.source.strip():
             continue
+        kept.append(cell)
         if position in clear or cell.source != source or cell.execution_count is None:
             cell.outputs, cell.execution_count = [], None
-        else:
-            count += 1
-            cell.execution_count = count
-            cell.outputs = nbformat.from_dict(scrubbed(cell.outputs, pattern))
-            for out in cell.outputs:
-                if out.output_type == "execute_result":
-                    out.execution_count = count
-        kept.append(cell)
+            continue
+        count += 1
+        cell.execution_count = count
+        for out in cell.outputs:
+            if out.output_type == "execute_result":
+                out.execution_count = count
     book.cells, book.metadata = kept, nbformat.from_dict(METADATA)
     return nbformat.writes(book) + "\n"
 
@@ -261,10 +207,12 @@ on another machine: they must not need files of yours.
 
 def time_of_day(text: str) -> int:
     """Return a time such as 09:00 in minutes; raise ArgumentTypeError where it is none."""
-    found = re.fullmatch(r"(\d{1,2}):(\d\d)", text)
-    if not found or int(found[1]) > 23 or int(found[2]) > 59:
-        raise argparse.ArgumentTypeError(f"{text!r} is no time of day such as 09:00")
-    return int(found[1]) * 60 + int(found[2])
+    try:
+        time = datetime.strptime(text, "%H:%M")
+    except ValueError:
+        said = f"{text!r} is no time of day such as 09:00"
+        raise argparse.ArgumentTypeError(said) from None
+    return time.hour * 60 + time.minute
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -273,29 +221,16 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         prog="dlcourse-handout",
         description="Copy chapters for participants, with a README and a timed plan.",
     )
-    parser.add_argument("out", type=Path, metavar="OUT", help="the folder to make")
-    parser.add_argument(
-        "--chapters",
-        nargs="+",
-        default=[],
-        metavar="N",
-        help="numbers or names, or all (default)",
-    )
-    parser.add_argument(
-        "--outputs",
-        choices=("keep", "exercises", "none"),
-        default="exercises",
-        help="keep all, clear those of the exercises (default), or keep none",
-    )
-    parser.add_argument(
-        "--start", type=time_of_day, default=540, metavar="HH:MM", help="09:00"
-    )
-    parser.add_argument(
-        "--from", type=Path, dest="folder", metavar="DIR", help="where chapters are"
-    )
-    parser.add_argument(
-        "--force", action="store_true", help="write into a folder with files in it"
-    )
+    add = parser.add_argument
+    add("out", type=Path, metavar="OUT", help="the folder to make")
+    which = "numbers or names, or all (default)"
+    add("--chapters", nargs="+", default=[], metavar="N", help=which)
+    outputs = "keep all, clear those of the exercises (default), or keep none"
+    kinds = ("keep", "exercises", "none")
+    add("--outputs", choices=kinds, default="exercises", help=outputs)
+    add("--start", type=time_of_day, default=540, metavar="HH:MM", help="09:00")
+    add("--from", type=Path, dest="folder", metavar="DIR", help="where chapters are")
+    add("--force", action="store_true", help="write into a folder with files in it")
     return parser.parse_args(arguments)
 
 
@@ -334,12 +269,9 @@ def main(arguments: list[str] | None = None) -> int:
         options.out.mkdir(parents=True, exist_ok=True)
         for name, text in files.items():
             (options.out / name).write_text(text, encoding="utf-8", newline="\n")
-    except Misuse as error:
+    except (Misuse, Failure) as error:
         print(f"dlcourse-handout: {error}", file=sys.stderr)
-        return 2
-    except Failure as error:
-        print(f"dlcourse-handout: {error}", file=sys.stderr)
-        return 1
+        return 2 if isinstance(error, Misuse) else 1
     except OSError as error:
         print(f"dlcourse-handout: {cannot_write(error, options.out)}", file=sys.stderr)
         return 1

@@ -52,11 +52,9 @@ def course_files(course: Path) -> list[str]:
 def read_notes(folder: Path) -> dict[str, str]:
     """Return which version of each file was put into the folder; empty at first."""
     try:
-        notes = json.loads((folder / NOTES).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return dict(json.loads((folder / NOTES).read_text(encoding="utf-8"))["files"])
+    except (OSError, ValueError, TypeError, KeyError):
         return {}
-    files = notes.get("files") if isinstance(notes, dict) else None
-    return files if isinstance(files, dict) else {}
 
 
 def fill(folder: Path, course: Path = COURSE) -> Filled:
@@ -96,16 +94,6 @@ def fill(folder: Path, course: Path = COURSE) -> Filled:
     return filled
 
 
-def describe(folder: Path, filled: Filled) -> str:
-    """Return in a few lines what was copied and what was kept."""
-    lines = [f"{len(filled.copied)} files copied into {folder}."]
-    if filled.kept:
-        lines.append(f"Yours, and left as they are: {', '.join(filled.kept)}.")
-        if (folder / "new").exists():
-            lines.append(f"Newer versions of what you changed stand in {folder / 'new'}.")
-    return "\n".join(lines)
-
-
 def open_jupyterlab(folder: Path, options: list[str]) -> int:
     """Run JupyterLab in the folder until it is closed; return its exit code."""
     command = [sys.executable, "-m", "jupyterlab", START, *options]
@@ -116,10 +104,10 @@ def open_jupyterlab(folder: Path, options: list[str]) -> int:
 def parse(arguments: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
     """Return the options, and those that are meant for JupyterLab."""
     parser = Parser(prog="dlcourse-lab", description=str(__doc__).partition("\n")[0])
+    default, about = "dlcourse-chapters", "yours; made where it is missing"
     parser.add_argument(
-        "folder", nargs="?", type=Path, default=Path("dlcourse-chapters"),
-        help="yours; made where it is missing (dlcourse-chapters)",
-    )  # fmt: skip
+        "folder", nargs="?", type=Path, default=default, help=f"{about} ({default})"
+    )
     parser.add_argument("--copy-only", action="store_true", help="copy, and open nothing")
     parser.epilog = "Other options, such as --no-browser, go to JupyterLab."
     options, rest = parser.parse_known_args(arguments)
@@ -142,7 +130,12 @@ def main(arguments: list[str] | None = None) -> int:
     except OSError as error:
         print(f"dlcourse-lab: {cannot_write(error, options.folder)}", file=sys.stderr)
         return 1
-    print(describe(options.folder, filled))
+    print(f"{len(filled.copied)} files copied into {options.folder}.")
+    if filled.kept:
+        print(f"Yours, and left as they are: {', '.join(filled.kept)}.")
+        new = options.folder / "new"
+        if new.exists():
+            print(f"Newer versions of what you changed stand in {new}.")
     return 0 if options.copy_only else open_jupyterlab(options.folder, rest)
 
 

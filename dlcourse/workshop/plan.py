@@ -47,15 +47,12 @@ class Failure(Exception):
 
 @dataclass(frozen=True)
 class Chapter:
-    """A chapter's file, its title, its minutes, and the numbers of those to be read
-    before it.
-    """
+    """A chapter's file, title and minutes, and the numbers of those to be read before."""
 
     path: Path
     title: str
     reading: int
     exercises: int
-    needs: frozenset[int] = frozenset()  # it imports their modules
     helped_by: frozenset[int] = frozenset()  # its card names them
     assumed: bool = False
 
@@ -78,6 +75,11 @@ class Chapter:
     def label(self) -> str:
         """Return number and title."""
         return f"{self.number:02d} {self.title}"
+
+    @property
+    def better_after(self) -> list[int]:
+        """Return the numbers of the other chapters that help."""
+        return sorted(self.helped_by - {self.number})
 
 
 def card_line(text: str, label: str) -> str:
@@ -108,14 +110,11 @@ def helpers_on(text: str) -> set[int]:
     """
     found = set()
     for sentence in re.split(r"[.;](?:\s|$)", text):
-        if "not needed" in sentence:
-            continue
         sentence = re.sub(r"(\d) \((?!chapter)[^)]*\)", r"\1", sentence)  # 15 (bf16)
-        if re.search(r"\(chapters? |\bhelps?\b|\bneed|\bfrom chapters? ", sentence):
-            for numbers in re.findall(
-                r"[Cc]hapters?((?:\W+(?:and\W+|to\W+)?\d+)+)", sentence
-            ):
-                found |= {int(number) for number in re.findall(r"\d+", numbers)}
+        helps = re.search(r"\(chapters? |\bhelps?\b|\bneed|\bfrom chapters? ", sentence)
+        if helps and "not needed" not in sentence:
+            named = re.findall(r"[Cc]hapters?((?:\W+(?:and\W+|to\W+)?\d+)+)", sentence)
+            found |= {int(number) for number in re.findall(r"\d+", " ".join(named))}
     return found
 
 
@@ -128,42 +127,25 @@ def read_chapters(folder: Path) -> list[Chapter]:
     if folder.resolve() == reading.CHAPTERS.resolve():
         names = reading.techniques() | set(reading.GUIDES)
         paths = [path for path in paths if path.stem[3:] in names]
-    number = {path.stem[3:]: int(path.stem[:2]) for path in paths}
-    chapters = []
-    for path in paths:
-        try:
-            cells = reading.load_book(path).cells
-        except reading.Unreadable as error:
-            raise Failure(f"{path} {error}") from None
-        text = "\n".join(c.source for c in cells[:2] if c.cell_type == "markdown")
-        code = "\n".join(c.source for c in cells if c.cell_type == "code")
-        title = re.search(r"^# +\d+ +(.*?)(?: \(.*)?$", text, re.M)
-        minutes = card_minutes(text)
-        used = modules_in(code) - {path.stem[3:]}
-        chapter = Chapter(
-            path,
-            title[1] if title else path.stem[3:].replace("_", " "),
-            *(minutes or ASSUMED),
-            needs=frozenset(number[name] for name in used if name in number),
-            helped_by=frozenset(helpers_on(card_line(text, "Know first"))),
-            assumed=minutes is None,
-        )
-        chapters.append(chapter)
-    return chapters
+    return [read_chapter(path) for path in paths]
 
 
-def modules_in(code: str) -> set[str]:
-    """Return the modules of the package that code imports.
-
-    >>> sorted(modules_in("from dlcourse import warmup as wu\\nimport dlcourse.lab.claims"))
-    ['lab', 'warmup']
-    """
-    found = set(re.findall(r"^\s*(?:from|import) dlcourse\.(\w+)", code, re.M))
-    for names in re.findall(r"^\s*from dlcourse import (\([^)]*\)|.+)", code, re.M):
-        found |= {
-            part.split()[0] for part in names.strip("()").split(",") if part.strip()
-        }
-    return found
+def read_chapter(path: Path) -> Chapter:
+    """Return what a notebook's first cells say; raise Failure where it is none."""
+    try:
+        cells = reading.load_book(path).cells[:2]
+    except reading.Unreadable as error:
+        raise Failure(f"{path} {error}") from None
+    text = "\n".join(c.source for c in cells if c.cell_type == "markdown")
+    title = re.search(r"^# +\d+ +(.*?)(?: \(.*)?$", text, re.M)
+    minutes = card_minutes(text)
+    return Chapter(
+        path,
+        title[1] if title else path.stem[3:].replace("_", " "),
+        *(minutes or ASSUMED),
+        helped_by=frozenset(helpers_on(card_line(text, "Know first"))),
+        assumed=minutes is None,
+    )
 
 
 # --- the plan ---
@@ -171,9 +153,7 @@ def modules_in(code: str) -> set[str]:
 
 @dataclass(frozen=True)
 class Slot:
-    """A part of a day: when it starts (minutes from midnight), its minutes, and what it
-    is.
-    """
+    """A part of a day: its start (minutes from midnight), its minutes, and what it is."""
 
     start: int
     minutes: int
@@ -187,60 +167,52 @@ def priority(chapter: Chapter) -> tuple[int, int]:
 
 
 def in_order(chapters: list[Chapter]) -> list[Chapter]:
-    """Return chapters in the order of reading: each after those it needs, then by
-    priority.
+    """Return chapters in the order of reading: after those that help, by priority.
 
-    Where cards recommend each other in a circle, only what a chapter imports counts.
+    Where cards recommend each other in a circle, the one of first priority begins.
     """
     left, ordered = sorted(chapters, key=priority), []
     while left:
         numbers = {chapter.number for chapter in left}
-        ready = [c for c in left if not (c.needs | c.helped_by) & (numbers - {c.number})]
-        ready = ready or [c for c in left if not c.needs & numbers] or left
+        ready = [c for c in left if numbers.isdisjoint(c.better_after)] or left
         ordered.append(ready[0])
         left.remove(ready[0])
     return ordered
 
 
 class Day:
-    """The slots of one day, from `start` (minutes from midnight), never over its length."""
+    """The slots of one day, from `start` (minutes from midnight), never over its length.
 
-    def __init__(self, start: int, length: int, first: tuple[int, str]):
-        self.start, self.length = start, length
+    `worked`: the minutes since the last break; `lunch`: whether it was, or is not due.
+    """
+
+    def __init__(self, start: int, length: int, first: tuple[int, str]) -> None:
+        self.start, self.length, self.now = start, length, start
         self.slots: list[Slot] = []
-        self.worked, self.lunch, self.now = 0, length <= HALF_DAY, start
-        self._work(*first)
+        self.worked, self.lunch = 0, length <= HALF_DAY
+        self._add(*first)
 
     def _add(self, minutes: int, what: str) -> None:
-        """Append a slot."""
+        """Append a slot of work."""
         self.slots.append(Slot(self.now, minutes, what))
         self.now += minutes
-
-    def _work(self, minutes: int, what: str) -> None:
-        """Append a slot of work."""
-        self._add(minutes, what)
         self.worked += minutes
 
     def _rest(self, minutes: int, between: bool) -> None:
         """Append a break or lunch where one is due before work of so many minutes."""
         elapsed = self.now - self.start
-        if not self.lunch and (
-            (between and elapsed >= LUNCH_FROM)
-            or elapsed + minutes > max(LUNCH_BY, minutes)
-        ):
+        hungry = between and elapsed >= LUNCH_FROM
+        tired = between and self.worked >= REST_AFTER
+        if not self.lunch and (hungry or elapsed + minutes > max(LUNCH_BY, minutes)):
             self._add(LUNCH, "Lunch" if 660 <= self.now <= 870 else "Long break")
             self.lunch, self.worked = True, 0
-        elif self.worked and (
-            self.worked + minutes > WORK or (between and self.worked >= REST_AFTER)
-        ):
+        elif self.worked and (tired or self.worked + minutes > WORK):
             self._add(BREAK, "Break")
             self.worked = 0
 
     def try_to_add(self, chapter: Chapter) -> bool:
-        """Append a chapter, or leave the day as it was and return False where it does not
-        fit.
-        """
-        before = self.slots[:], self.worked, self.lunch, self.now
+        """Append a chapter; where it does not fit, leave the day alone, and say False."""
+        before = {**vars(self), "slots": self.slots[:]}
         between = True
         for minutes, what in (
             (chapter.reading, "read and run"),
@@ -252,11 +224,11 @@ class Day:
                 size = minutes // pieces + (piece < minutes % pieces)
                 if size:
                     self._rest(size, between)
-                    self._work(size, f"{chapter.label}: {what}{part}")
+                    self._add(size, f"{chapter.label}: {what}{part}")
                 between = False
         if self.now + CLOSING <= self.start + self.length:
             return True
-        self.slots, self.worked, self.lunch, self.now = before
+        vars(self).update(before)
         return False
 
     def close(self) -> None:
@@ -267,10 +239,9 @@ class Day:
 def lay_out(
     chapters: list[Chapter], start: int, days: int, length: int
 ) -> list[Day] | None:
-    """Return the days on which the chapters are read in this order, or None if they do
-    not fit.
+    """Return the days on which the chapters are read, None where they do not fit.
 
-    A chapter is not divided between two days.
+    They come in this order, and no chapter is divided between two days.
     """
     laid = [Day(start, length, (START_UP, "Start-up: open JupyterLab, run the doctor"))]
     for chapter in chapters:
@@ -292,9 +263,11 @@ def fit(
     Without a choice of the teacher's, chapters are taken by priority and put in the order
     of reading; with one, they are taken and put in the order given.
     """
+    if not chosen:
+        chapters = sorted(chapters, key=priority)
     taken, left = [], []
     best = lay_out([], start, days, length) or []
-    for chapter in chapters if chosen else sorted(chapters, key=priority):
+    for chapter in chapters:
         trial = [*taken, chapter] if chosen else in_order([*taken, chapter])
         laid = lay_out(trial, start, days, length)
         if laid is None:
@@ -302,6 +275,9 @@ def fit(
         else:
             taken, best = trial, laid
     return best, left
+
+
+# --- the text ---
 
 
 def clock(minutes: int) -> str:
@@ -315,80 +291,62 @@ def clock(minutes: int) -> str:
 
 def plan_of(
     title: str, chapters: list[Chapter], start: int, days: int, length: int, chosen: bool
-):
-    """Yield the lines of one plan."""
-    yield f"## {title}"
-    yield ""
+) -> list[str]:
+    """Return the paragraphs of one plan."""
+    text = [f"## {title}"]
     if start + length > 24 * 60:
         latest = clock(24 * 60 - length)
-        yield f"Not from {clock(start)}: it would end after midnight. Start by {latest}."
-        yield ""
-        return
+        late = f"Not from {clock(start)}: it would end after midnight."
+        return [*text, f"{late} Start by {latest}."]
     laid, left = fit(chapters, start, days, length, chosen)
     for number, day in enumerate(laid, 1):
         if days > 1:
-            yield f"### Day {number}"
-            yield ""
-        yield "| from | to | minutes | |"
-        yield "| --- | --- | ---: | --- |"
+            text.append(f"### Day {number}")
+        rows = ["| from | to | minutes | |", "| --- | --- | ---: | --- |"]
         for slot in day.slots:
             times = f"{clock(slot.start)} | {clock(slot.start + slot.minutes)}"
-            yield f"| {times} | {slot.minutes} | {slot.what} |"
-        yield ""
-        spare = day.start + length - day.now
-        if spare:
-            yield f"Free until {clock(day.start + length)}: {spare} minutes."
-            yield ""
+            rows.append(f"| {times} | {slot.minutes} | {slot.what} |")
+        text.append("\n".join(rows))
+        end = start + length
+        if day.now < end:
+            text.append(f"Free until {clock(end)}: {end - day.now} minutes.")
     if len(laid) < days:
-        yield f"{len(laid)} of {days} days are enough."
-        yield ""
-    if left:
-        names = ", ".join(f"{chapter.label} ({chapter.minutes} min)" for chapter in left)
-        yield f"Left out for want of time: {names}."
-    else:
-        yield "Nothing is left out."
-    yield ""
+        text.append(f"{len(laid)} of {days} days are enough.")
+    names = ", ".join(f"{chapter.label} ({chapter.minutes} min)" for chapter in left)
+    left_out = f"Left out for want of time: {names}."
+    return [*text, left_out if left else "Nothing is left out."]
 
 
 def plan(chapters: list[Chapter], start: int, chosen: bool) -> str:
     """Return PLAN.md: the chapters with their minutes, and the plans of three lengths."""
-    order = chapters if chosen else in_order(chapters)
-    rank = {chapter: n for n, chapter in enumerate(sorted(chapters, key=priority), 1)}
-    lines = [
-        "# Plan of the workshop",
-        "",
-        "For teachers. The minutes are those on the chapters' cards.",
-        "",
-        "| chapter | read and run | exercises | in all | better after |"
-        + ("" if chosen else " priority |"),
-        "| --- | ---: | ---: | ---: | --- |" + ("" if chosen else " ---: |"),
+    ranked = sorted(chapters, key=priority)
+    rows = [
+        "| chapter | read and run | exercises | in all | better after |",
+        "| --- | ---: | ---: | ---: | --- |",
     ]
-    for chapter in order:
-        before = sorted((chapter.needs | chapter.helped_by) - {chapter.number})
-        after = ", ".join(f"{number:02d}" for number in before)
-        more = "" if chosen else f" {rank[chapter]} |"
+    if not chosen:
+        rows = [rows[0] + " priority |", rows[1] + " ---: |"]
+    for chapter in chapters if chosen else in_order(chapters):
         minutes = f"{chapter.reading} | {chapter.exercises} | {chapter.minutes}"
-        lines.append(f"| {chapter.label} | {minutes} | {after} |{more}")
-    lines.append("")
-    if any(chapter.assumed for chapter in chapters):
-        names = ", ".join(chapter.label for chapter in chapters if chapter.assumed)
-        lines += [
-            f"No minutes on the card, {ASSUMED[0]} and {ASSUMED[1]} assumed: {names}.",
-            "",
-        ]
-    for title, days, length in (
-        ("Half a day", 1, HALF_DAY),
-        ("One day", 1, DAY),
-        ("Two days", 2, DAY),
-    ):
-        lines += plan_of(title, chapters, start, days, length, chosen)
-    lines += [
+        after = ", ".join(f"{number:02d}" for number in chapter.better_after)
+        rank = "" if chosen else f" {ranked.index(chapter) + 1} |"
+        rows.append(f"| {chapter.label} | {minutes} | {after} |{rank}")
+    text = [
+        "# Plan of the workshop",
+        "For teachers. The minutes are those on the chapters' cards.",
+        "\n".join(rows),
+    ]
+    names = ", ".join(chapter.label for chapter in chapters if chapter.assumed)
+    if names:
+        assumed = f"{ASSUMED[0]} and {ASSUMED[1]} assumed"
+        text.append(f"No minutes on the card, {assumed}: {names}.")
+    text += plan_of("Half a day", chapters, start, 1, HALF_DAY, chosen)
+    text += plan_of("One day", chapters, start, 1, DAY, chosen)
+    text += plan_of("Two days", chapters, start, 2, DAY, chosen)
+    text += [
         "## Afterwards",
-        "",
         "Put the folders that were handed in into one folder, then:",
-        "",
         "    dlcourse-check HANDED_IN --csv results.csv",
-        "",
         "It runs the participants' code with your rights, and is no sandbox.",
     ]
-    return "\n".join(lines) + "\n"
+    return "\n\n".join(text) + "\n"

@@ -303,12 +303,12 @@ class Sitting:
 
     def tries(self, number: int, by_name: bool) -> list[Result]:
         """Return what the answers to an exercise got, those without an answer left out."""
-        found = [
+        return [
             result
             for key, result in self.judged.items()
             if key[0] == number and isinstance(key[1], str) == by_name
+            if result and result.verdict != BLANK
         ]
-        return [result for result in found if result and result.verdict != BLANK]
 
     def settled(self, number: int) -> bool:
         """Tell whether what the notebook's own calls gave to the check is enough."""

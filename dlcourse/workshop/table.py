@@ -90,9 +90,7 @@ def grouped(rows: list[Row], key: Callable[[Row], tuple]) -> dict[tuple, list[Ro
 
 
 def report(batches: list[list[Row]]) -> str:
-    """Return the report: a line a notebook, the hints, totals by participant and by
-    exercise.
-    """
+    """Return a line a notebook, the hints, totals by participant and by exercise."""
     rows = [row for batch in batches for row in batch]
     numbers = [row.exercise for row in rows if isinstance(row.exercise, int)]
     head = ["participant", "chapter", *map(str, range(1, max(numbers, default=0) + 1))]

@@ -38,7 +38,7 @@ def arrows(folder: Path) -> list[tuple[int, int]]:
     return [
         (helper, chapter.number)
         for chapter in plan.read_chapters(folder)
-        for helper in sorted(chapter.helped_by | chapter.needs)
+        for helper in chapter.better_after
         if chapter.number in there
     ]
 

@@ -205,55 +205,10 @@ def test_solutions_are_left_out(tmp_path):
     assert "secret" not in text and "solution" not in text
 
 
-def test_no_path_of_this_machine_remains(tmp_path):
-    paths = [
-        f"{sys.prefix}/lib/python3/x.py:3: UserWarning",
-        f"{Path.home()}/notes/y.py"
-        if len(Path.home().parts) > 2
-        else "/home/me/notes/y.py",
-        f"{ROOT}/chapters/z.py",
-        "/tmp/ipykernel_1/3.py:1: Warning",
-        "C:\\Users\\anna\\work\\w.py",
-        "/Users/anna/work/v.py",
-    ]
-    error = {
-        "output_type": "error",
-        "ename": "E",
-        "evalue": "e",
-        "traceback": [f"File {paths[2]}"],
-    }
-    picture = {"output_type": "display_data", "metadata": {}}
-    picture["data"] = {"image/png": "/home/abcd/efgh", "text/plain": "u"}
-    path = put(
-        tmp_path / "in",
-        text_cell(CARD),
-        code_cell(
-            "x", stream("\n".join(paths)), result(f"'{paths[5]}'", 1), error, picture
-        ),
-    )
-    outputs = nbformat.reads(handout.handed_out(path, "keep"), 4).cells[1].outputs
-    assert outputs[0].text.split("\n") == [
-        "x.py:3: UserWarning",
-        "y.py",
-        "z.py",
-        "3.py:1: Warning",
-        "w.py",
-        "v.py",
-    ]
-    assert outputs[1].data["text/plain"] == "'v.py'"
-    assert outputs[2].traceback == ["File z.py"]
-    assert outputs[3].data["image/png"] == "/home/abcd/efgh"
-    path = put(tmp_path / "in", text_cell(CARD), code_cell(f"open('{ROOT}/x')"))
-    with pytest.raises(
-        handout.Failure, match="cell 2 names .*; write a relative path there"
-    ):
-        handout.handed_out(path, "keep")
-
-
 # --- the plan -------------------------------------------------------------------------------------
 
 
-def chapter(number: int, reading=40, exercises=30, needs=(), helped_by=(), name=None):
+def chapter(number: int, reading=40, exercises=30, helped_by=(), name=None):
     """Return a chapter."""
     path = Path(f"{number:02d}_{name or TECHNIQUES[number - 1]}.ipynb")
     return plan.Chapter(
@@ -261,7 +216,6 @@ def chapter(number: int, reading=40, exercises=30, needs=(), helped_by=(), name=
         f"Title {number}",
         reading,
         exercises,
-        frozenset(needs),
         frozenset(helped_by),
     )
 
@@ -282,12 +236,12 @@ def test_order_follows_what_builds_on_what():
     def numbers(*chapters):
         return [chapter.number for chapter in plan.in_order(list(chapters))]
 
-    assert numbers(chapter(14, needs={8, 13}), chapter(13), chapter(8)) == [8, 13, 14]
+    assert numbers(chapter(14, helped_by={8, 13}), chapter(13), chapter(8)) == [8, 13, 14]
     assert numbers(chapter(1, helped_by={16}), chapter(16)) == [16, 1]
     assert numbers(chapter(1, helped_by={9}), chapter(16)) == [1, 16]  # 9 is not there
-    circle = [chapter(8, helped_by={14}), chapter(14, needs={8}, helped_by={8})]
+    circle = [chapter(8, helped_by={14}), chapter(14, helped_by={8})]
     assert numbers(*circle) == [8, 14]
-    assert numbers(chapter(4, needs={8}), chapter(8, needs={4})) == [8, 4]
+    assert numbers(chapter(4, helped_by={8}), chapter(8, helped_by={4})) == [8, 4]
     assert numbers(chapter(1, helped_by={1}), chapter(99, name="new")) == [1, 99]
 
 
@@ -303,18 +257,14 @@ def test_the_real_chapters_are_read_from_their_cards():
         35,
         30,
     )
-    assert by["lr_schedulers"].needs == frozenset()
     assert by["lr_schedulers"].helped_by == {8, 13}
-    assert by["your_own_run"].needs == frozenset()  # it imports no technique
     assert by["hyperparameter_tuning"].helped_by == {1}
     # helps, but is not needed
     assert by["gradient_accumulation"].helped_by == frozenset()
     ordered = [c.number for c in plan.in_order(chapters)]
     assert sorted(ordered) == [c.number for c in chapters]
     for c in chapters:
-        assert all(
-            ordered.index(n) < ordered.index(c.number) for n in c.needs if n in ordered
-        )
+        assert all(ordered.index(n) < ordered.index(c.number) for n in c.better_after)
 
 
 def slots_are_sound(days: list[plan.Day], start: int, length: int) -> None:
@@ -501,13 +451,11 @@ def test_force_replaces_only_its_own_files(tmp_path, capsys):
             1,
             "04_gradient_clipping.ipynb is no valid notebook",
         ),
-        (["out", "--from", "paths"], 1, "cell 2 names "),
     ],
 )
 def test_errors_are_one_line(tmp_path, monkeypatch, capsys, arguments, code, words):
     monkeypatch.chdir(tmp_path)
     Path("a_file").write_text("x")
-    put(Path("paths"), text_cell(CARD), code_cell(f"open('{ROOT}')"))
     Path("broken").mkdir()
     Path("broken/04_gradient_clipping.ipynb").write_text("{")
     got, printed, errors = run(*arguments, capsys=capsys)

@@ -14,7 +14,7 @@ from dlcourse.workshop import overview, plan, reading
 ROOT = Path(__file__).resolve().parents[2]
 CHAPTERS = plan.read_chapters(ROOT / "chapters")
 LESSONS = [chapter for chapter in CHAPTERS if chapter.name in TECHNIQUES]
-HELPED = {c.number: c.needs | c.helped_by for c in CHAPTERS}
+HELPED = {c.number: c.helped_by for c in CHAPTERS}
 
 
 def in_order(numbers) -> bool:
@@ -31,7 +31,7 @@ def in_order(numbers) -> bool:
 def test_the_claims_of_a_result_stand_in_the_chapters_outputs(chapter):
     entry = overview.ENTRIES[chapter.name]
     values = overview.claims_in(reading.load_book(chapter.path))
-    assert entry.claims and entry.result.count("{}") == len(entry.claims)
+    assert entry.claims
     assert set(entry.claims) <= values.keys()
     shown = overview.result_of(entry, values).replace(MARK, "")
     numbers = [float(number) for number in re.findall(r"-?\d+\.?\d*", shown)]
