@@ -10,6 +10,7 @@ a notebook this import starts it, beside what the first cells do.
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import linecache
 import math
@@ -26,7 +27,6 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
 from typing import IO, Any, cast
@@ -91,10 +91,6 @@ def launch(
                 f"shows {torch.cuda.device_count()}: pass cpu=True, or fewer processes"
             )
     results, printed, failure = _run(job, processes, timeout, cpu, live)
-    for _ in range(2):
-        if not re.search(PORT_TAKEN, failure, re.IGNORECASE):
-            break  # else another program took the port first: once more with another
-        results, printed, failure = _run(job, processes, timeout, cpu, live)
     if echo:
         print("".join(line + "\n" for line in printed), end="")
     if failure:
@@ -177,10 +173,7 @@ class Crew:
     def _watch(self) -> None:
         """Start the processes and wait for their end; a thread of its own does that."""
         job = _packed(_serve, self._folder)
-        for _ in range(3):  # as `launch` does, where a port is taken
-            _, _, failure = _run(job, self.processes, CREW_LIFE, True, False, quiet=True)
-            if not re.search(PORT_TAKEN, failure, re.IGNORECASE):
-                break
+        _, _, failure = _run(job, self.processes, CREW_LIFE, True, False, quiet=True)
         self._failure = failure or "the processes have ended"
 
 
@@ -360,15 +353,6 @@ class _Rank:
         words = self.lines("stderr")[-20:]
         return "\n".join(text + (["Its last words on stderr:", *words] if words else []))
 
-    def release(self) -> None:
-        """Let the process end, now that every rank has returned."""
-        try:
-            self.stdin.write(b"e")
-            self.stdin.flush()
-            self.process.wait(5.0)
-        except (OSError, subprocess.TimeoutExpired):
-            pass  # its result is here; it is killed next
-
     def interrupt(self) -> None:
         """Pass Ctrl-C on; on Windows a process in a group of its own cannot receive it."""
         if os.name != "nt" and self.process.poll() is None:
@@ -391,7 +375,16 @@ class _Rank:
             pass
 
 
-def _run(
+def _run(job: bytes, *settings, **more) -> tuple[list, list[str], str]:
+    """Run a job; once more, and yet once, where another program took the port first."""
+    for _ in range(3):
+        results, printed, failure = _run_once(job, *settings, **more)
+        if not re.search(PORT_TAKEN, failure, re.IGNORECASE):
+            break
+    return results, printed, failure
+
+
+def _run_once(
     job: bytes,
     processes: int,
     timeout: float,
@@ -429,8 +422,7 @@ def _run(
                 time.sleep(GRACE)
                 message = _failure(ranks, timeout)
             else:
-                with ThreadPoolExecutor(processes) as pool:
-                    list(pool.map(_Rank.release, ranks))
+                _release(ranks)
         except KeyboardInterrupt:
             for rank in ranks:
                 rank.interrupt()
@@ -450,6 +442,17 @@ def _run(
             for line in rank.lines("stdout")
         ]
     return [(rank.report or {}).get("value") for rank in ranks], printed, message
+
+
+def _release(ranks: list[_Rank]) -> None:
+    """Let the processes end, now that every rank has returned."""
+    # a rank that has died, or is slow: its result is here, and it is killed next
+    with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+        for rank in ranks:
+            rank.stdin.write(b"e")
+            rank.stdin.flush()
+        for rank in ranks:
+            rank.process.wait(5.0)
 
 
 def _failure(ranks: list[_Rank], timeout: float) -> str:

@@ -298,9 +298,8 @@ def _initialize(layer, generator: torch.Generator, rule: str) -> Any:
 
 def _norm(norm: str, width: int) -> nn.Module:
     """Return the layer called `norm`; its scale starts at one and its shift at zero."""
-    norms = {"group": lambda: nn.GroupNorm(math.gcd(width, 4), width)}
-    norms["batch"] = lambda: nn.BatchNorm2d(width)
-    return norms[norm]()
+    group, batch = nn.GroupNorm(math.gcd(width, 4), width), nn.BatchNorm2d(width)
+    return {"group": group, "batch": batch}[norm]
 
 
 def _rows(images: Tensor, row_size: int) -> Tensor:

@@ -82,8 +82,12 @@ class Process:
         if self.returncode is None:
             if not self._end.poll(timeout):
                 raise subprocess.TimeoutExpired(f"process {self.pid}", timeout or 0.0)
-            with self._end:
+            try:
                 self.returncode = self._end.recv()
+            except EOFError:  # the process that waits for it has been killed
+                self.returncode = -signal.SIGKILL
+            self._end.close()
+        assert self.returncode is not None
         return self.returncode
 
     def send_signal(self, number: int) -> None:
@@ -178,7 +182,7 @@ class _Helper:
             if not end.poll(PATIENCE):
                 raise EOFError("the helper has not answered")
             process = Process(end.recv(), end, stdin)
-        except BaseException:
+        except (EOFError, OSError):
             self.close()
             if stdin is not None:
                 stdin.close()

@@ -92,10 +92,6 @@ class DropoutNoise:
         self.queue = iter(numbers)
         yield
 
-    def stacked_layer(self, layer: Dropout) -> StackedDropout:
-        """Return the same layer for values (replicas, units, batch)."""
-        return StackedDropout(layer)
-
 
 class Dropout(nn.Module):
     """Dropout with the numbers of a `DropoutNoise`."""
@@ -112,17 +108,11 @@ class Dropout(nn.Module):
             return x
         return drop(x, next(self.noise.queue), self.p)
 
-
-class StackedDropout:
-    """The same for the values of a chain, (replicas, units, batch)."""
-
-    def __init__(self, layer: Dropout):
-        self.layer = layer
-
-    def __call__(self, x: Tensor) -> Tensor:
-        if not self.layer.training or self.layer.p == 0:
+    def in_chain(self, x: Tensor) -> Tensor:
+        """Do the same to the values of a chain, (replicas, units, batch)."""
+        if not self.training or self.p == 0:
             return x
-        return drop(x, next(self.layer.noise.queue).mT, self.layer.p)
+        return drop(x, next(self.noise.queue).mT, self.p)
 
 
 def drop(x: Tensor, numbers: Tensor, p: float) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -74,9 +75,9 @@ def run_trials(
     each seed, in place of a new random order.
     `probe(seed)`: (inputs, targets), rows of its own for each seed, equally many. They
     are judged as the test rows are; the results are `Trials.probe` and a curve.
-    `stack`: all replicas as one; False trains them one by one, which takes longer but
-    less memory. Both draw the same numbers and agree within the rounding of float32; only
-    a model or transform with random numbers of its own differs.
+    `stack`: all replicas as one; False trains them one by one, which takes longer. Both
+    draw the same numbers and agree within the rounding of float32; only a model or
+    transform with random numbers of its own differs.
 
     Raises ValueError for settings that cannot work. Warns with `CannotStack` where the
     model, the loss or `grad_transform` does not stack, and then runs the replicas one by
@@ -86,7 +87,7 @@ def run_trials(
         build=build,
         data=data,
         seeds=[int(seed) for seed in seeds],
-        lrs=_rates(lr),
+        lrs=np.atleast_1d(np.asarray(lr, dtype=float)).tolist(),
         steps=steps,
         batch_size=batch_size,
         optimizer=optimizer,
@@ -118,9 +119,3 @@ def run_trials(
             )
             torch.set_rng_state(state)
     return run_looped(job)
-
-
-def _rates(lr: float | Sequence[float]) -> list[float]:
-    if isinstance(lr, (int, float)):
-        return [float(lr)]
-    return [float(value) for value in lr]

@@ -120,7 +120,7 @@ class Job:
             if not 0 <= value < math.inf:
                 raise ValueError(f"{name}={value}: give a number of at least 0")
         if self.validate_every is not None:
-            if self.validate_every == 0:
+            if isinstance(self.validate_every, int) and self.validate_every < 1:
                 raise ValueError("validate_every: give a number of updates, at least 1")
             if self.validation is None and self.test is None:
                 raise ValueError("validate_every= needs validation= or test=, the rows")

@@ -136,7 +136,7 @@ def stacked_forward(
     """Return a function of the stacked weights and x (replicas, batch, ...) to all
     outputs.
     """
-    steps = _chain(stack, noise)
+    steps = _chain(stack)
     if steps:
         # for the model's own words on inputs that do not fit
         first = job.inputs[0, :1] if job.own_rows else job.inputs[:1]
@@ -156,7 +156,7 @@ def stacked_forward(
     return all_at_once
 
 
-def _chain(stack: Stack, noise: DropoutNoise) -> list:
+def _chain(stack: Stack) -> list:
     """Return the steps of a chain, or [] where the model is none: places of weights for
     a linear layer, a function for all else.
     """
@@ -170,7 +170,7 @@ def _chain(stack: Stack, noise: DropoutNoise) -> list:
                 return []
             steps.append([position[name] for name in pair])
         elif is_dropout(piece):
-            steps.append(noise.stacked_layer(piece))
+            steps.append(piece.in_chain)
         elif isinstance(piece, nn.Module) and type(piece) not in ELEMENTWISE:
             return []
         elif type(piece) in ELEMENTWISE or piece in ACTIVATIONS.values():

@@ -7,6 +7,7 @@ import copy
 import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -188,22 +189,21 @@ class _Replicas:
         weights = {}
         for name, weight in zip(self.stack.names, self.weights_now(), strict=True):
             weights[name] = weight.unflatten(0, job.shape)
-        held_out = {}
-        for part, rows in job.held_out.items():
-            held_out[part] = self.evaluate(rows, part == "probe")
+        held_out: dict[str, Any] = {
+            part: self.evaluate(rows, part == "probe")
+            for part, rows in job.held_out.items()
+        }
         return Trials(
             job.lrs,
             job.seeds,
             over_steps(self.losses),
-            validation=held_out.get("validation", {}),
-            test=held_out.get("test", {}),
-            probe=held_out.get("probe", {}),
             logged={name: over_steps(values) for name, values in self.logged.items()},
             times=self.times,
             curves=join_curves(self.curves) if self.times else {},
             weights=weights,
             forward=self.predict,
             hand_out=self.networks,
+            **held_out,
         )
 
 
