@@ -16,8 +16,6 @@ READY := .venv/ready
 TORCH ?=
 CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 SIZE := $(if $(filter cpu,$(TORCH)),about 1.5 GB,about 6 GB)
-# of the tests at a time: some wait, so one more than this course's two cores
-WORKERS ?= 3
 UV ?= $(shell command -v uv 2>/dev/null)
 PIP := $(BIN)/python -m pip install --progress-bar on
 # uv first, where there is one; pip where there is none, or where uv finds no index
@@ -39,8 +37,9 @@ lab: $(READY)
 quick: $(READY)
 	DLCOURSE_PROGRESS=0 $(BIN)/python tools/quick.py $(ARGS)
 
+# three at a time on two cores: some tests wait for other processes
 test: $(READY)
-	DLCOURSE_PROGRESS=0 $(BIN)/python -m pytest --nbval -n $(WORKERS) --dist loadfile \
+	DLCOURSE_PROGRESS=0 $(BIN)/python -m pytest --nbval -n 3 --dist loadfile \
 	  -q $(ARGS) chapters tests dlcourse
 
 chapter: $(READY)

@@ -14,3 +14,8 @@ ROOT = Path(__file__).resolve().parent.parent
 def test_house_keeps_rule(rule):
     problems = rule(ROOT)
     assert not problems, "\n".join(problems)
+
+
+@pytest.mark.parametrize("page, most", [("docs/house.md", 60), ("README.md", 120)])
+def test_the_page_is_short(page, most):
+    assert len((ROOT / page).read_text(encoding="utf-8").splitlines()) <= most
