@@ -22,7 +22,8 @@ IMPORTS = (
     "torchvision.transforms.v2",
 )
 FOR_DEBUGGERS = "-Xfrozen_modules=off"
-BACKEND = "module://matplotlib_inline.backend_inline"  # what a kernel sets, if nobody else
+# what a kernel sets, if nobody else has
+BACKEND = "module://matplotlib_inline.backend_inline"
 
 
 class ForkedProvisioner(LocalProvisioner):
