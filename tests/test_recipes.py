@@ -703,7 +703,7 @@ def test_07_rows_that_the_processes_cannot_share_are_refused(tmp_path):
     assert "3 processes cannot share NORM_ROWS=16 evenly" in done.stderr
 
 
-def test_a_batch_that_does_not_divide_is_refused(tmp_path):
+def test_11_a_batch_that_does_not_divide_is_refused(tmp_path):
     text = source("11_gradient_accumulation")
     for rows in (12, 256):  # 128 is no multiple of either
         changed = tmp_path / f"micro_batches_of_{rows}.py"
@@ -713,7 +713,7 @@ def test_a_batch_that_does_not_divide_is_refused(tmp_path):
         assert f"BATCH=128 is no multiple of MICRO_BATCH={rows}" in done.stderr
 
 
-def test_clipping_recipe_leaves_out_what_is_not_finite(tmp_path):
+def test_04_what_is_not_finite_is_left_out(tmp_path):
     text = source("04_gradient_clipping")
     broken = "images[:TRAIN_ROWS:500] *= 255"
     assert broken in text
@@ -724,7 +724,7 @@ def test_clipping_recipe_leaves_out_what_is_not_finite(tmp_path):
     assert float(found["test accuracy"]) > 0.8
 
 
-def test_clipping_recipe_without_clipping_fails(tmp_path):
+def test_04_fails_without_clipping(tmp_path):
     text = source("04_gradient_clipping")
     assert "MAX_NORM = 1.0" in text
     text = text.replace("MAX_NORM = 1.0", "MAX_NORM = float('inf')")
@@ -734,7 +734,7 @@ def test_clipping_recipe_without_clipping_fails(tmp_path):
     assert float(found["test accuracy"]) < 0.5
 
 
-def test_augmentation_equals_a_plain_loop(tmp_path):
+def test_10_equals_a_plain_loop(tmp_path):
     text = source("10_data_augmentation")
     text = text.replace("EPOCHS = 20, 0.005, 20 ", "EPOCHS = 20, 0.005, 2 ")
     text = text.replace("MIXES = True, False", "MIXES = True, True")
@@ -886,7 +886,7 @@ torch.testing.assert_close(right / items, hits.float().mean())
 
 
 @pytest.mark.parametrize("micro_batch", [8, 32])
-def test_accumulation_recipe_counts_tokens(tmp_path, micro_batch):
+def test_11_counts_tokens(tmp_path, micro_batch):
     """With padded tokens in place of rows, micro-batches give what the whole batch gives."""
     text = source("11_gradient_accumulation")
     data = "images, labels = torch.tensor(images / 16).float(), torch.tensor(labels)\n"
@@ -905,7 +905,7 @@ def test_accumulation_recipe_counts_tokens(tmp_path, micro_batch):
         torch.testing.assert_close(found, weights[1][name], rtol=1e-4, atol=1e-5)
 
 
-def test_accumulation_recipe_passes_over_windows_of_padding(tmp_path):
+def test_11_passes_over_windows_of_padding(tmp_path):
     """Windows without one token that counts leave the weights as they are, and no NaN."""
     text = source("11_gradient_accumulation")
     data = "images, labels = torch.tensor(images / 16).float(), torch.tensor(labels)\n"

@@ -88,13 +88,13 @@ def test_density_counts_nodes_long_lines_and_comprehensions(tools, capsys):
         ("dlcourse/warmup.py", ["tests/test_warmup.py"]),
         ("dlcourse/lr_schedulers/schedules.py", ["tests/test_lr_schedulers.py"]),
         ("dlcourse/lab/tables.py", ["tests/lab/test_lab_tables.py"]),
-        ("dlcourse/lab/batches.py", ["tests/lab"]),
+        ("dlcourse/lab/peak.py", ["tests/lab/test_lab_peak.py"]),
+        ("dlcourse/capstone/sides.py", ["tests/capstone/test_own.py"]),
         ("dlcourse/capstone/cli.py", ["tests/capstone/test_cli.py"]),
         (
             "dlcourse/exercises/warmup.py",
             ["tests/test_warmup.py", "tests/test_exercises_warmup.py"],
         ),
-        ("recipes/01_data_splitting.py", ["tests/test_recipes.py"]),
         ("tools/seeds.py", ["tests/test_tools.py"]),
         ("tests/test_warmup.py", ["tests/test_warmup.py"]),
         ("tests/conftest.py", []),
@@ -113,4 +113,8 @@ def test_quick_knows_every_module_and_runs_no_notebook(tools):
         if path.stem not in thin:
             assert quick.tests_of(name), name
     paths = ["chapters/04_gradient_clipping.ipynb", "chapters/nbval.cfg", "README.md"]
-    assert quick.selection(paths) == (["tests/test_house.py"], ["04"])
+    assert quick.selection([*paths, "recipes/11_gradient_accumulation.py"]) == [
+        ["tests/test_house.py"],
+        ["tests/test_recipes.py", "-k", "11_"],
+        ["tests/test_chapters.py", "-k", "04_"],
+    ]

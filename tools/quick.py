@@ -7,12 +7,23 @@ house. It runs no notebook: `make test` does.
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 ALWAYS = ("tests/test_house.py",)
+# modules that no test imports, and the tests of those that call them
+TESTED_BY = {
+    "tests/lab/test_lab_datasets.py": ("folders", "images", "pixels"),
+    "tests/lab/test_lab_launching.py": ("scripts",),
+    "tests/capstone/test_own.py": ("cache", "fingerprint", "grouping", "sides"),
+    "tests/capstone/test_cli.py": ("command", "plan", "result"),
+    "tests/capstone/test_running.py": ("card",),
+    "tests/workshop/test_check.py": ("kernels",),
+    "tests/capstone/test_questions.py": ("first_question",),
+}
 
 
 def changed_files(root: Path = ROOT) -> list[str]:
@@ -34,8 +45,6 @@ def tests_of(path: str, root: Path = ROOT) -> list[str]:
     stem = Path(path).stem
     if parts[0] == "tests":
         return [path] if stem.startswith("test_") else []
-    if parts[0] == "recipes":
-        return ["tests/test_recipes.py"]
     if parts[0] == "tools":
         return ["tests/test_tools.py"]
     if parts[0] != "dlcourse" or len(parts) < 2:
@@ -51,27 +60,42 @@ def tests_of(path: str, root: Path = ROOT) -> list[str]:
         names = [f"tests/test_{room}.py"]
     found = [str(file.relative_to(root)) for name in names for file in root.glob(name)]
     if not found and room in ("lab", "capstone", "workshop"):
-        found = [f"tests/{room}"]  # no file of its own: the room's tests
+        found = users_of(f"dlcourse.{room}", stem, root)
+        found = found or [test for test, stems in TESTED_BY.items() if stem in stems]
+        found = found or [f"tests/{room}"]
     return found
 
 
-def selection(paths: list[str], root: Path = ROOT) -> tuple[list[str], list[str]]:
-    """Return (test files to run, numbers of the changed chapters) for some changed files."""
+def users_of(room: str, stem: str, root: Path) -> list[str]:
+    """Return the tests of a room that import a module which has no file of tests."""
+    imports = re.compile(rf"from {room} import .*\b{stem}\b|from {room}\.{stem}\b")
+    files = (root / "tests" / room.rpartition(".")[2]).glob("test_*.py")
+    users = [file for file in files if imports.search(file.read_text(encoding="utf-8"))]
+    return sorted(str(file.relative_to(root)) for file in users)
+
+
+def numbers(paths: list[str], folder: str) -> list[str]:
+    """Return the numbers of the changed files of a folder, such as "04"."""
+    names = [Path(path).name for path in paths if path.startswith(f"{folder}/")]
+    return sorted({name[:2] for name in names if name[:2].isdigit()})
+
+
+def selection(paths: list[str], root: Path = ROOT) -> list[list[str]]:
+    """Return the arguments of each run of pytest that some changed files ask for."""
     tests = {*ALWAYS}
     for path in paths:
         tests.update(tests_of(path, root))
-    chapters = [Path(path).name[:2] for path in paths if path.startswith("chapters/")]
-    numbers = sorted({number for number in chapters if number.isdigit()})
-    return sorted(tests), numbers
+    runs = [sorted(tests)]
+    for number in numbers(paths, "recipes"):
+        runs.append(["tests/test_recipes.py", "-k", f"{number}_"])
+    for number in numbers(paths, "chapters"):  # the rules for its text; no cell is run
+        runs.append(["tests/test_chapters.py", "-k", f"{number}_"])
+    return runs
 
 
 def main(arguments: list[str]) -> int:
-    tests, chapters = selection(changed_files())
-    commands = [[sys.executable, "-m", "pytest", "-q", "-x", *tests]]
-    for number in chapters:  # the rules for its text; its cells are not run
-        rules = ["tests/test_chapters.py", "-k", f"{number}_"]
-        commands.append([sys.executable, "-m", "pytest", "-q", "-x", *rules])
-    for command in commands:
+    for run in selection(changed_files()):
+        command = [sys.executable, "-m", "pytest", "-q", "-x", *run]
         print(" ".join(["python", *command[1:]]), flush=True)
         if "--list" not in arguments:
             code = subprocess.run(command, cwd=ROOT).returncode
