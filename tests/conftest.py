@@ -6,7 +6,7 @@ import gc
 import signal
 
 import pytest
-from jupyter_client.provisioning import LocalProvisioner
+from jupyter_client.provisioning.local_provisioner import LocalProvisioner
 
 from dlcourse.workshop.kernels import ForkedProvisioner
 

@@ -10,7 +10,8 @@ import os
 import subprocess
 from typing import Any, cast
 
-from jupyter_client.provisioning import LocalProvisioner
+from jupyter_client.connect import KernelConnectionInfo
+from jupyter_client.provisioning.local_provisioner import LocalProvisioner
 
 from dlcourse.lab import warm
 
@@ -29,7 +30,7 @@ BACKEND = "module://matplotlib_inline.backend_inline"
 class ForkedProvisioner(LocalProvisioner):
     """Starts a kernel as a fork, or in the usual way where no helper can serve."""
 
-    async def launch_kernel(self, cmd: list[str], **kwargs: Any) -> dict[str, Any]:
+    async def launch_kernel(self, cmd: list[str], **kwargs: Any) -> KernelConnectionInfo:
         """Start the process, in a session of its own, and return its ports and its key."""
         env = {"MPLBACKEND": BACKEND} | dict(kwargs.get("env") or os.environ)
         process = warm.start(
