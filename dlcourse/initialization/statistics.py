@@ -72,7 +72,7 @@ def activation_stats(
         torch.set_grad_enabled(loss is not None),
         recorder.tensor_hooks,
     ):
-        with recorder.watching(model):
+        with recorder.watching():
             outputs = _call(model, batch)
         if loss is not None:
             value = loss(outputs)
@@ -124,7 +124,7 @@ class _Recorder(TorchFunctionMode):
         self.tensor_hooks = contextlib.ExitStack()
 
     @contextlib.contextmanager
-    def watching(self, model: nn.Module) -> Iterator[None]:
+    def watching(self) -> Iterator[None]:
         with contextlib.ExitStack() as stack:
             for module in self.names:
                 stack.callback(module.register_forward_pre_hook(self.enter).remove)
@@ -194,6 +194,7 @@ def _moments(kind: str, tensor: Tensor) -> _Moments:
 
 def _pool(runs: list[_Moments], grads: list[_Moments] | None) -> LayerStats:
     runs_with = [run for run in runs if run.count]
+    grads_with = [run for run in grads or [] if run.count]
     mean, var = _pooled(runs_with)
     total = sum(run.count for run in runs_with)
     signal, zeros, saturated = (
@@ -206,7 +207,7 @@ def _pool(runs: list[_Moments], grads: list[_Moments] | None) -> LayerStats:
     values = values[:: math.ceil(len(values) / SAMPLE) or 1]
     return LayerStats(
         runs[0].kind, len(runs), mean, var**0.5, signal**0.5, zeros, saturated,
-        _pooled(grads)[1] ** 0.5 if grads else math.nan, values,
+        _pooled(grads_with)[1] ** 0.5, values,
     )  # fmt: skip
 
 
