@@ -38,6 +38,8 @@ pytest_add_cli_args = {arguments}
 also_copy = {beside}
 use_setproctitle = false
 """
+NO_TEST_FAILED, NO_TEST_RUNS_IT = 0, 33  # of mutmut
+OUT_OF_TIME = (-24, 24, 36, 152, 255)
 # what `mutmut show` does, for all mutants at once
 SHOW = """
 import json, sys
@@ -171,14 +173,15 @@ def examine(name: str, options: argparse.Namespace) -> str:
         children = ("--max-children", str(options.children))
         python(folder, "-m", "mutmut", "run", *children, *tried)
         codes = exit_codes(folder)
-    # 0: no test failed; 33: no test runs the line
-    unnoticed = {key: diffs[key] for key in tried if codes[key] in (0, 33)}
+    missed = (NO_TEST_FAILED, NO_TEST_RUNS_IT)
+    unnoticed = {key: diffs[key] for key in tried if codes[key] in missed}
+    late = sum(codes[key] in OUT_OF_TIME for key in tried)
     write_report(name, unnoticed)
     noticed = len(tried) - len(unnoticed)
     left_out = f" (without the tests {options.without})" if options.without else ""
     return (
-        f"{name}: {noticed} of {len(tried)}{drawn} noticed{left_out}: "
-        f"{share(noticed, len(tried))}; {time.perf_counter() - start:.0f} s"
+        f"{name}: {noticed} of {len(tried)}{drawn} noticed{left_out}, {late} of them by a "
+        f"timeout: {share(noticed, len(tried))}; {time.perf_counter() - start:.0f} s"
     )
 
 
