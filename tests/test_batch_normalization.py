@@ -5,6 +5,7 @@ processes.
 import copy
 import math
 import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -436,6 +437,91 @@ def test_inputs_that_do_not_fit():
             bn.GroupNorm(1, size)
 
 
+SAME = [
+    (bn.BatchNorm1d, nn.BatchNorm1d, (4,)),
+    (bn.BatchNorm2d, nn.BatchNorm2d, (4,)),
+    (bn.LayerNorm, nn.LayerNorm, ((2, 4),)),
+    (bn.LayerNorm, nn.LayerNorm, (4,)),
+    (bn.RMSNorm, nn.RMSNorm, (4,)),
+    (bn.GroupNorm, nn.GroupNorm, (2, 4)),
+]
+
+
+@pytest.mark.parametrize(("ours", "theirs", "arguments"), SAME)
+def test_settings_left_out_are_those_of_torch(ours, theirs, arguments):
+    names = ("eps", "momentum", "affine", "track_running_stats", "elementwise_affine")
+    found, want = ours(*arguments), theirs(*arguments)
+    for name in names:
+        assert getattr(found, name, "none") == getattr(want, name, "none")
+    shown = [set(layer.extra_repr().split(", ")) for layer in (found, want)]
+    assert shown[0] <= shown[1]  # newer versions of torch show more
+    for a, b in zip(found.state_dict().items(), want.state_dict().items(), strict=True):
+        assert a[0] == b[0] and torch.equal(a[1], b[1])
+
+
+@pytest.mark.parametrize(("ours", "theirs", "arguments"), SAME)
+def test_device_and_dtype_reach_all_parameters_and_buffers(ours, theirs, arguments):
+    kind = {"device": "meta", "dtype": torch.float64}
+    pairs = zip(
+        ours(*arguments, **kind).state_dict().values(),
+        theirs(*arguments, **kind).state_dict().values(),
+        strict=True,
+    )
+    for a, b in pairs:
+        assert (a.dtype, a.device, a.shape) == (b.dtype, b.device, b.shape)
+
+
+def test_errors_name_what_was_given():
+    for call, words in (
+        (lambda: bn.BatchNorm1d(0), "num_features=0"),
+        (lambda: bn.BatchNorm1d(3)(torch.zeros(1, 3)), r"\(1, 3\) has 1: use a larger"),
+        (
+            lambda: bn.BatchNorm2d(3)(torch.zeros(4, 3)),
+            r"BatchNorm2d takes inputs of 4 dimensions, .* not \(4, 3\)",
+        ),
+        (
+            lambda: bn.SyncBatchNorm(3)(torch.zeros(3)),
+            "SyncBatchNorm takes inputs of 2 or 3 or 4 or 5 dimensions",
+        ),
+        (
+            lambda: bn.BatchNorm1d(3)(torch.zeros(4, 5)),
+            r"the input \(4, 5\) has 5 channels in dimension 1, this layer has 3: .*=5",
+        ),
+        (
+            lambda: bn.LayerNorm((2, 3, 4))(torch.zeros(3, 4)),
+            r"the input \(3, 4\) needs 3 dimensions",
+        ),
+        (
+            lambda: bn.LayerNorm((2, 3))(torch.zeros(7, 3, 3)),
+            r"\(7, 3, 3\) must end in \(2, 3\): .* normalized_shape=\(3, 3\)",
+        ),
+        (lambda: bn.GroupNorm(3, 4), "num_groups=3 does not divide num_channels=4"),
+        (
+            lambda: bn.GroupNorm(2, 4)(torch.zeros(5, 6)),
+            r"the input \(5, 6\) must be \(batch, 4",
+        ),
+        (
+            lambda: bn.GroupNorm(4, 4)(torch.zeros(1, 4)),
+            r"the input \(1, 4\) has one value a group",
+        ),
+    ):
+        with pytest.raises(ValueError, match=words):
+            call()
+    with pytest.raises(TypeError, match="the input is torch.int64"):
+        bn.LayerNorm(2)(torch.ones(3, 2, dtype=torch.long))
+    with pytest.raises(TypeError, match="fold Identity into Linear"):
+        bn.fold_batch_norm(nn.Linear(2, 2), nn.Identity())
+    with pytest.raises(TypeError, match="fold BatchNorm1d into ReLU"):
+        bn.fold_batch_norm(nn.ReLU(), bn.BatchNorm1d(2))
+
+
+def test_the_smallest_layers_there_are():
+    assert bn.BatchNorm1d(1)(torch.tensor([[0.0], [2.0]])).abs().min() > 0.99
+    assert bn.GroupNorm(1, 1)(torch.tensor([[[0.0, 2.0]]])).abs().min() > 0.99
+    assert bn.LayerNorm(2)(torch.tensor([0.0, 2.0])).abs().min() > 0.99
+    assert bn.RMSNorm(1)(torch.tensor([3.0])).item() == pytest.approx(1)
+
+
 def test_resetting_and_repr():
     norm = bn.BatchNorm1d(2)
     norm(normal(4, 2, dtype=torch.float32))
@@ -667,6 +753,79 @@ def test_conversion_shares_weights_and_reaches_every_layer():
     plain, x = without_bias(nn.BatchNorm1d(2)), normal(5, 2, dtype=torch.float32)
     new = bn.SyncBatchNorm.convert_sync_batchnorm(plain)
     assert new.bias is None and torch.allclose(new(x), plain(x), atol=1e-6)
+
+
+@pytest.fixture
+def twins(monkeypatch):
+    """Two processes of which the other one has the same rows: every sum doubles."""
+    groups = []
+
+    def all_reduce(tensor, group=None):
+        groups.append(group)
+        tensor.mul_(2)
+
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda group: 2)
+    monkeypatch.setattr(torch.distributed, "all_reduce", all_reduce)
+    return groups
+
+
+def test_twin_processes_give_what_all_rows_twice_give(twins):
+    x, upstream = normal(5, 3, 2), normal(5, 3, 2, seed=1)
+    own, whole = bn.SyncBatchNorm(3, process_group="pair").double(), nn.BatchNorm1d(3)
+    whole = whole.double()
+    mine, both = x.clone().requires_grad_(), torch.cat([x, x]).requires_grad_()
+    y, want = own(mine), whole(both)
+    y.backward(upstream)
+    want.backward(torch.cat([upstream, upstream]))
+    assert torch.allclose(torch.cat([y, y]), want, atol=1e-12)
+    assert torch.allclose(mine.grad, both.grad[:5], atol=1e-12)
+    for a, b in zip(own.buffers(), whole.buffers(), strict=True):
+        assert torch.allclose(a, b, atol=1e-12)
+    assert set(twins) == {"pair"}  # also in the backward pass
+    # one row on each process is enough, and evaluation asks nobody
+    one = bn.SyncBatchNorm(3, process_group="pair")(x[:1, :, 0].float())
+    assert one.abs().max() < 1e-3
+    asked = len(twins)
+    own.eval()(x)
+    assert len(twins) == asked
+
+
+def test_over_processes_there_is_a_first_derivative_only(twins):
+    norm, x = bn.SyncBatchNorm(3, process_group="pair").double(), normal(5, 3)
+    x.requires_grad_()
+    (slope,) = torch.autograd.grad(norm(x).pow(3).sum(), x, create_graph=True)
+    doubled = torch.cat([x, x]).detach().requires_grad_()
+    alone = bn.BatchNorm1d(3).double()(doubled).pow(3).sum()
+    (want,) = torch.autograd.grad(alone, doubled)
+    assert torch.allclose(slope, want[:5], atol=1e-12)
+    with pytest.raises(RuntimeError, match="no second derivative"):
+        slope.sum().backward()
+
+
+def test_a_group_of_one_and_no_group_given(twins, monkeypatch):
+    x = normal(5, 3, dtype=torch.float32)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda group: 1)
+    bn.SyncBatchNorm(3, process_group="alone")(x)
+    assert twins == []
+    asked, everyone = [], SimpleNamespace(WORLD="world")
+    monkeypatch.setattr(torch.distributed, "group", everyone)
+    monkeypatch.setattr(
+        torch.distributed, "get_world_size", lambda group: asked.append(group) or 2
+    )
+    bn.SyncBatchNorm(3)(x)
+    assert set(asked) == set(twins) == {"world"}
+
+
+def test_conversion_hands_settings_and_group_to_every_layer():
+    inner = nn.BatchNorm2d(2, eps=0.5, momentum=None, affine=False)
+    model = nn.Sequential(nn.Sequential(inner, bn.BatchNorm1d(3, 0.1, 0.3)))
+    new = bn.SyncBatchNorm.convert_sync_batchnorm(model, process_group="pair")[0]
+    assert [layer.process_group for layer in new] == ["pair", "pair"]
+    assert [(layer.eps, layer.momentum) for layer in new] == [(0.5, None), (0.1, 0.3)]
+    assert [layer.affine for layer in new] == [False, True]
+    assert all(layer.track_running_stats for layer in new)
+    assert bn.SyncBatchNorm(3).process_group is None
 
 
 def on_one_rank(sizes):
