@@ -730,7 +730,8 @@ BAD = {
         r"degrees=\(3.0, 1.0\): give \(low, high\), two numbers in this order",
     ),
     "degrees below 0": (lambda: da.RandomAffine(-5.0), "degrees=-5.0"),
-    "shear below 0": (lambda: da.RandomAffine(5, shear=-5), "shear=-5"),
+    "shear below 0": (lambda: da.RandomAffine(5, shear=-5), "^shear=-5"),
+    "ratio of 0": (lambda: da.RandomErasing(ratio=(-1, 1)), "ratio=.* at least 1e-06"),
     "scale of a range": (lambda: da.RandomAffine(5, scale=(0, 1)), "scale="),
     "infinite": (lambda: da.GaussianNoise((0, np.inf)), "sigma="),
     "weights": (

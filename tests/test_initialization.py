@@ -804,3 +804,34 @@ def test_lsuv_leaves_a_layer_that_never_runs_orthogonal():
     model = di.lsuv_(Idle(), X.flatten(1), 0.1, seeded(0))
     weight = model.idle.weight.detach()
     assert torch.allclose(weight @ weight.T, torch.eye(6), atol=1e-5)
+
+
+class TwoHeads(nn.Module):
+    """Returns a dictionary, and has a head that never runs."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.idle = nn.Linear(64, 3), nn.Linear(64, 3)
+
+    def forward(self, x):
+        return {"rows": torch.arange(len(x)), "logits": self.body(x), "none": x[:0]}
+
+
+def test_outputs_in_a_dictionary_and_weights_that_take_no_part():
+    batch = X.flatten(1)
+    stats = di.activation_stats(
+        TwoHeads(), batch, lambda out: out["logits"].square().sum(), containers=True
+    )
+    assert list(stats) == ["body", "TwoHeads"]  # the first that holds fractions
+    assert stats["TwoHeads"].std == stats["body"].std and stats["body"].grad_std > 0
+    nothing = di.activation_stats(TwoHeads(), batch[:0])["body"]
+    assert nothing.kind == "Linear" and math.isnan(nothing.zeros)
+
+
+def test_a_loss_of_nothing_that_learns_has_no_gradient():
+    batch = X.flatten(1)
+    constant = di.activation_stats(nn.Linear(64, 3), batch, lambda out: torch.tensor(1.0))
+    assert math.isnan(constant["Linear"].grad_std)
+    frozen, asked = nn.Linear(64, 3).requires_grad_(False), batch.clone().requires_grad_()
+    stats = di.activation_stats(frozen, asked, lambda out: out.sum())
+    assert math.isnan(stats["Linear"].grad_std) and asked.grad is None

@@ -174,7 +174,8 @@ def _moments(kind: str, tensor: Tensor) -> _Moments:
     rows = tensor.detach().cpu().double()  # float32 squares end at 1e-38, these do not
     values, count = rows.ravel(), rows.numel()
     if not count:
-        return _Moments(kind, 0, math.nan, math.nan, math.nan, math.nan, math.nan, values)
+        unknown = [math.nan] * 5
+        return _Moments(kind, 0, *unknown, values)
     var, mean = torch.var_mean(values, correction=0)
     signal = (
         rows.var(0, correction=0).mean().item()
