@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from threads import Threads
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -1231,3 +1232,358 @@ def test_interleaving_shrinks_the_bubble_and_sends_more():
     assert after["bubble"] == pytest.approx(before["bubble"] / 4)
     assert after["pipeline"] == pytest.approx(before["pipeline"] * 4)
     assert all(before[part] == after[part] for part in ("compute", "tensor", "data"))
+
+
+# --- threads in the place of processes ------------------------------------------------------------
+
+
+# who takes part, and the group: all of them, or some among others, in an order of their own
+TEAMS = [((0, 1), None), ((0, 1, 2), None), ((3, 1), (3, 1))]
+
+
+@pytest.fixture(params=TEAMS, ids=["two", "three", "a group"])
+def team(request, monkeypatch):
+    ranks, group = request.param
+    return Threads(monkeypatch, ranks), group
+
+
+def placed(team):
+    """Return run(function): function(place in the group) in each thread."""
+    threads, _ = team
+    return lambda function: threads.run(lambda rank: function(threads.ranks.index(rank)))
+
+
+def test_rings_of_threads_sum_and_gather_in_the_order_of_the_group(team):
+    n, group = len(team[0].ranks), team[1]
+    draw = torch.Generator().manual_seed(n)
+    for shape in ((), (1,), (5,), (3, 4), (0,), (12,)):
+        parts = [
+            torch.randn(shape, generator=draw, dtype=torch.float64) for _ in range(n)
+        ]
+        kept = [part.clone() for part in parts]
+        with par.SentBytes() as sent:  # of all threads together
+            found = placed(team)(
+                lambda place, parts=parts: par.ring_all_reduce(parts[place], group)
+            )
+        padded = math.ceil(math.prod(shape) / n) * n * 8
+        assert sent.total == 2 * (n - 1) * padded
+        for got, part, before in zip(found, parts, kept, strict=True):
+            assert torch.equal(got, found[0]) and torch.equal(part, before)
+            assert torch.allclose(got, sum(parts), atol=1e-12) and got.shape == shape
+    chunks = [torch.full((2,), float(place)) for place in range(n)]
+    with par.SentBytes() as sent:
+        found = placed(team)(lambda place: par.ring_all_gather(chunks[place], group))
+    assert all(torch.equal(whole, torch.cat(chunks)) for whole in found)
+    assert sent.total == n * (n - 1) * 8
+    line = torch.arange(3.0 * n)
+    with par.SentBytes() as sent:
+        found = placed(team)(lambda place: par.ring_reduce_scatter(line * place, group))
+    assert torch.equal(torch.cat(found), line * sum(range(n)))
+    assert sent.total == n * (n - 1) * 12
+
+
+def test_threads_take_the_mean_of_several_tensors_in_one_ring(team):
+    n, group = len(team[0].ranks), team[1]
+
+    def mean(place):
+        tensors = [torch.full((3,), float(place)), torch.full((2, 2), 40000.0).half()]
+        for tensor in tensors:
+            par.all_reduce_mean([tensor], group)
+        pair = [torch.full((3,), 2.0 * place), torch.full((2, 2), 4.0 * place)]
+        with par.SentBytes():
+            par.all_reduce_mean(pair, group)
+        par.all_reduce_mean([], group)
+        return *tensors, *pair
+
+    for one, half, three, four in placed(team)(mean):
+        assert torch.allclose(one, torch.full((3,), (n - 1) / 2))
+        assert (half - 40000).abs().max() < 50  # the sum would be infinite
+        assert torch.allclose(three, torch.full((3,), n - 1.0))
+        assert torch.allclose(four, torch.full((2, 2), 2.0 * (n - 1)))
+
+
+@pytest.mark.parametrize("pieces", [1, 3, 9])
+def test_threads_with_unequal_rows_train_as_one_process_with_all(team, pieces):
+    n, group = len(team[0].ranks), team[1]
+    split = [6, *[1] * (n - 1)]
+    models = [layers(seed=place) for place in range(n)]  # the first one's weights win
+    for place, model in enumerate(models):
+        model.register_buffer("kept", torch.tensor([float(place)]))
+    batches = [rows(sum(split), seed=seed) for seed in range(2)]
+
+    def train(place):
+        optimizer = torch.optim.Adam(models[place].parameters(), lr=0.01)
+        trainer = par.DataParallelTrainer(
+            models[place], optimizer, F.cross_entropy, group
+        )
+        losses = []
+        for x, y in batches:
+            own = x.split(split)[place], y.split(split)[place]
+            losses.append(trainer.step(*own, pieces).item())
+        return losses
+
+    losses = placed(team)(train)
+    whole = layers()
+    want = F.cross_entropy(whole(batches[0][0]), batches[0][1]).item()
+    assert all(found[0] == pytest.approx(want, rel=1e-12) for found in losses)
+    for model in models:
+        assert torch.equal(flat(model.parameters()), flat(models[0].parameters()))
+        assert off(flat(model.parameters()), alone(2, sum(split))) < 1e-12
+        assert model.kept == 0
+
+
+@pytest.mark.parametrize("stage", range(4))
+def test_sharding_threads_make_the_update_of_one_process(team, stage):
+    n, group = len(team[0].ranks), team[1]
+    models = [layers(seed=place) for place in range(n)]
+    split = [6, *[1] * (n - 1)]
+    count = sum(split)
+
+    def train(place):
+        trainer = par.ShardedTrainer(
+            models[place], lambda p: torch.optim.Adam(p, lr=0.01), F.cross_entropy, stage, group
+        )  # fmt: skip
+        for seed in range(3):
+            x, y = (part.split(split)[place] for part in rows(count, seed=seed))
+            loss = trainer.step(x, y)
+        model = models[place]
+        with torch.no_grad():
+            own = F.cross_entropy(model(x), y)
+        return trainer, trainer.weights(), loss, own, trainer.held()
+
+    with par.SentBytes() as sent:
+        found = placed(team)(train)
+    sizes = [sum(p.numel() for p in block.parameters()) for block in layers()]
+    padded = 8 * sum(math.ceil(size / n) * n for size in sizes)
+    shard = padded // n
+    whole, part = ("parameters", "gradients", "optimizer"), [0, 0, 0]
+    part = [padded if stage < 3 else shard, padded if stage < 2 else shard, 2 * padded]
+    part[2] = 2 * padded if stage == 0 else 2 * shard
+    for trainer, weights, loss, own, held in found:
+        assert off(weights, alone(3, count)) < 1e-12
+        assert loss.ndim == 0 and not loss.requires_grad and own.isfinite()
+        assert trainer.at_update == dict(zip(whole, part, strict=True))
+        assert held["gradients"] == 0 and held["parameters"] == part[0]
+    # an all-reduce, or a reduce-scatter and as many all-gathers as the stage needs
+    rounds = {0: 2, 1: 2, 2: 2, 3: 3}[stage] * 3
+    rest = {0: 0, 1: 1, 2: 1, 3: 1 + 1}[stage]  # weights(), and the forward at the end
+    assert sent.total == (n - 1) * padded * (rounds + rest)
+
+
+def linears(n, bias, seed):
+    torch.manual_seed(seed)
+    up = nn.Linear(5, 4 * n, bias=bias, dtype=torch.float64)
+    down = nn.Linear(4 * n, 3, bias=bias, dtype=torch.float64)
+    return up, down, torch.randn(2, 3, 5, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_layers_in_pieces_on_threads_are_the_whole_layers(team, bias):
+    n, group = len(team[0].ranks), team[1]
+    up, down, x = linears(n, bias, seed=n)
+    whole = x.clone().requires_grad_()
+    want = down(F.gelu(up(whole)))
+    want.square().sum().backward()
+
+    def pieces(place):
+        z = x.clone().requires_grad_()
+        first = par.ColumnParallelLinear(up, group=group)
+        second = par.RowParallelLinear(down, group)
+        got = second(F.gelu(first(z)))
+        got.square().sum().backward()
+        assert off(got.detach(), want.detach()) < 1e-12
+        assert off(z.grad, whole.grad) < 1e-12
+        assert off(first.weight.grad, up.weight.grad.chunk(n)[place]) < 1e-12
+        assert off(second.weight.grad, down.weight.grad.chunk(n, 1)[place]) < 1e-12
+        if bias:
+            assert off(first.bias.grad, up.bias.grad.chunk(n)[place]) < 1e-12
+            assert off(second.bias.grad, down.bias.grad) < 1e-12
+        else:
+            assert first.bias is None and second.bias is None
+        return refusals(
+            lambda: par.ColumnParallelLinear(nn.Linear(4, 4 * n + 1), group=group),
+            lambda: par.RowParallelLinear(nn.Linear(4 * n + 1, 4), group),
+            lambda: par.ParallelAttention(
+                *(nn.Linear(9, 9) for _ in range(4)), 3 * n + 1, group
+            ),
+            lambda: par.ParallelAttention(
+                *(nn.Linear(9, 9 * n) for _ in range(4)), 2 * n, group
+            ),
+        )
+
+    for said in placed(team)(pieces):
+        assert f"out_features={4 * n + 1} does not split over {n} proc" in said[0]
+        assert f"in_features={4 * n + 1} does not split over {n} proc" in said[1]
+        assert f"heads={3 * n + 1} must be a multiple of the {n} proc" in said[2]
+        if len(said) > 3:
+            assert f"and divide the width {9 * n}" in said[3]
+
+
+def test_attention_heads_on_threads_are_the_whole_attention(team):
+    n, group = len(team[0].ranks), team[1]
+    torch.manual_seed(1)
+    width = 4 * n
+    parts = [nn.Linear(width, width, dtype=torch.float64) for _ in range(4)]
+    x = torch.randn(2, 5, width, dtype=torch.float64)
+    plain = par.ParallelAttention(*parts, 2 * n)  # no group of processes here
+    whole = x.clone().requires_grad_()
+    want = plain(whole)
+    want.square().sum().backward()
+
+    def heads(place):
+        z = x.clone().requires_grad_()
+        got = par.ParallelAttention(*parts, 2 * n, group)(z)
+        got.square().sum().backward()
+        return max(off(got.detach(), want.detach()), off(z.grad, whole.grad))
+
+    assert max(placed(team)(heads)) < 1e-12
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_attention_around_a_ring_of_threads_is_that_of_the_whole_sequence(team, causal):
+    n, group = len(team[0].ranks), team[1]
+    draw = torch.Generator().manual_seed(3)
+    parts = [
+        [torch.randn(2, 3, 4, 5, generator=draw, dtype=torch.float64) for _ in "qkv"]
+        for _ in range(n)
+    ]
+    parts[0][0] *= 300  # scores of thousands
+    want = whole_attention(parts, causal)
+
+    def around(place):
+        q, k, v = (part.clone().requires_grad_() for part in parts[place])
+        out = par.ring_attention(q, k, v, causal, group)
+        out.backward(out.detach() * 0.3 + 1)
+        return out.detach(), q.grad, k.grad, v.grad
+
+    with par.SentBytes() as sent:
+        found = placed(team)(around)
+    # keys and values forward; then they and their gradients, which go all the way round
+    assert sent.total == n * (2 * (n - 1) + 2 * (2 * n - 1)) * parts[0][1].nbytes
+    for place, tensors in enumerate(found):
+        for got, chunks in zip(tensors, want, strict=True):
+            assert off(got, chunks[place]) < 1e-9 * (1 + chunks[place].abs().max())
+
+
+def test_threads_that_differ_are_all_told(team):
+    group = team[1]
+
+    def differ(place):
+        shape = torch.zeros(1, 1, 2 + place, 3)
+        said = refusals(lambda: par.ring_attention(shape, shape, shape, group=group))
+        with team[0].building:
+            layer = mixture(len(team[0].ranks), group=group)[0]
+        tokens = torch.zeros(4 + place, 5, dtype=torch.float64)
+        return said + refusals(lambda: layer(tokens))
+
+    last = len(team[0].ranks) + 1
+    for shapes, tokens in placed(team)(differ):
+        assert (
+            f"the shapes differ between processes ([1, 1, 2, 3] to [1, 1, {last}, 3])"
+            in shapes
+        )
+        assert (
+            f"the numbers of tokens differ between processes ([4] to [{last + 2}])"
+            in tokens
+        )
+
+
+@pytest.mark.parametrize(
+    ("each", "tokens", "factor"), [(1, 6, 1.25), (2, 9, 0.3), (2, 7, 9.0)]
+)
+def test_experts_on_threads_are_a_loop_over_the_tokens(team, each, tokens, factor):
+    n, group = len(team[0].ranks), team[1]
+    draw = torch.Generator().manual_seed(9)
+    inputs = [
+        torch.randn(tokens, 5, generator=draw, dtype=torch.float64) for _ in range(n)
+    ]
+    reference, twins = mixture(each * n, factor=factor)
+    wholes = [x.clone().requires_grad_() for x in inputs]
+    found = [token_by_token(reference.router, twins, x, factor) for x in wholes]
+    sum((k + 1) ** 2 * y.square().sum() for k, (y, _) in enumerate(found)).backward()
+
+    def own(place):
+        with team[0].building:
+            layer, _ = mixture(each * n, factor=factor, group=group)
+        assert len(layer.experts) == each
+        x = inputs[place].clone().requires_grad_()
+        out = layer(x)
+        (out * (place + 1)).square().sum().backward()
+        return out.detach(), x.grad, layer
+
+    router = 0
+    for place, (out, slope, layer) in enumerate(placed(team)(own)):
+        want, dropped = found[place]
+        assert off(out, want.detach()) < 1e-12 and layer.dropped == dropped
+        assert off(slope, wholes[place].grad) < 1e-12
+        mine = nn.ModuleList(twins[place * each : (place + 1) * each])
+        for a, b in zip(layer.experts.parameters(), mine.parameters(), strict=True):
+            pair = [torch.zeros_like(p) if p.grad is None else p.grad for p in (a, b)]
+            assert off(*pair) < 1e-12
+        router = router + layer.router.weight.grad
+    assert off(router, reference.router.weight.grad) < 1e-12
+
+
+def test_all_to_all_of_threads_is_a_transpose(team):
+    n, group = len(team[0].ranks), team[1]
+    table = torch.arange(n * n * 2.0).view(n, n, 2)
+    with par.SentBytes() as sent:
+        found = placed(team)(lambda place: par.all_to_all(table[place], group))
+    assert torch.equal(torch.stack(found), table.transpose(0, 1))
+    assert sent.total == n * (n - 1) * 8
+    (said, *_) = placed(team)(
+        lambda place: refusals(
+            lambda: par.all_to_all(torch.zeros(n + 1, 2), group),
+            lambda: par.all_to_all(torch.zeros(()), group),
+            lambda: par.ring_reduce_scatter(torch.zeros(n + 1), group),
+            lambda: par.ring_reduce_scatter(torch.zeros(n, 2), group),
+        )
+    )
+    assert said[0].startswith(f"({n + 1}, 2): give one part for each of the {n} proc")
+    assert said[1].startswith("(): give one part")
+    assert said[2].startswith(f"({n + 1},): give a vector of a length that {n} divides")
+    assert said[3].startswith(f"({n}, 2): give a vector")
+
+
+@pytest.mark.parametrize(("kind", "chunks"), [("gpipe", 1), ("1f1b", 1), ("1f1b", 2)])
+def test_a_pipeline_of_threads_has_the_gradients_of_the_whole_model(team, kind, chunks):
+    n, group = len(team[0].ranks), team[1]
+    torch.manual_seed(0)
+    pieces = [
+        nn.Sequential(nn.Linear(6, 6), nn.Tanh()).double() for _ in range(n * chunks)
+    ]
+    m = 2 * n
+    x, y = rows(2 * m)
+    want = F.cross_entropy(nn.Sequential(*pieces)(x), y)
+    want.backward()
+    grads = [flat(p.grad for p in piece.parameters()) for piece in pieces]
+    nn.Sequential(*pieces).zero_grad()
+    order = par.pipeline_schedule(n, m, kind, chunks)
+    like = torch.empty(2, 6, dtype=torch.float64)
+
+    def run(place):
+        own = pieces[place::n] if chunks > 1 else pieces[place]
+        total, trace = par.run_pipeline(
+            own, order, x.split(2), y.split(2), F.cross_entropy, like, group
+        )
+        said = refusals(
+            lambda: par.run_pipeline(own, order[:1], x, y, F.cross_entropy, like, group),
+            lambda: par.run_pipeline(
+                [pieces[0]] * 3, order, x, y, F.cross_entropy, like, group
+            ),
+        )
+        return total, trace, said
+
+    with par.SentBytes() as sent:
+        found = placed(team)(run)
+    assert sent.total == 2 * m * (n * chunks - 1) * like.nbytes
+    for place, (total, trace, said) in enumerate(found):
+        assert total == pytest.approx(want.item() if place == n - 1 else 0.0)
+        done = [(event.kind, event.micro_batch, event.chunk) for event in trace]
+        assert done == [work if chunks > 1 else (*work, 0) for work in order[place]]
+        assert all(event.stage == place for event in trace)
+        assert all(event.start <= event.end for event in trace)
+        assert said[0].startswith(f"1 stages on {n} processes: make a schedule for {n}")
+        assert said[1] == f"the schedule has {chunks} chunks, `stage` 3"
+    for piece, grad in zip(pieces, grads, strict=True):
+        assert off(flat(p.grad for p in piece.parameters()), grad) < 1e-12
