@@ -188,6 +188,7 @@ def test_underflow_fraction():
     # of four that are not zero; the tie goes to zero
     assert mp.underflow_fraction(x) == 0.5
     assert mp.underflow_fraction([x[:2], x[2:]]) == 0.5
+    assert mp.underflow_fraction([x, x[2:]]) == 4 / 7  # lost in both
     assert mp.underflow_fraction(x, scale=2.0**16) == 0.0
     assert (
         mp.underflow_fraction(torch.zeros(3)) == 0.0 and mp.underflow_fraction([]) == 0.0

@@ -5,6 +5,7 @@ costs.
 import math
 import threading
 import time
+from datetime import timedelta
 from fractions import Fraction
 from functools import partial
 
@@ -1232,6 +1233,163 @@ def test_interleaving_shrinks_the_bubble_and_sends_more():
     assert after["bubble"] == pytest.approx(before["bubble"] / 4)
     assert after["pipeline"] == pytest.approx(before["pipeline"] * 4)
     assert all(before[part] == after[part] for part in ("compute", "tensor", "data"))
+
+
+def test_the_seconds_of_a_step_are_those_of_the_formulas():
+    """Each part by hand, with every setting away from its default."""
+    model = par.GPT(4, 64, 4, sequence=32, vocabulary=100)
+    assert model.parameters == 4 * (12 * 64**2 + 13 * 64) + 132 * 64
+    flops = 96 * 48 * 32 * 4 * 64**2 * (1 + 32 / (6 * 64) + 100 / (16 * 4 * 64))
+    assert model.flops(48) == pytest.approx(flops, rel=1e-12)
+    machine = par.Machine(1e9, 1e6, 1e5, node=4, efficiency=0.25, reached=0.5)
+    layout = par.Layout(24, 48, tensor=2, pipeline=3, micro_batch=2, chunks=2)
+    assert (layout.replicas, layout.micro_batches) == (4, 6)
+    output = 2 * 2 * 32 * 64  # bytes of a micro-batch between two layers
+    want = {
+        "compute": flops / 24 / 0.25e9,
+        "tensor": 6 * 4 / 3 * 6 * output * 2 / 2 / 0.5e6,  # within a node
+        "pipeline": 2 * 6 * 2 * output / 2 / 0.5e5,  # two times three: beyond a node
+        "data": 2 * 3 / 4 * 2 * model.parameters / 6 / 0.5e5,
+    }
+    want["bubble"] = 2 / (2 * 6) * (want["compute"] + want["tensor"])
+    want["total"] = sum(want.values())
+    assert par.step_time(model, layout, machine) == pytest.approx(want, rel=1e-12)
+    assert list(par.step_time(model, layout)) == [
+        "compute", "tensor", "pipeline", "bubble", "data", "total",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("size", "slower"), [(8, False), (16, True)])
+def test_what_fits_into_a_node_takes_its_fast_links(size, slower):
+    model, machine = par.GPT(4, 64, 4), par.Machine()
+    other = par.Machine(slow=machine.slow / 2)
+    for part, layout in (
+        ("tensor", par.Layout(size, size, tensor=size)),
+        ("pipeline", par.Layout(size, size, tensor=2, pipeline=size // 2)),
+        ("data", par.Layout(size, size)),
+    ):
+        seconds = [par.step_time(model, layout, m)[part] for m in (machine, other)]
+        assert (seconds[1] > seconds[0] > 0) == slower
+
+
+def test_settings_left_out():
+    assert par.GPT(1, 2, 3) == par.GPT(1, 2, 3, sequence=2048, vocabulary=51200)
+    assert par.Layout(8, 8) == par.Layout(8, 8, 1, 1, 0, 1, 1)
+    assert par.Machine() == par.Machine(312e12, 300e9, 25e9, 8, 0.5, 0.62)
+    assert par.pipeline_schedule(3, 4) == par.pipeline_schedule(3, 4, "1f1b", 1)
+    assert par.bubble_fraction(3, 4) == par.bubble_fraction(3, 4, 1) == 2 / 6
+    order = par.pipeline_schedule(2, 2)
+    assert par.simulate_pipeline(order) == par.simulate_pipeline(order, 1.0, 2.0)
+    assert all(event.chunk == 0 for event in par.simulate_pipeline(order))
+    router, experts = nn.Linear(2, 2), [nn.Linear(2, 2), nn.Linear(2, 2)]
+    assert par.MixtureOfExperts(router, experts).capacity_factor == 1.25
+    q, k, v = (torch.randn(1, 1, 3, 2) for _ in "qkv")
+    plain = F.scaled_dot_product_attention(q, k, v)
+    assert torch.allclose(par.ring_attention(q, k, v), plain, atol=1e-6)
+    model = layers()
+    trainer = par.DataParallelTrainer(
+        model, torch.optim.SGD(model.parameters(), lr=0.5), F.cross_entropy
+    )
+    x, y = rows(8)
+    assert trainer.step(x, y).dtype == torch.float64
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: par.pipeline_schedule(0, 1), "0 stages, 1 micro-batches, 1 chunks"),
+        (lambda: par.pipeline_schedule(1, 0), "1 stages, 0 micro-batches, 1 chunks"),
+        (lambda: par.pipeline_schedule(1, 1, chunks=0), "1 micro-batches, 0 chunks"),
+        (lambda: par.pipeline_schedule(2, 2, "zigzag"), "kind='zigzag'"),
+        (lambda: par.pipeline_schedule(2, 2, "gpipe", 2), "2 chunks need kind='1f1b'"),
+        (lambda: par.pipeline_schedule(2, 3, chunks=2), "3 micro-batches on 2 stages"),
+        (lambda: par.Layout(8, 9), "batch=9.*devices must be a multiple"),
+        (lambda: par.Layout(8, 8, tensor=3), "tensor=3"),
+        (lambda: par.Layout(4, 6, micro_batch=4), "micro_batch=4"),
+        (lambda: par.Layout(8, 9, pipeline=8, chunks=2), "multiple of them, not 9"),
+        (lambda: par.state_bytes(1.0, 8, 4), "stage=4"),
+        (lambda: par.shard_parameters([torch.zeros(3)], 0), "processes=0"),
+        (lambda: par.ShardedTrainer(layers(), None, None, 7), "stage=7"),
+        (lambda: par.ring_attention(*[torch.zeros(2, 3)] * 3), r"\(2, 3\), \(2, 3\)"),
+        (
+            lambda: par.ring_attention(*[torch.zeros(1, 1, 2, 2).long()] * 3),
+            r"\['torch.int64'\]: give q",
+        ),
+        (lambda: mixture(2)[0](torch.zeros(1, 2, 5)), r"\(1, 2, 5\): give \(tokens"),
+        (
+            lambda: par.MixtureOfExperts(nn.Linear(2, 3), [nn.Linear(2, 2)] * 2),
+            "2 experts, 3 outputs of the router, 1 processes",
+        ),
+        (
+            lambda: par.MixtureOfExperts(nn.Linear(2, 1), [nn.Linear(2, 2)], -0.5),
+            "capacity_factor=-0.5",
+        ),
+    ],
+)
+def test_errors_name_what_was_given(call, words):
+    with pytest.raises(ValueError, match=words):
+        call()
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_group_is_joined_as_asked_and_left_in_any_case(monkeypatch, fails):
+    done = []
+    for name, answer in (("init_process_group", None), ("barrier", None),
+                         ("destroy_process_group", None), ("get_rank", 1),
+                         ("get_world_size", 3)):  # fmt: skip
+        monkeypatch.setattr(
+            torch.distributed,
+            name,
+            lambda *given, name=name, answer=answer, **named: (
+                done.append((name, given, named)) or answer
+            ),
+        )
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    try:
+        with par.process_group() as joined:
+            assert joined == (1, 3)
+            if fails:
+                raise OSError
+    except OSError:
+        assert fails
+    names = [name for name, *_ in done if not name.startswith("get")]
+    first, last = "init_process_group", "destroy_process_group"
+    # after an error nobody waits for the others
+    assert names == ([first, last] if fails else [first, "barrier", last])
+    assert done[0] == (first, ("gloo",), {"timeout": timedelta(seconds=30)})
+    with par.process_group(2.5, "mpi"):
+        pass
+    again = [call for call in done if call[0] == first][1]
+    assert again[1:] == (("mpi",), {"timeout": timedelta(seconds=2.5)})
+
+
+def test_the_gpu_of_a_process_is_the_first_where_none_is_named(monkeypatch):
+    chosen = []
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    monkeypatch.setattr("torch.cuda.set_device", chosen.append)
+    monkeypatch.setattr("torch.distributed.init_process_group", refuse)
+    for name in ("LOCAL_RANK", "LOCAL_WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    for backend, gpus in ((None, [0]), ("nccl", [0]), ("gloo", [])):
+        chosen.clear()
+        with pytest.raises(RuntimeError, match="no other process to join"):
+            par.process_group(1, backend).__enter__()
+        assert chosen == gpus
+
+
+def refuse(backend, timeout):
+    raise ValueError("no rendezvous")
+
+
+def test_counters_of_bytes_may_be_nested(monkeypatch):
+    threads = Threads(monkeypatch, (0, 1))
+    with par.SentBytes() as outer:
+        threads.run(lambda rank: par.ring_all_gather(torch.ones(3)))
+        with par.SentBytes() as inner:
+            threads.run(lambda rank: par.ring_all_gather(torch.ones(5)))
+    threads.run(lambda rank: par.ring_all_gather(torch.ones(7)))
+    assert (outer.total, inner.total) == (2 * 8 * 4, 2 * 5 * 4)
 
 
 # --- threads in the place of processes ------------------------------------------------------------
