@@ -456,6 +456,44 @@ def test_three_parts_of_single_rows_are_stratified(seed):
         assert abs(off).max() < 2
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_each_group_goes_where_it_brings_the_shares_nearest(seed):
+    """The largest first, by the squares of what is missing, over what there is."""
+    rng = np.random.RandomState(seed)
+    labels, groups = rng.randint(0, 3, 120), rng.randint(0, 30, 120)
+    parts = stratified_group_split(labels, groups, 0.2, 0.25, seed=seed)
+    names = np.unique(groups)
+    totals = np.bincount(labels, minlength=3)
+    there = np.array([np.bincount(labels[groups == g], minlength=3) for g in names])
+    order = np.random.RandomState(seed).permutation(len(names))
+    order = sorted(order, key=lambda group: -there[group].sum())
+    missing = np.outer([0.55, 0.2, 0.25], totals)
+    want = [[], [], []]
+    for group in order:
+        off = []
+        for part in range(3):
+            left = missing.copy()
+            left[part] -= there[group]
+            off.append(((left / totals) ** 2).sum())
+        missing[np.argmin(off)] -= there[group]
+        want[np.argmin(off)].append(names[group])
+    for part, members in zip(parts, want, strict=True):
+        assert set(groups[part]) == set(members)
+
+
+def test_classes_may_be_whole_numbers_in_floats():
+    labels = np.array([0.0, 1.0, 2.0] * 4)
+    folds = stratified_kfold_indices(labels, 2)
+    assert str(folds) == str(stratified_kfold_indices(labels.astype(int), 2))
+
+
+def test_a_row_at_the_distance_of_near_is_near():
+    x = np.array([[1.0, 1.0], [-1.0, -1.0], [2.0, 1.0]])  # 1 away; two rows are 2 apart
+    (leak,) = check_leakage(x, [0, 1], [2], near=0.5)
+    assert leak.kind == "near-duplicate"
+    assert check_leakage(x, [0, 1], [2], near=0.49) == []
+
+
 def test_a_group_larger_than_its_part_trains():
     groups = np.repeat([0, 1, 2, 3, 4], [60, 10, 10, 10, 10])
     train, validation, test = stratified_group_split(np.zeros(100, int), groups, 0.2, 0.2)
