@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import collections
 import concurrent.futures
+import contextlib
 import gc
 import itertools
 import json
@@ -1980,3 +1981,81 @@ def test_nothing_sent_by_a_worker_that_died_is_taken_for_a_batch():
 class BrokenRead(Orders):
     def recv(self):
         raise OSError
+
+
+def test_a_stream_is_divided_among_all_workers_of_all_processes(alone, monkeypatch):
+    read = {}
+    for worker, rank in itertools.product(range(2), range(3)):
+        info = WorkerInfo(worker, 2, 0, None)
+        monkeypatch.setattr(workers_module, "_worker_info", info)
+        read[rank, worker] = list(NumberStream(20, "all", rank, 3))
+        assert list(NumberStream(6, "workers", rank, 3)) == [*range(worker, 6, 2)]
+        assert list(NumberStream(3, "no", rank, 3)) == [0, 1, 2]
+    for (rank, worker), numbers in read.items():
+        assert numbers == list(range(2 * rank + worker, 20, 6))
+
+
+def a_worker(pipe, **more):
+    """Return a worker as its parent sees it, without a process."""
+    worker = crew.Worker.__new__(crew.Worker)
+    worker.number, worker.of, worker.pipe = 0, 1, pipe
+    worker.received, worker.ordered = 0, deque()
+    worker.process = SimpleNamespace(sentinel=None, **more)
+    return worker
+
+
+def test_orders_go_out_and_answers_come_in_one_for_one(monkeypatch):
+    answers = Orders(("batch", "first"), ("end", None))
+    worker = a_worker(answers)
+    monkeypatch.setattr(crew, "wait", lambda ready: [ready[0]])
+    worker.order([1, 2])
+    worker.order(None)
+    assert answers.sent == [(True, [1, 2]), (True, None)]
+    assert list(worker.ordered) == [[1, 2], None]
+    assert worker.receive() == ("batch", "first")
+    assert (worker.received, list(worker.ordered)) == (1, [None])
+    assert worker.receive() == ("end", None) and worker.received == 2
+    worker.release()  # the worker is told, and its pipe is closed
+    assert answers.sent[2:] == [(False, None), "closed"]
+    worker.pipe = Orders(refuses=[OSError("it has died")])
+    worker.order([3])  # `receive` will say so
+
+
+def test_a_worker_in_the_middle_of_a_sample_is_killed():
+    for exitcode, want in ((0, [0.5]), (None, [0.5, "killed", None])):
+        done = []
+        process = SimpleNamespace(
+            exitcode=exitcode,
+            join=lambda seconds=None, done=done: done.append(seconds),
+            kill=lambda done=done: done.append("killed"),
+        )
+        worker = a_worker(Orders())
+        worker.process = process
+        worker.end()
+        assert done == want
+
+
+def test_a_reader_asks_for_a_whole_batch_where_it_can():
+    class Batched:
+        asked = []
+
+        def __getitems__(self, indices):
+            self.asked.append(indices)
+            return [10 * index for index in indices]
+
+    reader = Reader(Batched(), list, 2, False)
+    assert reader.read([1, 3]) == [10, 30] and Batched.asked == [[1, 3]]
+    for drop_last, ends in ((False, [[0, 1], [2]]), (True, [[0, 1]])):
+        reader = Reader(range(3), list, 2, drop_last)
+        found = []
+        with contextlib.suppress(StopIteration):
+            while True:
+                found.append(reader.read(None))
+        assert found == ends
+
+
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="here memory is pinned")
+def test_the_warning_of_memory_not_pinned_points_to_the_line_of_the_loop():
+    with pytest.warns(UserWarning, match="without an accelerator") as found:
+        iter(DataLoader(range(2), pin_memory=True))
+    assert [warning.filename for warning in found] == [__file__]
