@@ -99,12 +99,13 @@ class _Moments:
 
     kind: str
     count: int
-    mean: float
-    var: float
-    signal: float  # variance from row to row
-    zeros: float
-    saturated: float
     values: Tensor
+    # of no entries at all, nothing more is known
+    mean: float = math.nan
+    var: float = math.nan
+    signal: float = math.nan  # variance from row to row
+    zeros: float = math.nan
+    saturated: float = math.nan
 
 
 class _Recorder(TorchFunctionMode):
@@ -174,8 +175,7 @@ def _moments(kind: str, tensor: Tensor) -> _Moments:
     rows = tensor.detach().cpu().double()  # float32 squares end at 1e-38, these do not
     values, count = rows.ravel(), rows.numel()
     if not count:
-        unknown = [math.nan] * 5
-        return _Moments(kind, 0, *unknown, values)
+        return _Moments(kind, 0, values)
     var, mean = torch.var_mean(values, correction=0)
     signal = (
         rows.var(0, correction=0).mean().item()
@@ -190,7 +190,7 @@ def _moments(kind: str, tensor: Tensor) -> _Moments:
     golden = torch.arange(min(count, SAMPLE), dtype=torch.float64) * 0.6180339887498949
     # spread out, and in step with no dimension
     sample = values[((golden % 1) * count).long()]
-    return _Moments(kind, count, mean.item(), var.item(), signal, zeros, flat, sample)
+    return _Moments(kind, count, sample, mean.item(), var.item(), signal, zeros, flat)
 
 
 def _pool(runs: list[_Moments], grads: list[_Moments] | None) -> LayerStats:
