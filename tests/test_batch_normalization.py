@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
+from threads import Threads
 from torch import nn
 from torch.optim.swa_utils import update_bn
 from torch.utils.data import DataLoader, TensorDataset
@@ -755,66 +756,68 @@ def test_conversion_shares_weights_and_reaches_every_layer():
     assert new.bias is None and torch.allclose(new(x), plain(x), atol=1e-6)
 
 
-@pytest.fixture
-def twins(monkeypatch):
-    """Two processes of which the other one has the same rows: every sum doubles."""
-    groups = []
+@pytest.mark.parametrize("sizes", [(5, 2), (6, 0), (3, 1)])
+def test_threads_with_unequal_rows_norm_as_one_batch(monkeypatch, sizes):
+    threads = Threads(monkeypatch, (0, 1))
+    x, upstream = normal(sum(sizes), 3, 2), normal(sum(sizes), 3, 2, seed=1)
+    layers = [bn.SyncBatchNorm(3, process_group=(0, 1)).double() for _ in "ab"]
+    whole = nn.BatchNorm1d(3).double()
+    for layer in (*layers, whole):
+        with torch.no_grad():
+            layer.weight.copy_(torch.tensor([2.0, 0.5, -1.0]))
+    rows = x.clone().requires_grad_()
+    want = whole(rows)
+    want.backward(upstream)
 
-    def all_reduce(tensor, group=None):
-        groups.append(group)
-        tensor.mul_(2)
+    def norm(rank):
+        own = x.split(sizes)[rank].clone().requires_grad_()
+        y = layers[rank](own)
+        y.backward(upstream.split(sizes)[rank])
+        return y.detach(), own.grad
 
-    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
-    monkeypatch.setattr(torch.distributed, "get_world_size", lambda group: 2)
-    monkeypatch.setattr(torch.distributed, "all_reduce", all_reduce)
-    return groups
-
-
-def test_twin_processes_give_what_all_rows_twice_give(twins):
-    x, upstream = normal(5, 3, 2), normal(5, 3, 2, seed=1)
-    own, whole = bn.SyncBatchNorm(3, process_group="pair").double(), nn.BatchNorm1d(3)
-    whole = whole.double()
-    mine, both = x.clone().requires_grad_(), torch.cat([x, x]).requires_grad_()
-    y, want = own(mine), whole(both)
-    y.backward(upstream)
-    want.backward(torch.cat([upstream, upstream]))
-    assert torch.allclose(torch.cat([y, y]), want, atol=1e-12)
-    assert torch.allclose(mine.grad, both.grad[:5], atol=1e-12)
-    for a, b in zip(own.buffers(), whole.buffers(), strict=True):
-        assert torch.allclose(a, b, atol=1e-12)
-    assert set(twins) == {"pair"}  # also in the backward pass
-    # one row on each process is enough, and evaluation asks nobody
-    one = bn.SyncBatchNorm(3, process_group="pair")(x[:1, :, 0].float())
-    assert one.abs().max() < 1e-3
-    asked = len(twins)
-    own.eval()(x)
-    assert len(twins) == asked
+    found = threads.run(norm)
+    assert torch.allclose(torch.cat([y for y, _ in found]), want, atol=1e-12)
+    assert torch.allclose(torch.cat([slope for _, slope in found]), rows.grad, atol=1e-12)
+    for layer in layers:
+        for a, b in zip(layer.buffers(), whole.buffers(), strict=True):
+            assert torch.allclose(a, b, atol=1e-12)
+    slopes = sum(layer.weight.grad for layer in layers)
+    assert torch.allclose(slopes, whole.weight.grad, atol=1e-12)
+    # evaluation asks nobody: here one thread would wait for ever
+    layers[0].eval()
+    threads.run(lambda rank: layers[0](x) if rank == 0 else None)
 
 
-def test_over_processes_there_is_a_first_derivative_only(twins):
-    norm, x = bn.SyncBatchNorm(3, process_group="pair").double(), normal(5, 3)
-    x.requires_grad_()
-    (slope,) = torch.autograd.grad(norm(x).pow(3).sum(), x, create_graph=True)
-    doubled = torch.cat([x, x]).detach().requires_grad_()
-    alone = bn.BatchNorm1d(3).double()(doubled).pow(3).sum()
-    (want,) = torch.autograd.grad(alone, doubled)
-    assert torch.allclose(slope, want[:5], atol=1e-12)
-    with pytest.raises(RuntimeError, match="no second derivative"):
-        slope.sum().backward()
+def test_over_threads_there_is_a_first_derivative_only(monkeypatch):
+    threads = Threads(monkeypatch, (0, 1))
+    x = normal(7, 3)
+    rows = x.clone().requires_grad_()
+    (want,) = torch.autograd.grad(bn.BatchNorm1d(3).double()(rows).pow(3).sum(), rows)
+
+    def slope(rank):
+        own = x.split((5, 2))[rank].clone().requires_grad_()
+        y = bn.SyncBatchNorm(3, process_group=(0, 1)).double()(own)
+        (first,) = torch.autograd.grad(y.pow(3).sum(), own, create_graph=True)
+        with pytest.raises(RuntimeError, match="no second derivative"):
+            first.sum().backward()
+        return first.detach()
+
+    assert torch.allclose(torch.cat(threads.run(slope)), want, atol=1e-12)
 
 
-def test_a_group_of_one_and_no_group_given(twins, monkeypatch):
+def test_a_group_of_one_exchanges_nothing_and_no_group_is_all(monkeypatch):
     x = normal(5, 3, dtype=torch.float32)
-    monkeypatch.setattr(torch.distributed, "get_world_size", lambda group: 1)
-    bn.SyncBatchNorm(3, process_group="alone")(x)
-    assert twins == []
-    asked, everyone = [], SimpleNamespace(WORLD="world")
-    monkeypatch.setattr(torch.distributed, "group", everyone)
-    monkeypatch.setattr(
-        torch.distributed, "get_world_size", lambda group: asked.append(group) or 2
-    )
-    bn.SyncBatchNorm(3)(x)
-    assert set(asked) == set(twins) == {"world"}
+    one = Threads(monkeypatch, (0,))
+    one.all_reduce = lambda *given, **named: pytest.fail("nobody is there")
+    monkeypatch.setattr(torch.distributed, "all_reduce", one.all_reduce)
+    one.run(lambda rank: bn.SyncBatchNorm(3, process_group=(0,))(x))
+    two = Threads(monkeypatch, (0, 1))
+    monkeypatch.setattr(torch.distributed, "group", SimpleNamespace(WORLD=(0, 1)))
+    found = two.run(lambda rank: bn.SyncBatchNorm(3)(x[rank : 3 + 2 * rank]))
+    want = bn.BatchNorm1d(3)(torch.cat([x[:3], x[1:5]]))
+    assert torch.allclose(torch.cat(found), want, atol=1e-5)
+    with pytest.raises(ValueError, match=r"this batch \([01], 3\) has 1"):
+        two.run(lambda rank: bn.SyncBatchNorm(3)(x[: 1 - rank]))
 
 
 def test_conversion_hands_settings_and_group_to_every_layer():

@@ -183,6 +183,18 @@ def test_stochastic_rounding_is_unbiased_and_goes_to_a_neighbour(name):
         assert same(mp.round_to(exact, name, stochastic=True), exact)
 
 
+def test_stochastic_rounding_draws_53_bits():
+    """So a number that is nearly on the grid rarely leaves it."""
+    x = torch.full((400,), 1 + 2.0**-12, dtype=torch.float64)
+    draws = torch.rand(
+        400, dtype=torch.float64, generator=torch.Generator().manual_seed(3)
+    )
+    want = torch.floor(x * 1024 + draws) / 1024
+    generator = torch.Generator().manual_seed(3)
+    found = mp.round_to(x, "fp16", stochastic=True, generator=generator)
+    assert torch.equal(found, want) and 50 < (found > 1).sum() < 150
+
+
 def test_underflow_fraction():
     x = torch.tensor([0.0, 1.0, 2.0**-24, 2.0**-25, -1e-9])
     # of four that are not zero; the tie goes to zero

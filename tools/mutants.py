@@ -37,6 +37,7 @@ pytest_add_cli_args_test_selection = ["{tests}"]
 pytest_add_cli_args = {arguments}
 also_copy = {beside}
 use_setproctitle = false
+timeout_multiplier = 5
 """
 NO_TEST_FAILED, NO_TEST_RUNS_IT = 0, 33  # of mutmut
 OUT_OF_TIME = (-24, 24, 36, 152, 255)
