@@ -26,6 +26,7 @@ from dlcourse.hyperparameter_tuning import (
     GaussianProcess,
     Search,
     bayesian,
+    gaussian_process,
     loguniform,
     searches,
     spaces,
@@ -312,6 +313,20 @@ def test_repeated_points_are_mended_by_jitter():
     assert 1.8 < mean[0] < 2.1  # values that disagree are averaged
 
 
+def test_jitter_grows_until_there_is_a_factor(monkeypatch):
+    tried = []
+
+    def never(matrix, **settings):
+        tried.append(matrix[0, 0] - 2.0)
+        raise np.linalg.LinAlgError
+
+    monkeypatch.setattr(gaussian_process, "cholesky", never)
+    with pytest.raises(ValueError, match="raise noise"):
+        GaussianProcess(variance=2.0, noise=0.0).fit([[0.0], [0.0]], [1.0, 1.0])
+    want = [0.0, 2e-12, 2e-10, 2e-8, 2e-6]
+    assert tried == pytest.approx(want, rel=1e-3, abs=1e-15)
+
+
 def test_nearly_repeated_points_give_finite_answers():
     x = 0.5 + np.arange(40)[:, None] * 1e-12
     mean, std = (
@@ -471,6 +486,15 @@ def test_the_surrogate_has_the_likeliest_noise_and_scales(seed):
     assert last.log_likelihood() < likely
 
 
+def test_a_search_suggests_from_draws_of_its_own():
+    """Not from those of its first configurations: they would be drawn again."""
+    search = ht.bayesian_search(branin, PLANE, 6, initial=4, seed=7)
+    rng = np.random.default_rng([1, 7])
+    for end in (4, 5):
+        found = ht.suggest(PLANE, search.configs[:end], search.scores[:end], rng)
+        assert found == search.configs[end]
+
+
 def test_constant_objective():
     search = ht.bayesian_search(lambda c: 1.5, PLANE, 12, initial=1)
     assert search.best_score == 1.5
@@ -590,9 +614,10 @@ def test_halving_keeps_a_share_at_least_one(count, factor):
 
 def test_of_equal_scores_halving_keeps_the_first():
     configs = [{"a": a} for a in range(60)]
-    halving = ht.successive_halving(lambda c, b: 1.0, configs)
-    for rung in halving.rungs:
-        assert rung.configs == configs[: len(rung.configs)]
+    halving = ht.successive_halving(lambda c, b: float(c["a"] % 3), configs, factor=2)
+    want = sorted(configs, key=lambda c: c["a"] % 3)  # Python's sort is stable
+    for rung in halving.rungs[1:]:
+        assert rung.configs == want[: len(rung.configs)]
 
 
 def test_halving_drops_failed_trials_first():
