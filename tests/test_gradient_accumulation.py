@@ -424,6 +424,25 @@ def test_a_loaded_state_replaces_what_is_there():
     assert model.get_parameter(name).grad.any()
 
 
+def test_a_window_of_one_row_has_its_loss():
+    model, inputs, targets = problem(0, 1)
+    want, loss = full_gradient(model, inputs, targets)
+    stream = GradientAccumulator(model, F.cross_entropy)
+    stream.add(inputs, targets)
+    assert stream.finish() == pytest.approx(loss.item(), rel=1e-12)
+    torch.testing.assert_close(gradient(model), want, rtol=1e-11, atol=1e-13)
+
+
+def test_a_saved_gradient_takes_the_dtype_of_the_model_it_is_loaded_into():
+    model, inputs, targets = problem(4, 12)
+    stream = GradientAccumulator(model, F.cross_entropy)
+    stream.add(inputs, targets)
+    twin = problem(4, 12)[0].float()
+    GradientAccumulator(twin, F.cross_entropy).load_state_dict(stream.state_dict())
+    assert gradient(twin).dtype == torch.float32
+    torch.testing.assert_close(gradient(twin), gradient(model).float())
+
+
 def test_stream_errors():
     model, inputs, targets = problem(0, 6)
     accumulator = GradientAccumulator(model, F.cross_entropy)

@@ -596,15 +596,17 @@ def stop_on_two():
     return accelerator.num_processes, ends, shared.best
 
 
-def test_early_stopping_notes_the_mean_over_processes():
-    """A value on its own device, as `accelerator.reduce` wants it."""
+@pytest.mark.parametrize("kind", ["cpu", "meta"])
+def test_early_stopping_notes_the_mean_over_processes(kind):
+    """The value goes to its own device first, as `accelerator.reduce` wants it."""
 
     class Two:
-        device = torch.device("meta")
+        device = torch.device(kind)
 
         def reduce(self, value, reduction):
             assert reduction == "mean" and value.dtype == torch.float32
             assert value.device == self.device and value.shape == ()
+            assert kind == "meta" or value == 9.0
             return torch.tensor(means.pop(0))
 
     means = [3.0, 2.0, 2.5, 2.5]
@@ -1560,6 +1562,8 @@ def test_numbers_at_the_edge_are_taken():
     assert rg.elastic_net_penalty(torch.ones(2), 0.0, 0.0) == 0
     assert rg.elastic_net_penalty(torch.ones(2), 1.0, 1.0) == 2
     assert rg.cross_entropy(probabilities, targets, 1.0).isfinite()
+    one_class = rg.cross_entropy(torch.ones(2, 1), torch.tensor([0, -100]))
+    assert one_class == 0  # also where the other row does not count
     assert rg.reliability(probabilities, targets, bins=1)[2].tolist() == [2]
     sure = torch.tensor([[1 + 1e-7, 0.0]]), torch.tensor([0])  # a softmax rounds up
     assert rg.expected_calibration_error(*sure) < 1e-6
