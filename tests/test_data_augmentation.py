@@ -410,11 +410,12 @@ def test_an_erased_rectangle_has_the_area_and_the_ratio_drawn(seed):
     assert 10 < chosen.sum() < 30
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("seed", range(3))
-def test_noise_is_what_was_drawn(seed):
-    images = pictures((20, 2, 4, 5), seed, torch.float32)
+def test_noise_is_what_was_drawn(seed, dtype):
+    images = pictures((20, 2, 4, 5), seed, dtype)
     generator = seeded(seed)
-    noise = torch.randn(images.shape, generator=generator)
+    noise = torch.randn(images.shape, generator=generator, dtype=dtype)
     sigma = 0.1 + 0.2 * torch.rand(20, generator=generator).view(-1, 1, 1, 1)
     found = da.GaussianNoise((0.1, 0.3))(images, seeded(seed))
     assert torch.allclose(found, (images + sigma * noise).clamp(0, 1), atol=1e-6)
@@ -446,6 +447,37 @@ def test_colour_is_changed_by_the_factors_drawn():
     state = seeded()
     assert torch.equal(da.ColorJitter()(images, state), images)
     assert torch.equal(state.get_state(), seeded().get_state())
+
+
+@pytest.mark.parametrize("draw", [0.0, 0.5])
+def test_a_draw_at_the_probability_changes_nothing(monkeypatch, draw):
+    """So with p = 0 nothing is changed, also where the draw is 0, as one in 2**24 is."""
+    for module in (da.geometry, da.noise):
+        monkeypatch.setattr(
+            module, "_rand", lambda x, _, *shape: torch.full((len(x), *shape), draw)
+        )
+    images = pictures((3, 1, 4, 4), dtype=torch.float32)
+    for transform in (
+        da.RandomHorizontalFlip(draw),
+        da.RandomVerticalFlip(draw),
+        da.RandomErasing(draw),
+        da.SaltAndPepper(draw),
+    ):
+        assert torch.equal(transform(images), images)
+    changed = da.SaltAndPepper(2 * draw, low=3.0, high=4.0)(images)
+    assert (changed == (3.0 if draw else images)).all()
+
+
+@pytest.mark.parametrize(
+    "name", ["ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate"]
+)
+def test_new_pixels_of_trivial_operations_are_the_fill(name):
+    apply, strongest, _ = da.TRIVIAL_OPS[name]
+    strength = torch.tensor([0.3, -0.4]) * strongest
+    for fill in (0.0, 0.25):
+        moved = apply(torch.ones(2, 1, 8, 8), strength, fill)
+        assert moved.amin((1, 2, 3)).tolist() == pytest.approx([fill] * 2, abs=1e-6)
+        assert moved.amax((1, 2, 3)).tolist() == pytest.approx([1.0] * 2)
 
 
 @pytest.mark.parametrize("bins", [2, 31])

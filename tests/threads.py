@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import torch
 import torch.distributed as dist
 
-SECONDS = 30.0  # the longest wait for a message
+SECONDS = 15.0  # the longest wait for a message
 
 
 class Threads:
