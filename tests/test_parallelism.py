@@ -1272,6 +1272,12 @@ def test_what_fits_into_a_node_takes_its_fast_links(size, slower):
         assert (seconds[1] > seconds[0] > 0) == slower
 
 
+def test_idle_time_is_counted_from_the_first_start():
+    trace = par.simulate_pipeline(par.pipeline_schedule(3, 4))
+    later = [e._replace(start=e.start + 100, end=e.end + 100) for e in trace]
+    assert par.idle_fraction(later) == pytest.approx(par.idle_fraction(trace))
+
+
 def test_settings_left_out():
     assert par.GPT(1, 2, 3) == par.GPT(1, 2, 3, sequence=2048, vocabulary=51200)
     assert par.Layout(8, 8) == par.Layout(8, 8, 1, 1, 0, 1, 1)
@@ -1323,6 +1329,10 @@ def test_settings_left_out():
         (
             lambda: par.MixtureOfExperts(nn.Linear(2, 1), [nn.Linear(2, 2)], -0.5),
             "capacity_factor=-0.5",
+        ),
+        (
+            lambda: par.MixtureOfExperts(nn.Linear(2, 1), [nn.Linear(2, 2)], 0.0),
+            "capacity_factor=0.0",
         ),
     ],
 )
@@ -1396,13 +1406,13 @@ def test_counters_of_bytes_may_be_nested(monkeypatch):
 
 
 # who takes part, and the group: all of them, or some among others, in an order of their own
-TEAMS = [((0, 1), None), ((0, 1, 2), None), ((3, 1), (3, 1))]
+TEAMS = [((0, 1), None, None), ((0, 1, 2), None, None), ((3, 1), (3, 1), range(4))]
 
 
 @pytest.fixture(params=TEAMS, ids=["two", "three", "a group"])
 def team(request, monkeypatch):
-    ranks, group = request.param
-    return Threads(monkeypatch, ranks), group
+    ranks, group, world = request.param
+    return Threads(monkeypatch, ranks, world), group
 
 
 def placed(team):

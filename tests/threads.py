@@ -20,12 +20,13 @@ SECONDS = 15.0  # the longest wait for a message
 class Threads:
     """A few threads, each with a rank; `run(function)` calls function(rank) in them all.
 
-    `ranks` are numbers among all processes, so that a group of some of them can be played,
-    too: it is the tuple of its ranks, in its order.
+    Where `world` has more ranks than play, they play a group: the tuple of its ranks, in its
+    order. It must then be named in each call.
     """
 
-    def __init__(self, monkeypatch, ranks) -> None:
+    def __init__(self, monkeypatch, ranks, world=None) -> None:
         self.ranks, self.here = tuple(ranks), threading.local()
+        self.world = self.ranks if world is None else tuple(world)
         self.mail = {}  # by source, destination and tag
         self.barrier = threading.Barrier(len(self.ranks), timeout=SECONDS)
         self.shown = {}
@@ -63,19 +64,27 @@ class Threads:
         return hasattr(self.here, "rank")
 
     def get_rank(self, group=None) -> int:
-        return (group or self.ranks).index(self.here.rank)
+        return (group or self.world).index(self.here.rank)
 
     def get_world_size(self, group=None) -> int:
-        return len(group or self.ranks)
+        return len(group or self.world)
 
     def get_global_rank(self, group, rank: int) -> int:
         return group[rank]
 
+    def _playing(self, group) -> tuple:
+        members = group or self.world
+        if not set(members) <= set(self.ranks):
+            raise RuntimeError(f"{members} do not all play: name the group")
+        return members
+
     def isend(self, tensor, dst, group=None, tag=0):
+        self._playing(group)
         self._letters(self.here.rank, dst, tag).put(tensor.detach().clone())
         return SimpleNamespace(wait=lambda: None)
 
     def irecv(self, tensor, src, group=None, tag=0):
+        self._playing(group)
         letters = self._letters(src, self.here.rank, tag)
 
         def wait() -> None:
@@ -103,12 +112,13 @@ class Threads:
         tensor.copy_(together.amax(0) if largest else together.sum(0))
 
     def broadcast(self, tensor, src, group=None) -> None:
-        members = group or self.ranks
-        tensor.copy_(self._of_all(tensor, group)[members.index(src)])
+        place = self._playing(group).index(src)
+        tensor.copy_(self._of_all(tensor, group)[place])
 
     def _of_all(self, tensor, group) -> list:
+        members = self._playing(group)
         self.shown[self.here.rank] = tensor.detach().clone()
         self.barrier.wait()
-        found = [self.shown[rank] for rank in group or self.ranks]
+        found = [self.shown[rank] for rank in members]
         self.barrier.wait()
         return found
