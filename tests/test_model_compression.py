@@ -1344,6 +1344,18 @@ def test_sizes_are_as_counted():
         assert weights * bits // 8 < small < weights * bits // 8 + 67 * 8 + 900
 
 
+def test_a_tensor_is_saved_in_the_shorter_of_its_two_forms():
+    lengths = {}
+    for there in (1, 699, 700, 705, 800):
+        model = nn.Module()
+        numbers = (torch.arange(800) < there).to(torch.int8)
+        model.register_buffer("numbers", numbers)
+        lengths[there] = mc.model_size(model)
+    # n bits and the entries that are not 0, or all entries
+    assert lengths[699] - lengths[1] == 698
+    assert lengths[700] == lengths[705] == lengths[800]
+
+
 def test_a_file_on_disk(tmp_path):
     model = mlp()
     with open(tmp_path / "model", "wb") as file:
