@@ -472,6 +472,14 @@ def test_device_and_dtype_reach_all_parameters_and_buffers(ours, theirs, argumen
         assert (a.dtype, a.device, a.shape) == (b.dtype, b.device, b.shape)
 
 
+def test_standardizing_centers_where_nothing_else_is_said():
+    x = normal(6, 3)
+    y, mean, var = bn.Standardize.apply(x, (-2,), 1e-5)
+    assert torch.equal(mean, x.mean(-2, keepdim=True))
+    assert torch.allclose(var, x.var(-2, keepdim=True, correction=0))
+    assert torch.allclose(y, bn.Standardize.apply(x, (-2,), 1e-5, True, None)[0])
+
+
 def test_errors_name_what_was_given():
     for call, words in (
         (lambda: bn.BatchNorm1d(0), "num_features=0"),
@@ -756,11 +764,14 @@ def test_conversion_shares_weights_and_reaches_every_layer():
     assert new.bias is None and torch.allclose(new(x), plain(x), atol=1e-6)
 
 
+GROUP = (3, 1)  # of four processes; the others take no part
+
+
 @pytest.mark.parametrize("sizes", [(5, 2), (6, 0), (3, 1)])
 def test_threads_with_unequal_rows_norm_as_one_batch(monkeypatch, sizes):
-    threads = Threads(monkeypatch, (0, 1))
+    threads = Threads(monkeypatch, GROUP, world=range(4))
     x, upstream = normal(sum(sizes), 3, 2), normal(sum(sizes), 3, 2, seed=1)
-    layers = [bn.SyncBatchNorm(3, process_group=(0, 1)).double() for _ in "ab"]
+    layers = [bn.SyncBatchNorm(3, process_group=GROUP).double() for _ in "ab"]
     whole = nn.BatchNorm1d(3).double()
     for layer in (*layers, whole):
         with torch.no_grad():
@@ -770,9 +781,10 @@ def test_threads_with_unequal_rows_norm_as_one_batch(monkeypatch, sizes):
     want.backward(upstream)
 
     def norm(rank):
-        own = x.split(sizes)[rank].clone().requires_grad_()
-        y = layers[rank](own)
-        y.backward(upstream.split(sizes)[rank])
+        place = GROUP.index(rank)
+        own = x.split(sizes)[place].clone().requires_grad_()
+        y = layers[place](own)
+        y.backward(upstream.split(sizes)[place])
         return y.detach(), own.grad
 
     found = threads.run(norm)
@@ -785,21 +797,28 @@ def test_threads_with_unequal_rows_norm_as_one_batch(monkeypatch, sizes):
     assert torch.allclose(slopes, whole.weight.grad, atol=1e-12)
     # evaluation asks nobody: here one thread would wait for ever
     layers[0].eval()
-    threads.run(lambda rank: layers[0](x) if rank == 0 else None)
+    threads.run(lambda rank: layers[0](x) if rank == 3 else None)
 
 
 def test_over_threads_there_is_a_first_derivative_only(monkeypatch):
-    threads = Threads(monkeypatch, (0, 1))
+    threads = Threads(monkeypatch, GROUP, world=range(4))
     x = normal(7, 3)
     rows = x.clone().requires_grad_()
     (want,) = torch.autograd.grad(bn.BatchNorm1d(3).double()(rows).pow(3).sum(), rows)
 
     def slope(rank):
-        own = x.split((5, 2))[rank].clone().requires_grad_()
-        y = bn.SyncBatchNorm(3, process_group=(0, 1)).double()(own)
+        own = x.split((5, 2))[GROUP.index(rank)].clone().requires_grad_()
+        y = bn.SyncBatchNorm(3, process_group=GROUP).double()(own)
         (first,) = torch.autograd.grad(y.pow(3).sum(), own, create_graph=True)
         with pytest.raises(RuntimeError, match="no second derivative"):
             first.sum().backward()
+        # neither by the inputs alone nor by the gradient that came in
+        factor = torch.ones_like(y, requires_grad=True)
+        for upstream, asked in ((torch.ones_like(y), own), (factor, factor)):
+            y = bn.SyncBatchNorm(3, process_group=GROUP).double()(own)
+            (second,) = torch.autograd.grad(y, own, upstream, create_graph=True)
+            with pytest.raises(RuntimeError, match="no second derivative"):
+                torch.autograd.grad(second.sum(), asked)
         return first.detach()
 
     assert torch.allclose(torch.cat(threads.run(slope)), want, atol=1e-12)
