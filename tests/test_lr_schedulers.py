@@ -741,25 +741,43 @@ def test_errors_say_what_to_do(build, words):
 
 
 @pytest.mark.parametrize(
-    ("schedule", "t", "value"),
+    ("make", "t", "value"),
     [
-        (ours.step_decay(1, 1.0), 9, 1.0),
-        (ours.multi_step_decay([]), 9, 1.0),
-        (ours.multi_step_decay([1]), 1, 0.1),
-        (ours.cosine(1), 1, 0.0),
-        (ours.cosine_restarts(1, 1), 9, 1.0),
-        (ours.one_cycle(2), 1, 4e-6),
-        (ours.one_cycle(10, 0.5, three_phase=True), 4, 1.0),
-        (ours.one_cycle_momentum(10, base_momentum=0.0), 2, 0.0),
-        (ours.one_cycle_momentum(10, max_momentum=0.0), 9, 0.0),
-        (ours.wsd(1), 0, 1.0),
-        (ours.wsd(10, 5, 5), 4, 1.0),
-        (ours.sequential([ours.cosine(4)], []), 2, 0.5),
-        (ours.sequential([ours.cosine(4)] * 2, [1]), 3, 0.5),
+        (lambda: ours.step_decay(1, 1.0), 9, 1.0),
+        (lambda: ours.multi_step_decay([]), 9, 1.0),
+        (lambda: ours.multi_step_decay([1]), 1, 0.1),
+        (lambda: ours.cosine(1), 1, 0.0),
+        (lambda: ours.cosine_restarts(1, 1), 9, 1.0),
+        (lambda: ours.one_cycle(2), 1, 4e-6),
+        (lambda: ours.one_cycle(10, 0.5, three_phase=True), 4, 1.0),
+        (lambda: ours.one_cycle_momentum(10, base_momentum=0.0), 2, 0.0),
+        (lambda: ours.one_cycle_momentum(10, max_momentum=0.0), 9, 0.0),
+        (lambda: ours.wsd(1), 0, 1.0),
+        (lambda: ours.wsd(4, cooldown_steps=4), 1, 0.75),
+        (lambda: ours.wsd(10, 5, 5), 4, 1.0),
+        (lambda: ours.sequential([ours.cosine(4)], []), 2, 0.5),
+        (lambda: ours.sequential([ours.cosine(4)] * 2, [1]), 3, 0.5),
     ],
 )
-def test_settings_at_the_edge_of_their_range_are_taken(schedule, t, value):
-    assert schedule(t) == pytest.approx(value)
+def test_settings_at_the_edge_of_their_range_are_taken(make, t, value):
+    assert make()(t) == pytest.approx(value)
+
+
+def test_a_plateau_counts_as_torchs_does():
+    names = ("last_epoch", "num_bad_epochs", "cooldown_counter", "best")
+    both = []
+    for module in (ours, theirs):
+        opt = optimizer(rates=[1.0])
+        # a fall by `eps` exactly is too small
+        settings = {"factor": 0.5, "patience": 1, "cooldown": 2, "eps": 0.25}
+        scheduler = module.ReduceLROnPlateau(opt, **settings)
+        rows = [[getattr(scheduler, name) for name in names]]
+        for metric in (2.0, 1.0, 1.0, 3.0, *[2.0] * 9):
+            opt.step()
+            scheduler.step(metric)
+            rows.append([getattr(scheduler, name) for name in names])
+        both.append((rows, opt.param_groups[0]["lr"]))
+    assert both[0] == both[1] and both[0][1] == 0.5
 
 
 def test_a_plateau_is_resumed_with_as_many_groups_only():
