@@ -336,6 +336,8 @@ def test_lsuv_scales_a_layer_that_runs_often_once_and_leaves_the_rest():
 
 
 def test_lsuv_refuses():
+    with pytest.raises(ValueError, match="standard deviation of inf"):
+        di.lsuv_(MLP(64, 10).double(), X.double() * 1e200)
     for batch in (X[:1] * 0, X * math.nan, X[:0]):
         with pytest.raises(ValueError, match="standard deviation"):
             di.lsuv_(MLP(64, 10), batch)
