@@ -692,6 +692,8 @@ def test_settings_left_out_are_those_of_torch():
     layer = act.SwiGLU(4, 6)
     assert layer.down.out_features == 4
     assert all(part.bias is None for part in (layer.gate, layer.up, layer.down))
+    layer = act.SwiGLU(4, 6, bias=True)
+    assert all((part.bias == 0).all() for part in (layer.gate, layer.up, layer.down))
     assert act.ever_active(torch.tensor([[0.0, 1.0]])).tolist() == [False, True]
     assert act.dead_fraction(torch.tensor([[0.0, 1.0, 2.0, 0.0]])) == 0.5
 
@@ -701,6 +703,7 @@ def test_settings_left_out_are_those_of_torch():
     [
         (lambda: act.gelu(torch.ones(1), "erf"), "approximate='erf'"),
         (lambda: act.SwiGLU(0, 1), "at least 1"),
+        (lambda: act.SwiGLU(0, 1, 1), "at least 1"),
         (lambda: act.SwiGLU(1, 0), "at least 1"),
         (lambda: act.SwiGLU(1, 1, 0), "at least 1"),
         (
