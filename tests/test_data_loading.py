@@ -930,7 +930,8 @@ def test_workers_do_not_outlive_a_parent_that_is_killed(tmp_path):
 
 def test_a_dead_worker_is_named_with_its_samples():
     loader = DataLoader(FaultySamples(16, 9, "die"), 4, num_workers=2)
-    with pytest.raises(WorkerError, match="worker 0 of 2 died with exit code 3") as error:
+    words = "worker 0 of 2 died with exit code 3 while it read"
+    with pytest.raises(WorkerError, match=words) as error:
         batches_of(loader)
     assert "[8, 9, 10, 11]" in str(error.value) and "num_workers=0" in str(error.value)
 
@@ -1416,6 +1417,24 @@ def test_steps_with_and_without_a_loader():
     assert all(torch.equal(batch, taken[5]) for batch in taken[5:])
 
 
+@pytest.mark.parametrize(("workers", "ahead"), [(0, None), (2, 3)])
+def test_no_batch_that_workers_hold_is_in_the_time(workers, ahead):
+    class Loader(list):
+        num_workers, prefetch_factor = workers, ahead
+
+    seen = []
+    steps_with_and_without(seen.append, Loader(range(1000)), steps=5)
+    first = 1 + workers * (ahead or 0)
+    # the first steps are not timed; then one batch is used again and again
+    kept = first + 5
+    assert seen == [*range(kept), *[kept] * kept]
+
+
+def test_equal_sequences_are_packed_in_their_order():
+    assert pack_sequences([2] * 40, 2) == [[index] for index in range(40)]
+    assert pack_sequences([1, 2] * 20, 3)[0] == [1, 0]
+
+
 def test_keyed_transform_draws_from_its_key_alone():
     def transform(image):
         return image + torch.randn_like(image)
@@ -1877,6 +1896,8 @@ def test_the_data_sets_of_the_chapter_left_alone(tmp_path):
     given = ShardedLines([path], 0, 0, 1, 100)
     assert list(lines) == list(given) and sorted(map(int, lines)) == list(range(120))
     assert lines.epoch.is_shared() and lines.epoch == 0
+    assert lines.epoch.dtype == keyed.epoch.dtype == torch.int64
+    assert len(list(ShardedLines([path], buffer_size=1))) == 120
     for settings, words in (
         ({"rank": 2, "world_size": 2}, "rank=2: give one from 0 to 1"),
         ({"rank": -1}, "rank=-1: give one from 0 to 0"),

@@ -249,6 +249,8 @@ def test_the_parts_that_searches_share():
     space = {"lr": loguniform(0.01, 1), "depth": [1, 2, 3, 4], "layers": whole(1, 4)}
     middle = spaces.config_at(space, [0.5, 0.49, 0.99])
     assert middle == {"lr": pytest.approx(0.1), "depth": 2, "layers": 4}
+    with pytest.raises(ValueError, match="argument 2 is shorter"):
+        spaces.config_at(space, [0.5, 0.5])
     with pytest.raises(ValueError, match="name at least one"):
         spaces.check_space({})
     with pytest.raises(ValueError, match="trials=0: give at least 1"):
