@@ -63,6 +63,7 @@ from dlcourse.data_loading import (
     shard_indices,
     steps_with_and_without,
 )
+from dlcourse.data_loading import loader as loader_module
 from dlcourse.data_loading import workers as workers_module
 from dlcourse.data_loading.reading import Reader
 from dlcourse.exercises import data_loading as exercises
@@ -1419,6 +1420,8 @@ def test_steps_with_and_without_a_loader():
 
 @pytest.mark.parametrize(("workers", "ahead"), [(0, None), (2, 3)])
 def test_no_batch_that_workers_hold_is_in_the_time(workers, ahead):
+    """Of a hundred steps, where nothing else is said."""
+
     class Loader(list):
         num_workers, prefetch_factor = workers, ahead
 
@@ -1428,6 +1431,9 @@ def test_no_batch_that_workers_hold_is_in_the_time(workers, ahead):
     # the first steps are not timed; then one batch is used again and again
     kept = first + 5
     assert seen == [*range(kept), *[kept] * kept]
+    seen.clear()
+    steps_with_and_without(seen.append, Loader(range(1000)))
+    assert len(seen) == 2 * (first + 100)
 
 
 def test_equal_sequences_are_packed_in_their_order():
@@ -1864,6 +1870,8 @@ def test_settings_left_out_are_those_of_torch():
                  "worker_init_fn", "multiprocessing_context"):  # fmt: skip
         assert getattr(loader, name) == getattr(theirs, name), name
     assert loader.prefetch_factor == 2 and isinstance(loader.sampler, SequentialSampler)
+    named = DataLoader([0], multiprocessing_context="forkserver")
+    assert named.multiprocessing_context == "forkserver"
     sampler = RandomSampler(range(6))
     assert (sampler.replacement, sampler.generator, len(sampler)) == (False, None, 6)
     assert BatchSampler(range(6), 4).drop_last is False
@@ -1879,9 +1887,22 @@ def test_settings_left_out_are_those_of_torch():
     assert padded.tolist() == [[1.0, 0.0], [1.0, 1.0]]
 
 
-def test_the_data_sets_of_the_chapter_left_alone(tmp_path):
+def test_the_small_data_sets_left_alone(tmp_path):
     draws = RandomDraws(3)
     assert draws[0] == int(np.random.default_rng(0).integers(2**31)) and len(draws) == 3
+    assert RandomDraws(3, seed=5)[0] == int(np.random.default_rng(5).integers(2**31))
+    torch.manual_seed(0)
+    np.random.seed(0)
+    random.seed(0)
+    found = [RandomDraws(3, name)[1] for name in ("torch", "numpy", "python")]
+    torch.manual_seed(0)
+    np.random.seed(0)
+    random.seed(0)
+    assert found == [
+        int(torch.randint(2**31, ())),
+        int(np.random.randint(2**31)),
+        random.randrange(2**31),
+    ]
     keyed = KeyedDraws(4)
     assert keyed[2] == int(np.random.default_rng([0, 0, 2]).integers(2**31))
     assert len(keyed) == 4 and int(keyed.epoch) == 0 and keyed.epoch.is_shared()
@@ -1952,6 +1973,8 @@ def test_sharded_lines_draw_the_order_alike_and_the_buffer_apart(tmp_path):
 def test_errors_name_what_was_given(call, words):
     with pytest.raises(ValueError, match=words):
         call()
+    with pytest.raises(TypeError, match="not a str"):
+        pad_collate(["words", "more words"])
 
 
 def test_numbers_at_the_edge_are_taken():
@@ -2040,6 +2063,42 @@ def test_orders_go_out_and_answers_come_in_one_for_one(monkeypatch):
     assert answers.sent[2:] == [(False, None), "closed"]
     worker.pipe = Orders(refuses=[OSError("it has died")])
     worker.order([3])  # `receive` will say so
+
+
+def test_a_stream_goes_on_where_one_worker_has_nothing_more(monkeypatch):
+    monkeypatch.setattr(crew, "wait", lambda ready: [ready[0]])
+    empty, full = a_worker(Orders()), a_worker(Orders())
+    empty.pipe.orders = [("end", None)]
+    full.pipe.orders = [("batch", 1), ("batch", 2), ("batch", 3), ("end", None)]
+    one_pass = loader_module._FromWorkers.__new__(loader_module._FromWorkers)
+    one_pass.pin, one_pass.came, one_pass.crew = False, False, []
+    one_pass.orders, one_pass.due = itertools.repeat(None), deque()
+    for worker in (empty, full, empty, full):
+        one_pass._order_from(worker)
+    assert list(one_pass) == [1, 2, 3]
+
+
+def test_a_worker_that_could_not_begin_raises_what_it_raised(monkeypatch):
+    monkeypatch.setattr(crew, "wait", lambda ready: [ready[0]])
+    for kind in (OSError, WorkerError):
+        worker = a_worker(Orders(("failed", (OSError, "no such disk"))))
+        with pytest.raises(kind, match="worker 0 of 1 could not begin:\nno such disk"):
+            worker.receive()
+
+
+def test_a_pass_of_errors_alone_ends_as_any_other():
+    class Faulty(Dataset):
+        def __getitem__(self, index):
+            raise OSError(f"sample {index}")
+
+        def __len__(self):
+            return 2
+
+    batches = iter(DataLoader(Faulty()))
+    for index in range(2):
+        with pytest.raises(OSError, match=f"sample {index}"):
+            next(batches)
+    assert next(batches, "end") == "end"
 
 
 def test_a_worker_in_the_middle_of_a_sample_is_killed():
