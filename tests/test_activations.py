@@ -668,3 +668,66 @@ def test_the_accepted_deviation_trains_at_depth_20_and_the_plain_one_does_not():
             losses.append(np.mean(history.loss[-10:]))
         ends[name] = np.mean(losses)
     assert ends["plain"] > 1.05 and ends["solution"] < 0.9
+
+
+# --- what is left out, and what is wrong ----------------------------------------------------------
+
+
+def test_settings_left_out_are_those_of_torch():
+    x = torch.linspace(-3, 3, 12, dtype=torch.float64).view(3, 4)
+    y = torch.tensor([0, 3, -100])
+    pairs = [
+        (act.leaky_relu(x), F.leaky_relu(x)),
+        (act.gelu(x), F.gelu(x)),
+        (act.softmax(x), x.softmax(-1)),
+        (act.log_softmax(x), x.log_softmax(-1)),
+        (act.cross_entropy(x, y), F.cross_entropy(x, y)),
+        (
+            act.binary_cross_entropy_with_logits(x, x.sigmoid()),
+            F.binary_cross_entropy_with_logits(x, x.sigmoid()),
+        ),
+    ]
+    for ours, theirs in pairs:
+        assert torch.allclose(ours, theirs, atol=1e-12)
+    layer = act.SwiGLU(4, 6)
+    assert layer.down.out_features == 4
+    assert all(part.bias is None for part in (layer.gate, layer.up, layer.down))
+    layer = act.SwiGLU(4, 6, bias=True)
+    assert all((part.bias == 0).all() for part in (layer.gate, layer.up, layer.down))
+    assert act.ever_active(torch.tensor([[0.0, 1.0]])).tolist() == [False, True]
+    assert act.dead_fraction(torch.tensor([[0.0, 1.0, 2.0, 0.0]])) == 0.5
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: act.gelu(torch.ones(1), "erf"), "approximate='erf'"),
+        (lambda: act.SwiGLU(0, 1), "at least 1"),
+        (lambda: act.SwiGLU(0, 1, 1), "at least 1"),
+        (lambda: act.SwiGLU(1, 0), "at least 1"),
+        (lambda: act.SwiGLU(1, 1, 0), "at least 1"),
+        (
+            lambda: act.cross_entropy(torch.zeros(2, 3), torch.zeros(4).long()),
+            r"logits \(2, 3\) and targets \(4,\)",
+        ),
+        (
+            lambda: act.cross_entropy(torch.zeros(2, 3), torch.zeros(2).long(), "max"),
+            "reduction='max'",
+        ),
+        (
+            lambda: act.binary_cross_entropy_with_logits(torch.zeros(2), torch.zeros(3)),
+            r"logits \(2,\) and targets \(3,\) differ",
+        ),
+        (
+            lambda: act.dead_fraction([torch.ones(1, 3), torch.ones(1, 2)]),
+            "batches of 3 and of 2 units",
+        ),
+        (lambda: act.gradient_ratio(nn.Linear(2, 2)), "^0 weight matrices have"),
+        (lambda: act.forward_gain(lambda z: z / 0), "not finite on"),
+    ],
+)
+def test_errors_name_what_was_given(call, words):
+    with pytest.raises(ValueError, match=words):
+        call()
+    with pytest.raises(TypeError, match="targets are torch.float32"):
+        act.cross_entropy(torch.zeros(2, 3), torch.zeros(2))

@@ -5,10 +5,12 @@ processes.
 import copy
 import math
 import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.nn.functional as F
+from threads import Threads
 from torch import nn
 from torch.optim.swa_utils import update_bn
 from torch.utils.data import DataLoader, TensorDataset
@@ -436,6 +438,99 @@ def test_inputs_that_do_not_fit():
             bn.GroupNorm(1, size)
 
 
+SAME = [
+    (bn.BatchNorm1d, nn.BatchNorm1d, (4,)),
+    (bn.BatchNorm2d, nn.BatchNorm2d, (4,)),
+    (bn.LayerNorm, nn.LayerNorm, ((2, 4),)),
+    (bn.LayerNorm, nn.LayerNorm, (4,)),
+    (bn.RMSNorm, nn.RMSNorm, (4,)),
+    (bn.GroupNorm, nn.GroupNorm, (2, 4)),
+]
+
+
+@pytest.mark.parametrize(("ours", "theirs", "arguments"), SAME)
+def test_settings_left_out_are_those_of_torch(ours, theirs, arguments):
+    names = ("eps", "momentum", "affine", "track_running_stats", "elementwise_affine")
+    found, want = ours(*arguments), theirs(*arguments)
+    for name in names:
+        assert getattr(found, name, "none") == getattr(want, name, "none")
+    shown = [set(layer.extra_repr().split(", ")) for layer in (found, want)]
+    assert shown[0] <= shown[1]  # newer versions of torch show more
+    for a, b in zip(found.state_dict().items(), want.state_dict().items(), strict=True):
+        assert a[0] == b[0] and torch.equal(a[1], b[1])
+
+
+@pytest.mark.parametrize(("ours", "theirs", "arguments"), SAME)
+def test_device_and_dtype_reach_all_parameters_and_buffers(ours, theirs, arguments):
+    kind = {"device": "meta", "dtype": torch.float64}
+    pairs = zip(
+        ours(*arguments, **kind).state_dict().values(),
+        theirs(*arguments, **kind).state_dict().values(),
+        strict=True,
+    )
+    for a, b in pairs:
+        assert (a.dtype, a.device, a.shape) == (b.dtype, b.device, b.shape)
+
+
+def test_standardizing_centers_where_nothing_else_is_said():
+    x = normal(6, 3)
+    y, mean, var = bn.Standardize.apply(x, (-2,), 1e-5)
+    assert torch.equal(mean, x.mean(-2, keepdim=True))
+    assert torch.allclose(var, x.var(-2, keepdim=True, correction=0))
+    assert torch.allclose(y, bn.Standardize.apply(x, (-2,), 1e-5, True, None)[0])
+
+
+def test_errors_name_what_was_given():
+    for call, words in (
+        (lambda: bn.BatchNorm1d(0), "num_features=0"),
+        (lambda: bn.BatchNorm1d(3)(torch.zeros(1, 3)), r"\(1, 3\) has 1: use a larger"),
+        (
+            lambda: bn.BatchNorm2d(3)(torch.zeros(4, 3)),
+            r"BatchNorm2d takes inputs of 4 dimensions, .* not \(4, 3\)",
+        ),
+        (
+            lambda: bn.SyncBatchNorm(3)(torch.zeros(3)),
+            "SyncBatchNorm takes inputs of 2 or 3 or 4 or 5 dimensions",
+        ),
+        (
+            lambda: bn.BatchNorm1d(3)(torch.zeros(4, 5)),
+            r"the input \(4, 5\) has 5 channels in dimension 1, this layer has 3: .*=5",
+        ),
+        (
+            lambda: bn.LayerNorm((2, 3, 4))(torch.zeros(3, 4)),
+            r"the input \(3, 4\) needs 3 dimensions",
+        ),
+        (
+            lambda: bn.LayerNorm((2, 3))(torch.zeros(7, 3, 3)),
+            r"\(7, 3, 3\) must end in \(2, 3\): .* normalized_shape=\(3, 3\)",
+        ),
+        (lambda: bn.GroupNorm(3, 4), "num_groups=3 does not divide num_channels=4"),
+        (
+            lambda: bn.GroupNorm(2, 4)(torch.zeros(5, 6)),
+            r"the input \(5, 6\) must be \(batch, 4",
+        ),
+        (
+            lambda: bn.GroupNorm(4, 4)(torch.zeros(1, 4)),
+            r"the input \(1, 4\) has one value a group",
+        ),
+    ):
+        with pytest.raises(ValueError, match=words):
+            call()
+    with pytest.raises(TypeError, match="the input is torch.int64"):
+        bn.LayerNorm(2)(torch.ones(3, 2, dtype=torch.long))
+    with pytest.raises(TypeError, match="fold Identity into Linear"):
+        bn.fold_batch_norm(nn.Linear(2, 2), nn.Identity())
+    with pytest.raises(TypeError, match="fold BatchNorm1d into ReLU"):
+        bn.fold_batch_norm(nn.ReLU(), bn.BatchNorm1d(2))
+
+
+def test_the_smallest_layers_there_are():
+    assert bn.BatchNorm1d(1)(torch.tensor([[0.0], [2.0]])).abs().min() > 0.99
+    assert bn.GroupNorm(1, 1)(torch.tensor([[[0.0, 2.0]]])).abs().min() > 0.99
+    assert bn.LayerNorm(2)(torch.tensor([0.0, 2.0])).abs().min() > 0.99
+    assert bn.RMSNorm(1)(torch.tensor([3.0])).item() == pytest.approx(1)
+
+
 def test_resetting_and_repr():
     norm = bn.BatchNorm1d(2)
     norm(normal(4, 2, dtype=torch.float32))
@@ -667,6 +762,92 @@ def test_conversion_shares_weights_and_reaches_every_layer():
     plain, x = without_bias(nn.BatchNorm1d(2)), normal(5, 2, dtype=torch.float32)
     new = bn.SyncBatchNorm.convert_sync_batchnorm(plain)
     assert new.bias is None and torch.allclose(new(x), plain(x), atol=1e-6)
+
+
+GROUP = (3, 1)  # of four processes; the others take no part
+
+
+@pytest.mark.parametrize("sizes", [(5, 2), (6, 0), (3, 1)])
+def test_threads_with_unequal_rows_norm_as_one_batch(monkeypatch, sizes):
+    threads = Threads(monkeypatch, GROUP, world=range(4))
+    x, upstream = normal(sum(sizes), 3, 2), normal(sum(sizes), 3, 2, seed=1)
+    layers = [bn.SyncBatchNorm(3, process_group=GROUP).double() for _ in "ab"]
+    whole = nn.BatchNorm1d(3).double()
+    for layer in (*layers, whole):
+        with torch.no_grad():
+            layer.weight.copy_(torch.tensor([2.0, 0.5, -1.0]))
+    rows = x.clone().requires_grad_()
+    want = whole(rows)
+    want.backward(upstream)
+
+    def norm(rank):
+        place = GROUP.index(rank)
+        own = x.split(sizes)[place].clone().requires_grad_()
+        y = layers[place](own)
+        y.backward(upstream.split(sizes)[place])
+        return y.detach(), own.grad
+
+    found = threads.run(norm)
+    assert torch.allclose(torch.cat([y for y, _ in found]), want, atol=1e-12)
+    assert torch.allclose(torch.cat([slope for _, slope in found]), rows.grad, atol=1e-12)
+    for layer in layers:
+        for a, b in zip(layer.buffers(), whole.buffers(), strict=True):
+            assert torch.allclose(a, b, atol=1e-12)
+    slopes = sum(layer.weight.grad for layer in layers)
+    assert torch.allclose(slopes, whole.weight.grad, atol=1e-12)
+    # evaluation asks nobody: here one thread would wait for ever
+    layers[0].eval()
+    threads.run(lambda rank: layers[0](x) if rank == 3 else None)
+
+
+def test_over_threads_there_is_a_first_derivative_only(monkeypatch):
+    threads = Threads(monkeypatch, GROUP, world=range(4))
+    x = normal(7, 3)
+    rows = x.clone().requires_grad_()
+    (want,) = torch.autograd.grad(bn.BatchNorm1d(3).double()(rows).pow(3).sum(), rows)
+
+    def slope(rank):
+        own = x.split((5, 2))[GROUP.index(rank)].clone().requires_grad_()
+        y = bn.SyncBatchNorm(3, process_group=GROUP).double()(own)
+        (first,) = torch.autograd.grad(y.pow(3).sum(), own, create_graph=True)
+        with pytest.raises(RuntimeError, match="no second derivative"):
+            first.sum().backward()
+        # neither by the inputs alone nor by the gradient that came in
+        factor = torch.ones_like(y, requires_grad=True)
+        for upstream, asked in ((torch.ones_like(y), own), (factor, factor)):
+            y = bn.SyncBatchNorm(3, process_group=GROUP).double()(own)
+            (second,) = torch.autograd.grad(y, own, upstream, create_graph=True)
+            with pytest.raises(RuntimeError, match="no second derivative"):
+                torch.autograd.grad(second.sum(), asked)
+        return first.detach()
+
+    assert torch.allclose(torch.cat(threads.run(slope)), want, atol=1e-12)
+
+
+def test_a_group_of_one_exchanges_nothing_and_no_group_is_all(monkeypatch):
+    x = normal(5, 3, dtype=torch.float32)
+    one = Threads(monkeypatch, (0,))
+    one.all_reduce = lambda *given, **named: pytest.fail("nobody is there")
+    monkeypatch.setattr(torch.distributed, "all_reduce", one.all_reduce)
+    one.run(lambda rank: bn.SyncBatchNorm(3, process_group=(0,))(x))
+    two = Threads(monkeypatch, (0, 1))
+    monkeypatch.setattr(torch.distributed, "group", SimpleNamespace(WORLD=(0, 1)))
+    found = two.run(lambda rank: bn.SyncBatchNorm(3)(x[rank : 3 + 2 * rank]))
+    want = bn.BatchNorm1d(3)(torch.cat([x[:3], x[1:5]]))
+    assert torch.allclose(torch.cat(found), want, atol=1e-5)
+    with pytest.raises(ValueError, match=r"this batch \([01], 3\) has 1"):
+        two.run(lambda rank: bn.SyncBatchNorm(3)(x[: 1 - rank]))
+
+
+def test_conversion_hands_settings_and_group_to_every_layer():
+    inner = nn.BatchNorm2d(2, eps=0.5, momentum=None, affine=False)
+    model = nn.Sequential(nn.Sequential(inner, bn.BatchNorm1d(3, 0.1, 0.3)))
+    new = bn.SyncBatchNorm.convert_sync_batchnorm(model, process_group="pair")[0]
+    assert [layer.process_group for layer in new] == ["pair", "pair"]
+    assert [(layer.eps, layer.momentum) for layer in new] == [(0.5, None), (0.1, 0.3)]
+    assert [layer.affine for layer in new] == [False, True]
+    assert all(layer.track_running_stats for layer in new)
+    assert bn.SyncBatchNorm(3).process_group is None
 
 
 def on_one_rank(sizes):

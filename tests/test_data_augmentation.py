@@ -333,6 +333,218 @@ def test_trivial_augment_draws_signs_and_all_strengths():
     assert (several == images).all((1, 2, 3)).float().mean() > 1 / 3
 
 
+# --------------------------------------------------------------------------- what is drawn
+
+
+def draws(n, seed, *ranges):
+    """Return one number an image for each range, drawn in this order."""
+    generator = seeded(seed)
+    return [
+        low + (high - low) * torch.rand(n, generator=generator) for low, high in ranges
+    ]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_flips_are_those_of_uniform_draws(seed):
+    images = pictures((20, 1, 3, 4), seed)
+    (draw,) = draws(20, seed, (0, 1))
+    for random, fixed in (
+        (da.RandomHorizontalFlip, da.horizontal_flip),
+        (da.RandomVerticalFlip, da.vertical_flip),
+    ):
+        for p, given in ((0.5, ()), (0.2, (0.2,))):
+            found = random(*given)(images, seeded(seed))
+            assert torch.equal(found, fixed(images, draw < p))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_an_affine_draw_is_affine_of_what_was_drawn(seed):
+    images = pictures((9, 3, 8, 10), seed)
+    angle, right, down, scale, shear = draws(
+        9, seed, (-20, 20), (-0.2, 0.2), (-0.1, 0.1), (0.8, 1.2), (-10, 10)
+    )
+    move = (right * 10).round(), (down * 8).round()
+    want = da.affine(images, angle, move, scale, (shear, 0.0), 0.2, "nearest")
+    random = da.RandomAffine(20, (0.2, 0.1), (0.8, 1.2), 10, 0.2, "nearest")
+    assert (random(images, seeded(seed)) - want).abs().max() < 1e-5
+    (angle,) = draws(9, seed, (5, 30))
+    for fill, mode in ((0.0, "bilinear"), (0.3, "nearest")):
+        want = da.affine(images, angle, fill=fill, interpolation=mode)
+        found = da.RandomRotation((5, 30), fill, mode)(images, seeded(seed))
+        assert (found - want).abs().max() < 1e-5
+    still = da.RandomAffine(0)(images, seeded(seed))
+    assert (still - images).abs().max() < 1e-5
+    assert (da.RandomRotation((5, 30))(images, seeded(seed)) - da.affine(images, angle)
+            ).abs().max() < 1e-5  # fmt: skip
+
+
+@pytest.mark.parametrize("size", [None, (5, 3)])
+@pytest.mark.parametrize("padding", [0, 2])
+def test_a_crop_is_the_window_that_was_drawn(size, padding):
+    images = pictures((30, 2, 6, 7))
+    height, width = size or (6, 7)
+    padded = da.pad(images, padding, 0.5)
+    place = torch.rand(30, 2, generator=seeded(1))
+    top = (place[:, 0] * (6 + 2 * padding - height + 1)).long()
+    left = (place[:, 1] * (7 + 2 * padding - width + 1)).long()
+    want = da.crop(padded, top, left, (height, width))
+    assert torch.equal(da.RandomCrop(size, padding, 0.5)(images, seeded(1)), want)
+    assert torch.equal(da.RandomCrop()(images), images)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_an_erased_rectangle_has_the_area_and_the_ratio_drawn(seed):
+    images = pictures((40, 3, 12, 20), seed)
+    generator = seeded(seed)
+    area = (0.02 + 0.31 * torch.rand(40, generator=generator)) * 12 * 20
+    ratio = 0.3 * 11.0 ** torch.rand(40, generator=generator)
+    place = torch.rand(40, 2, generator=generator)
+    height = (area * ratio).sqrt().round().clamp(1, 12)
+    width = (area / ratio).sqrt().round().clamp(1, 20)
+    top = (place[:, 0] * (13 - height)).floor()
+    left = (place[:, 1] * (21 - width)).floor()
+    chosen = torch.rand(40, generator=generator) < 0.5
+    value = torch.tensor([0.1, 0.2, 0.3], dtype=torch.float64)
+    erased = da.erase(images, top, left, height, width, value)
+    want = torch.where(chosen.view(-1, 1, 1, 1), erased, images)
+    assert torch.equal(da.RandomErasing(value=value)(images, seeded(seed)), want)
+    assert 10 < chosen.sum() < 30
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("seed", range(3))
+def test_noise_is_what_was_drawn(seed, dtype):
+    images = pictures((20, 2, 4, 5), seed, dtype)
+    generator = seeded(seed)
+    noise = torch.randn(images.shape, generator=generator, dtype=dtype)
+    sigma = 0.1 + 0.2 * torch.rand(20, generator=generator).view(-1, 1, 1, 1)
+    found = da.GaussianNoise((0.1, 0.3))(images, seeded(seed))
+    assert torch.allclose(found, (images + sigma * noise).clamp(0, 1), atol=1e-6)
+    found = da.GaussianNoise(clip=False)(images, seeded(seed))
+    assert torch.allclose(found, images + 0.1 * noise, atol=1e-6)
+
+    generator = seeded(seed)
+    draw = torch.rand(20, 1, 4, 5, generator=generator)
+    amount = 0.2 + 0.3 * torch.rand(20, generator=generator).view(-1, 1, 1, 1)
+    want = torch.where(draw < amount, 0.0, images)
+    want = torch.where(draw < amount / 2, 1.0, want)
+    assert torch.equal(da.SaltAndPepper((0.2, 0.5))(images, seeded(seed)), want)
+    few = da.SaltAndPepper()(images, seeded(seed)) != images
+    assert torch.equal(few[:, :1], draw < 0.05)
+
+
+def test_colour_is_changed_by_the_factors_drawn():
+    images = pictures((9, 3, 6, 6), dtype=torch.float32)
+    factors = draws(9, 0, (0.6, 1.4), (0.5, 1.5), (0.0, 3.0))
+    want = da.adjust_brightness(images, factors[0])
+    want = da.adjust_contrast(want, factors[1])
+    want = da.adjust_saturation(want, factors[2])
+    jitter = da.ColorJitter(0.4, (0.5, 1.5), 2)
+    assert torch.allclose(jitter(images, seeded()), want, atol=1e-6)
+    only = da.ColorJitter(contrast=0.5)(images, seeded())
+    (factor,) = draws(9, 0, (0.5, 1.5))
+    assert torch.allclose(only, da.adjust_contrast(images, factor), atol=1e-6)
+    # what changes nothing draws nothing
+    state = seeded()
+    assert torch.equal(da.ColorJitter()(images, state), images)
+    assert torch.equal(state.get_state(), seeded().get_state())
+
+
+@pytest.mark.parametrize("draw", [0.0, 0.5])
+def test_a_draw_at_the_probability_changes_nothing(monkeypatch, draw):
+    """So with p = 0 nothing is changed, also where the draw is 0, as one in 2**24 is."""
+    for module in (da.geometry, da.noise):
+        monkeypatch.setattr(
+            module, "_rand", lambda x, _, *shape: torch.full((len(x), *shape), draw)
+        )
+    images = pictures((3, 1, 4, 4), dtype=torch.float32)
+    for transform in (
+        da.RandomHorizontalFlip(draw),
+        da.RandomVerticalFlip(draw),
+        da.RandomErasing(draw),
+        da.SaltAndPepper(draw),
+    ):
+        assert torch.equal(transform(images), images)
+    changed = da.SaltAndPepper(2 * draw, low=3.0, high=4.0)(images)
+    assert (changed == (3.0 if draw else images)).all()
+
+
+@pytest.mark.parametrize(
+    "name", ["ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate"]
+)
+def test_new_pixels_of_trivial_operations_are_the_fill(name):
+    apply, strongest, _ = da.TRIVIAL_OPS[name]
+    strength = torch.tensor([0.3, -0.4]) * strongest
+    for fill in (0.0, 0.25):
+        moved = apply(torch.ones(2, 1, 8, 8), strength, fill)
+        assert moved.amin((1, 2, 3)).tolist() == pytest.approx([fill] * 2, abs=1e-6)
+        assert moved.amax((1, 2, 3)).tolist() == pytest.approx([1.0] * 2)
+
+
+@pytest.mark.parametrize("bins", [2, 31])
+def test_a_trivial_operation_has_the_strength_and_sign_drawn(bins):
+    images = pictures((60, 3, 8, 8), dtype=torch.float32)
+    names = ["Rotate", "Solarize", "TranslateX"]
+    draw = torch.rand(60, 3, generator=seeded(2))
+    level = (draw[:, 1] * bins).floor() / (bins - 1)
+    sign = torch.where(draw[:, 2] < 0.5, -1.0, 1.0)
+    found = da.TrivialAugment(names, bins, 0.4)(images, seeded(2))
+    for number, name in enumerate(names):
+        apply, strongest, signed = da.TRIVIAL_OPS[name]
+        rows = (draw[:, 0] * 3).long() == number
+        strength = level * strongest * (sign if signed else 1)
+        want = apply(images[rows], strength[rows], 0.4)
+        assert rows.sum() > 9 and torch.allclose(found[rows], want, atol=1e-6)
+    everything = da.TrivialAugment()
+    given = da.TrivialAugment(list(da.TRIVIAL_OPS), 31, 0.0)
+    assert torch.equal(everything(images, seeded(2)), given(images, seeded(2)))
+
+
+def test_mixing_uses_the_weights_and_centres_drawn():
+    images, labels = pictures((9, 1, 8, 10), dtype=torch.float32), torch.arange(9) % 3
+    weight = da.beta_weights(images, 0.5, seeded())
+    want = da.mixup(images, labels, 3, weight=weight)
+    for a, b in zip(da.mixup(images, labels, 3, 0.5, seeded()), want, strict=True):
+        assert torch.equal(a, b)
+    for mix in (da.mixup, da.cutmix):
+        left_out = mix(images, labels, 3, generator=seeded())
+        given = mix(images, labels, 3, 1.0, seeded())
+        assert all(torch.equal(a, b) for a, b in zip(left_out, given, strict=True))
+    generator = seeded()
+    weight = da.beta_weights(images, 0.5, generator)
+    center = (torch.rand(9, 2, generator=generator) * torch.tensor([8, 10])).floor()
+    want = da.cutmix(images, labels, 3, weight=weight, center=center)
+    for a, b in zip(da.cutmix(images, labels, 3, 0.5, seeded()), want, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_a_pasted_rectangle_is_cut_off_at_each_edge():
+    images = torch.arange(5.0).view(5, 1, 1, 1).expand(-1, 1, 8, 12).contiguous()
+    center = torch.tensor([[4.0, 6.0], [0.0, 0.0], [7.0, 11.0], [0.0, 11.0], [4.0, 6.0]])
+    weight = torch.tensor([0.75, 0.75, 0.75, 0.75, 0.0])
+    mixed, targets = da.cutmix(images, torch.arange(5), 5, weight=weight, center=center)
+    pasted = (mixed != images)[:, 0]
+    rows, columns = pasted.any(2).sum(1), pasted.any(1).sum(1)
+    assert rows.tolist() == [4, 2, 3, 2, 8] and columns.tolist() == [6, 3, 4, 4, 12]
+    assert pasted[1, 0, 0] and pasted[2, 7, 11] and pasted[3, 0, 11]
+    assert targets.diagonal().tolist() == pytest.approx(
+        [1 - area / 96 for area in (24, 6, 12, 8, 96)]
+    )
+
+
+def test_views_are_averaged_in_evaluation_mode_and_the_mode_comes_back():
+    model = nn.Sequential(nn.Dropout(0.9), nn.Flatten(), nn.Linear(4, 3))
+    images = pictures((5, 1, 2, 2), dtype=torch.float32)
+    views = [lambda x: x, lambda x: x.flip(-1)]
+    with torch.no_grad():
+        want = [model[2](view(images).flatten(1)).softmax(1) for view in views]
+    for training in (True, False):
+        model.train(training)
+        found = da.predict_views(model, images, views)
+        assert torch.allclose(found, sum(want) / 2, atol=1e-6)
+        assert model.training == training and not found.requires_grad
+
+
 # --------------------------------------------------------------------------- edge cases
 
 
@@ -442,6 +654,135 @@ BAD = {
         ),
         "from 0 to 2",
     ),
+    "window": (
+        lambda: da.crop(
+            torch.zeros(1, 1, 4, 5), torch.tensor([0]), torch.tensor([0]), (5, 0)
+        ),
+        r"a window of \(5, 0\) does not fit into 4 x 5",
+    ),
+    "top": (
+        lambda: da.crop(
+            torch.zeros(1, 1, 4, 5), torch.tensor([3]), torch.tensor([0]), (2, 2)
+        ),
+        r"top must be \(1,\) whole numbers from 0 to 2",
+    ),
+    "left": (
+        lambda: da.crop(
+            torch.zeros(1, 1, 4, 5), torch.tensor([2]), torch.tensor([4]), (2, 2)
+        ),
+        r"left must be \(1,\) whole numbers from 0 to 3",
+    ),
+    "too few places": (
+        lambda: da.crop(
+            torch.zeros(2, 1, 4, 5), torch.tensor([0]), torch.tensor([0, 0]), (2, 2)
+        ),
+        r"top must be \(2,\)",
+    ),
+    "empty window": (lambda: da.RandomCrop((0, 3)), r"size=\(0, 3\), padding=0"),
+    "shape": (lambda: da.pad(torch.zeros(1, 8, 8), 1), r"not \(1, 8, 8\)"),
+    "whole": (lambda: da.pad(torch.zeros(1, 1, 2, 2).long(), 1), "are torch.int64"),
+    "below": (
+        lambda: da.adjust_contrast(torch.full((1, 1, 2, 2), -0.25), 1.0),
+        "from -0.25 to -0.25",
+    ),
+    "above": (
+        lambda: da.equalize(torch.tensor([0.5, 1.25]).view(1, 1, 1, 2)),
+        "from 0.5 to 1.25",
+    ),
+    "brightness": (
+        lambda: da.adjust_brightness(torch.zeros(2, 1, 2, 2), torch.ones(3)),
+        r"brightness has shape \(3,\) for 2 images",
+    ),
+    "contrast": (
+        lambda: da.adjust_contrast(torch.zeros(1, 1, 2, 2), -0.5),
+        "contrast factor below 0",
+    ),
+    "saturation": (
+        lambda: da.adjust_saturation(torch.zeros(1, 3, 2, 2), -0.5),
+        "saturation factor below 0",
+    ),
+    "sharpness": (
+        lambda: da.adjust_sharpness(torch.zeros(1, 3, 3, 3), -0.5),
+        "sharpness factor below 0",
+    ),
+    "bits": (
+        lambda: da.posterize(torch.zeros(1, 1, 2, 2), torch.ones(2)),
+        "bits has shape",
+    ),
+    "threshold": (
+        lambda: da.solarize(torch.zeros(1, 1, 2, 2), torch.ones(2)),
+        "threshold has shape",
+    ),
+    "flipped": (
+        lambda: da.vertical_flip(torch.zeros(1, 1, 2, 2), torch.ones(2)),
+        "flipped has shape",
+    ),
+    "flipped one by one": (
+        lambda: da.horizontal_flip(torch.zeros(1, 1, 2, 2), torch.ones(1, 1)),
+        r"flipped has shape \(1, 1\)",
+    ),
+    "jitter brightness": (
+        lambda: da.ColorJitter(brightness=(-1, 1)),
+        r"brightness=\(-1.0, 1.0\): .* of at least 0 in this order",
+    ),
+    "jitter contrast": (lambda: da.ColorJitter(contrast=(1, 2, 3)), "contrast="),
+    "jitter saturation": (lambda: da.ColorJitter(saturation=(2, 1)), "saturation="),
+    "erasing p": (lambda: da.RandomErasing(-0.5), "p=-0.5"),
+    "erasing scale": (lambda: da.RandomErasing(scale=(-1, 1)), r"scale=\(-1.0, 1.0\)"),
+    "erasing ratio": (lambda: da.RandomErasing(ratio=(0, 1)), r"ratio=\(0.0, 1.0\)"),
+    "fills": (
+        lambda: da.pad(torch.zeros(1, 3, 4, 4), 1, [[0.0, 1.0, 2.0]]),
+        "fill has 3 values for 3",
+    ),
+    "angle": (
+        lambda: da.affine(torch.zeros(3, 1, 4, 4), torch.ones(2)),
+        r"angle has shape \(2,\) for 3 images",
+    ),
+    "translate x": (
+        lambda: da.affine(torch.zeros(3, 1, 4, 4), translate=(torch.ones(2), 0)),
+        "translate x has",
+    ),
+    "translate y": (
+        lambda: da.affine(torch.zeros(3, 1, 4, 4), translate=(0, torch.ones(2))),
+        "translate y has",
+    ),
+    "scales": (
+        lambda: da.affine(torch.zeros(3, 1, 4, 4), scale=torch.ones(2)),
+        "scale has",
+    ),
+    "shear x": (
+        lambda: da.affine(torch.zeros(3, 1, 4, 4), shear=(torch.ones(2), 0)),
+        "shear x has",
+    ),
+    "shear y": (
+        lambda: da.affine(torch.zeros(3, 1, 4, 4), shear=(0, torch.ones(2))),
+        "shear y has",
+    ),
+    "degrees of a range": (
+        lambda: da.RandomAffine((3, 1)),
+        r"degrees=\(3.0, 1.0\): give \(low, high\), two numbers in this order",
+    ),
+    "degrees below 0": (lambda: da.RandomAffine(-5.0), "degrees=-5.0"),
+    "shear below 0": (lambda: da.RandomAffine(5, shear=-5), "^shear=-5"),
+    "ratio of 0": (lambda: da.RandomErasing(ratio=(-1, 1)), "ratio=.* at least 1e-06"),
+    "scale of a range": (lambda: da.RandomAffine(5, scale=(0, 1)), "scale="),
+    "infinite": (lambda: da.GaussianNoise((0, np.inf)), "sigma="),
+    "weights": (
+        lambda: da.mixup(
+            torch.zeros(2, 1, 2, 2), torch.zeros(2).long(), 2, weight=torch.ones(3)
+        ),
+        "weight has shape",
+    ),
+    "infinite alpha": (
+        lambda: da.beta_weights(torch.zeros(1, 1, 2, 2), np.inf),
+        "alpha=inf",
+    ),
+    "label shapes": (
+        lambda: da.mixup(torch.zeros(2, 1, 2, 2), torch.zeros(3).long(), 4),
+        r"labels are \(3, 4\): give \(2,\) class numbers, or shares \(2, 4\)",
+    ),
+    "bins": (lambda: da.TrivialAugment(bins=1), "bins=1: name some of Identity, ShearX"),
+    "ops": (lambda: da.TrivialAugment([]), r"ops=\[\], bins=31"),
     "negative padding": (lambda: da.RandomCrop(padding=-1), "at least 0"),
     "pad": (lambda: da.pad(torch.zeros(1, 1, 4, 4), -1), "0 or more"),
     "normalised": (

@@ -6,11 +6,13 @@ from __future__ import annotations
 
 import collections
 import concurrent.futures
+import contextlib
 import gc
 import itertools
 import json
 import multiprocessing
 import os
+import pickle
 import queue
 import random
 import re
@@ -19,13 +21,16 @@ import subprocess
 import sys
 import threading
 import time
+from collections import deque
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 import torch.utils.data as peer
 from torch.nn.utils.rnn import pad_sequence
+from torch.utils.data._utils import worker as torch_workers
 
 from dlcourse.data_loading import (
     BatchSampler,
@@ -44,6 +49,7 @@ from dlcourse.data_loading import (
     TensorLoader,
     WorkerError,
     WorkerInfo,
+    crew,
     default_collate,
     draw_seed,
     endless,
@@ -57,6 +63,9 @@ from dlcourse.data_loading import (
     shard_indices,
     steps_with_and_without,
 )
+from dlcourse.data_loading import loader as loader_module
+from dlcourse.data_loading import workers as workers_module
+from dlcourse.data_loading.reading import Reader
 from dlcourse.exercises import data_loading as exercises
 from dlcourse.lab.launching import launch
 from dlcourse.lab.source import source_of
@@ -922,7 +931,8 @@ def test_workers_do_not_outlive_a_parent_that_is_killed(tmp_path):
 
 def test_a_dead_worker_is_named_with_its_samples():
     loader = DataLoader(FaultySamples(16, 9, "die"), 4, num_workers=2)
-    with pytest.raises(WorkerError, match="worker 0 of 2 died with exit code 3") as error:
+    words = "worker 0 of 2 died with exit code 3 while it read"
+    with pytest.raises(WorkerError, match=words) as error:
         batches_of(loader)
     assert "[8, 9, 10, 11]" in str(error.value) and "num_workers=0" in str(error.value)
 
@@ -1408,6 +1418,29 @@ def test_steps_with_and_without_a_loader():
     assert all(torch.equal(batch, taken[5]) for batch in taken[5:])
 
 
+@pytest.mark.parametrize(("workers", "ahead"), [(0, None), (2, 3)])
+def test_no_batch_that_workers_hold_is_in_the_time(workers, ahead):
+    """Of a hundred steps, where nothing else is said."""
+
+    class Loader(list):
+        num_workers, prefetch_factor = workers, ahead
+
+    seen = []
+    steps_with_and_without(seen.append, Loader(range(1000)), steps=5)
+    first = 1 + workers * (ahead or 0)
+    # the first steps are not timed; then one batch is used again and again
+    kept = first + 5
+    assert seen == [*range(kept), *[kept] * kept]
+    seen.clear()
+    steps_with_and_without(seen.append, Loader(range(1000)))
+    assert len(seen) == 2 * (first + 100)
+
+
+def test_equal_sequences_are_packed_in_their_order():
+    assert pack_sequences([2] * 40, 2) == [[index] for index in range(40)]
+    assert pack_sequences([1, 2] * 20, 3)[0] == [1, 0]
+
+
 def test_keyed_transform_draws_from_its_key_alone():
     def transform(image):
         return image + torch.randn_like(image)
@@ -1646,3 +1679,463 @@ def a_thread_for_each(batches, depth):
 def test_other_wrong_answers_get_a_hint(exercise, answer, hint):
     found = exercise.hint_for(answer)
     assert found is not None and re.search(hint, found), found
+
+
+# --------------------------------------------------------------------------- inside a worker
+
+
+class Orders:
+    """A worker's end of its pipe: hands out orders, and keeps what is sent.
+
+    After the last order the parent is gone, as an end of the file says.
+    """
+
+    def __init__(self, *orders, refuses=()):
+        self.orders, self.refuses, self.sent = list(orders), list(refuses), []
+
+    def recv(self):
+        if not self.orders:
+            raise EOFError
+        return self.orders.pop(0)
+
+    def send(self, answer):
+        if self.refuses:
+            raise self.refuses.pop(0)
+        self.sent.append(answer)
+
+    def close(self):
+        self.sent.append("closed")
+
+
+@pytest.fixture
+def alone(monkeypatch):
+    """What a worker changes in its process, put back; what it sets, noted."""
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    noted = []
+    monkeypatch.setattr(crew.signal, "signal", lambda *given: noted.append(given))
+    monkeypatch.setattr(torch, "set_num_threads", noted.append)
+    monkeypatch.setattr(workers_module, "_worker_info", None)
+    yield noted
+    random.setstate(states[0])
+    np.random.set_state(states[1])
+    torch.set_rng_state(states[2])
+
+
+def work(pipe, dataset, init=None, batch_size=2, number=1, collate=list):
+    """Run a worker's loop here; return its own end, the orders begun, and its info."""
+    reader = Reader(dataset, collate, batch_size, False)
+    parents, begun = Orders(), SimpleNamespace(value=0)
+    info = WorkerInfo(number, 3, 0, None)
+    crew._work(pipe, parents, begun, reader, init, info, 100)
+    return parents, begun.value, info
+
+
+def test_a_worker_answers_each_order_and_ends_with_its_parent(alone):
+    seen = []
+    pipe = Orders((True, [3, 1]), (True, [0]))
+    numbers = [10, 11, 12, 13]
+    parents, begun, info = work(pipe, numbers, lambda worker: seen.append(worker))
+    assert pipe.sent == [("batch", [13, 11]), ("batch", [10])] and begun == 2
+    assert parents.sent == ["closed"]  # its copy of the parent's end
+    assert seen == [1] and workers_module._worker_info is info
+    assert (info.dataset, info.seed, info.num_workers) == (numbers, 101, 3)
+    assert torch.initial_seed() == 101
+    # Ctrl-C is the parent's, and one thread a worker is enough
+    assert alone == [(signal.SIGINT, signal.SIG_IGN), 1]
+
+
+def test_a_worker_that_is_no_longer_wanted_reads_nothing(alone):
+    pipe = Orders((False, None), (True, [0]))
+    assert work(pipe, range(4))[1] == 0 and pipe.sent == []
+    for error in (BrokenPipeError(), ConnectionResetError()):
+        assert work(Orders((True, [0]), refuses=[error]), range(4))[1] == 1
+
+
+def test_a_worker_goes_on_after_an_error_and_says_where_a_stream_ends(alone):
+    class Faulty:
+        def __getitem__(self, index):
+            raise {0: OSError("disk"), 1: StopIteration("early")}[index]
+
+    pipe = Orders((True, [0]), (True, [1]), (True, [2]))
+    assert work(pipe, Faulty())[1] == 3
+    (first, second, third) = pipe.sent
+    assert first[0] == second[0] == third[0] == "error"
+    assert [answer[1][0] for answer in pipe.sent] == [OSError, RuntimeError, KeyError]
+    assert "OSError: disk" in first[1][1] and "early" in second[1][1]
+    pipe = Orders((True, None), (True, None), (True, None))
+    work(pipe, NumberStream(3))
+    assert pipe.sent == [("batch", [0, 1]), ("batch", [2]), ("end", None)]
+
+
+@pytest.mark.parametrize("error", [TypeError, AttributeError, pickle.PicklingError])
+def test_a_worker_that_cannot_send_a_batch_sends_why(alone, error):
+    pipe = Orders((True, [0]), refuses=[error("no way to send")])
+    work(pipe, range(4))
+    ((kind, (found, text)),) = pipe.sent
+    assert kind == "error" and found is error and "no way to send" in text
+
+
+def test_a_worker_that_could_not_begin_says_so_and_reads_nothing_before(alone):
+    def fails(worker):
+        raise OSError("no such disk")
+
+    pipe = Orders((True, [0]))
+    work(pipe, range(4), fails)
+    kind, (found, text) = pipe.sent[0]
+    assert kind == "failed" and found is OSError and "no such disk" in text
+
+
+def test_an_error_is_told_by_a_type_that_the_parent_knows():
+    class Local(Exception):
+        pass
+
+    class Ends(StopIteration):
+        pass
+
+    for error, kind in (
+        (ValueError("why"), ValueError),
+        (Local("why"), RuntimeError),
+        (StopIteration("why"), RuntimeError),
+        (Ends("why"), RuntimeError),
+    ):
+        try:
+            raise error
+        except Exception as caught:
+            found, text = crew._told(caught)
+        assert found is kind and text.rstrip().endswith("why")
+        assert text.startswith("Traceback")
+
+
+@pytest.mark.parametrize("seed", [0, 7, 2**40 + 5])
+@pytest.mark.parametrize("worker", [0, 3])
+def test_all_generators_of_a_worker_are_seeded_as_torch_does(alone, seed, worker):
+    assert workers_module._seed_everything(seed, worker) == seed + worker
+    found = random.random(), torch.rand(()), np.random.rand()
+    random.seed(seed + worker)
+    torch.manual_seed(seed + worker)
+    np.random.seed(torch_workers._generate_state(seed, worker))
+    assert found == (random.random(), torch.rand(()), np.random.rand())
+
+
+def stored():
+    return SimpleNamespace(
+        first=np.random.default_rng(0),
+        words="no generator",
+        second=random.Random(0),
+        dataset=SimpleNamespace(third=torch.Generator(), dataset=None),
+    )
+
+
+def drawn(seed, rank=None):
+    """Return what three stored generators draw after `seed_worker`."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("RANK", raising=False)
+        if rank is not None:
+            patch.setenv("RANK", str(rank))
+        dataset = stored()
+        info = WorkerInfo(0, 1, seed, dataset)
+        patch.setattr(workers_module, "_worker_info", info)
+        seed_worker(0)
+    return [
+        dataset.first.random(),
+        dataset.second.random(),
+        torch.rand((), generator=dataset.dataset.third).item(),
+    ]
+
+
+def test_a_stored_generator_draws_by_its_seed_its_place_and_the_rank():
+    def words(seed, place, rank):
+        return np.random.SeedSequence([seed, place, rank])
+
+    def first_word(*key):
+        return int(words(*key).generate_state(1, np.uint64)[0])
+
+    for seed, rank in ((5, 0), (2**64 - 3, 2)):
+        want = [
+            np.random.default_rng(words(seed, 0, rank)).random(),
+            random.Random(first_word(seed, 1, rank)).random(),
+            torch.rand((), generator=seeded(first_word(seed, 2, rank) >> 1)).item(),
+        ]
+        assert drawn(seed, rank) == want
+    assert drawn(5) == drawn(5, 0) != drawn(5, 1)
+    assert drawn(-3) == drawn(2**64 - 3)
+
+
+# --------------------------------------------------------------------------- what is left out
+
+
+def test_settings_left_out_are_those_of_torch():
+    loader, theirs = DataLoader(range(6)), peer.DataLoader(range(6))
+    for name in ("batch_size", "num_workers", "pin_memory", "drop_last", "generator",
+                 "worker_init_fn", "multiprocessing_context"):  # fmt: skip
+        assert getattr(loader, name) == getattr(theirs, name), name
+    assert loader.prefetch_factor == 2 and isinstance(loader.sampler, SequentialSampler)
+    named = DataLoader([0], multiprocessing_context="forkserver")
+    assert named.multiprocessing_context == "forkserver"
+    sampler = RandomSampler(range(6))
+    assert (sampler.replacement, sampler.generator, len(sampler)) == (False, None, 6)
+    assert BatchSampler(range(6), 4).drop_last is False
+    buckets = BucketSampler([1, 2, 3], 2)
+    assert (buckets.pool, buckets.drop_last, buckets.seed) == (50, False, 0)
+    rows = TensorLoader(torch.arange(6))
+    assert (rows.batch_size, rows.shuffle, rows.drop_last) == (1, False, False)
+    assert (rows.transform, rows.generator) == (None, None)
+    assert shard_indices(10, 1, 3) == shard_indices(
+        10, 1, 3, shuffle=True, seed=0, epoch=0, uneven="pad"
+    )
+    padded, _ = pad_collate([torch.ones(1), torch.ones(2)])
+    assert padded.tolist() == [[1.0, 0.0], [1.0, 1.0]]
+
+
+def test_the_small_data_sets_left_alone(tmp_path):
+    draws = RandomDraws(3)
+    assert draws[0] == int(np.random.default_rng(0).integers(2**31)) and len(draws) == 3
+    assert RandomDraws(3, seed=5)[0] == int(np.random.default_rng(5).integers(2**31))
+    torch.manual_seed(0)
+    np.random.seed(0)
+    random.seed(0)
+    found = [RandomDraws(3, name)[1] for name in ("torch", "numpy", "python")]
+    torch.manual_seed(0)
+    np.random.seed(0)
+    random.seed(0)
+    assert found == [
+        int(torch.randint(2**31, ())),
+        int(np.random.randint(2**31)),
+        random.randrange(2**31),
+    ]
+    keyed = KeyedDraws(4)
+    assert keyed[2] == int(np.random.default_rng([0, 0, 2]).integers(2**31))
+    assert len(keyed) == 4 and int(keyed.epoch) == 0 and keyed.epoch.is_shared()
+    assert list(NumberStream(3)) == [0, 1, 2]
+    assert list(NumberStream(7, "all", 1, 3)) == [1, 4]
+    assert list(NumberStream(4, "workers", 1, 3)) == [0, 1, 2, 3]
+    slow = SlowSamples(3)
+    assert (slow.wait, slow.spin, slow[2], len(slow)) == (0.0, 0, 2, 3)
+    path = tmp_path / "lines.txt"
+    path.write_text("".join(f"{number}\n" for number in range(120)))
+    lines = ShardedLines([path])
+    given = ShardedLines([path], 0, 0, 1, 100)
+    assert list(lines) == list(given) and sorted(map(int, lines)) == list(range(120))
+    assert lines.epoch.is_shared() and lines.epoch == 0
+    assert lines.epoch.dtype == keyed.epoch.dtype == torch.int64
+    assert len(list(ShardedLines([path], buffer_size=1))) == 120
+    for settings, words in (
+        ({"rank": 2, "world_size": 2}, "rank=2: give one from 0 to 1"),
+        ({"rank": -1}, "rank=-1: give one from 0 to 0"),
+        ({"buffer_size": 0}, "buffer_size=0"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            ShardedLines([path], **settings)
+
+
+def test_sharded_lines_draw_the_order_alike_and_the_buffer_apart(tmp_path):
+    files = []
+    for number in range(5):
+        files.append(tmp_path / f"{number}.txt")
+        files[-1].write_text("".join(f"{number} {line}\n" for line in range(6)))
+    for epoch, rank in ((0, 0), (3, 1)):
+        lines = ShardedLines(files[::-1], 7, rank, 2, buffer_size=4)
+        lines.epoch.fill_(epoch)
+        order = np.random.default_rng([7, epoch, 0]).permutation(5)[rank::2]
+        draws = np.random.default_rng([7, epoch, 1 + rank])
+        held, want = [], []
+        for number in order:
+            for line in range(6):
+                held.append(f"{number} {line}")
+                if len(held) == 5:
+                    want.append(held.pop(draws.integers(5)))
+        draws.shuffle(held)
+        assert list(lines) == want + held
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: DataLoader(range(4), 0), "batch_size=0"),
+        (lambda: DataLoader(range(4), 5), "batch_size=5 is larger than the 4 samples"),
+        (lambda: DataLoader(range(4), prefetch_factor=0), "prefetch_factor=0"),
+        (lambda: DataLoader(range(4), num_workers=-1), "num_workers=-1"),
+        (lambda: RandomSampler(range(4), num_samples=0), "num_samples=0"),
+        (lambda: BatchSampler(range(4), 0), "batch_size=0"),
+        (lambda: BucketSampler([1], 0), "batch_size=0"),
+        (lambda: BucketSampler([1], 1, pool=1.5), "pool=1.5"),
+        (lambda: TensorLoader(torch.zeros(2), batch_size=0), "batch_size=0"),
+        (lambda: TensorLoader(torch.zeros(2), torch.zeros(3)), r"with \[2, 3\] rows"),
+        (lambda: prefetch([], 0), "depth=0"),
+        (lambda: pack_sequences([1], 0), "capacity=0"),
+        (lambda: pack_sequences([3, 9], 8), "sequence of 9 does not fit into rows of 8"),
+        (lambda: shard_indices(4, 0, 0), "num_replicas=0"),
+        (lambda: shard_indices(4, 3, 3), "rank=3: give one from 0 to 2"),
+        (lambda: shard_indices(4, -1, 3), "rank=-1"),
+        (lambda: shard_indices(4, 0, 3, uneven="cut"), "uneven='cut'"),
+    ],
+)
+def test_errors_name_what_was_given(call, words):
+    with pytest.raises(ValueError, match=words):
+        call()
+    with pytest.raises(TypeError, match="not a str"):
+        pad_collate(["words", "more words"])
+
+
+def test_numbers_at_the_edge_are_taken():
+    assert batches_of(DataLoader(range(2), 2))[0].tolist() == [0, 1]
+    assert len(batches_of(TensorLoader(torch.zeros(2), batch_size=2))) == 1
+    assert list(RandomSampler(range(1), num_samples=1)) == [0]
+    assert list(prefetch([5], 1)) == [5] and pack_sequences([3], 3) == [[0]]
+    assert shard_indices(1, 0, 1) == [0] and list(BucketSampler([4], 1, 1)) == [[0]]
+
+
+def test_what_a_dead_worker_read_is_named_by_what_it_had_begun():
+    class Gone:
+        exitcode, sentinel = -9, None
+
+        def join(self):
+            pass
+
+    for begun, received, named in ((1, 0, [1]), (2, 1, [2]), (2, 0, [2]), (0, 0, [1])):
+        worker = crew.Worker.__new__(crew.Worker)
+        worker.number, worker.of = 1, 2
+        worker.pipe, worker.process = Orders(), Gone()
+        worker.begun, worker.received = SimpleNamespace(value=begun), received
+        worker.ordered = deque([[1], [2], None][received:])
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(crew, "wait", lambda ready: [])
+            with pytest.raises(WorkerError, match="lack of memory") as error:
+                worker.receive()
+        text = str(error.value)
+        assert "worker 1 of 2 died with exit code -9" in text
+        assert f"while it read the samples {named}." in text
+    assert crew._named(None) == "its part of the stream"
+
+
+def test_nothing_sent_by_a_worker_that_died_is_taken_for_a_batch():
+    """The end of a pipe, and a pipe that broke, are the death of the worker."""
+    for broken in (Orders(), BrokenRead()):
+        worker = crew.Worker.__new__(crew.Worker)
+        worker.number, worker.of, worker.received = 0, 1, 0
+        worker.pipe, worker.ordered = broken, deque([None])
+        worker.begun = SimpleNamespace(value=1)
+        worker.process = SimpleNamespace(exitcode=-11, sentinel=None, join=int)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(crew, "wait", lambda ready: [ready[0]])
+            with pytest.raises(WorkerError, match="native code crashed"):
+                worker.receive()
+
+
+class BrokenRead(Orders):
+    def recv(self):
+        raise OSError
+
+
+def test_a_stream_is_divided_among_all_workers_of_all_processes(alone, monkeypatch):
+    read = {}
+    for worker, rank in itertools.product(range(2), range(3)):
+        info = WorkerInfo(worker, 2, 0, None)
+        monkeypatch.setattr(workers_module, "_worker_info", info)
+        read[rank, worker] = list(NumberStream(20, "all", rank, 3))
+        assert list(NumberStream(6, "workers", rank, 3)) == [*range(worker, 6, 2)]
+        assert list(NumberStream(3, "no", rank, 3)) == [0, 1, 2]
+    for (rank, worker), numbers in read.items():
+        assert numbers == list(range(2 * rank + worker, 20, 6))
+
+
+def a_worker(pipe, **more):
+    """Return a worker as its parent sees it, without a process."""
+    worker = crew.Worker.__new__(crew.Worker)
+    worker.number, worker.of, worker.pipe = 0, 1, pipe
+    worker.received, worker.ordered = 0, deque()
+    worker.process = SimpleNamespace(sentinel=None, **more)
+    return worker
+
+
+def test_orders_go_out_and_answers_come_in_one_for_one(monkeypatch):
+    answers = Orders(("batch", "first"), ("end", None))
+    worker = a_worker(answers)
+    monkeypatch.setattr(crew, "wait", lambda ready: [ready[0]])
+    worker.order([1, 2])
+    worker.order(None)
+    assert answers.sent == [(True, [1, 2]), (True, None)]
+    assert list(worker.ordered) == [[1, 2], None]
+    assert worker.receive() == ("batch", "first")
+    assert (worker.received, list(worker.ordered)) == (1, [None])
+    assert worker.receive() == ("end", None) and worker.received == 2
+    worker.release()  # the worker is told, and its pipe is closed
+    assert answers.sent[2:] == [(False, None), "closed"]
+    worker.pipe = Orders(refuses=[OSError("it has died")])
+    worker.order([3])  # `receive` will say so
+
+
+def test_a_stream_goes_on_where_one_worker_has_nothing_more(monkeypatch):
+    monkeypatch.setattr(crew, "wait", lambda ready: [ready[0]])
+    empty, full = a_worker(Orders()), a_worker(Orders())
+    empty.pipe.orders = [("end", None)]
+    full.pipe.orders = [("batch", 1), ("batch", 2), ("batch", 3), ("end", None)]
+    one_pass = loader_module._FromWorkers.__new__(loader_module._FromWorkers)
+    one_pass.pin, one_pass.came, one_pass.crew = False, False, []
+    one_pass.orders, one_pass.due = itertools.repeat(None), deque()
+    for worker in (empty, full, empty, full):
+        one_pass._order_from(worker)
+    assert list(one_pass) == [1, 2, 3]
+
+
+def test_a_worker_that_could_not_begin_raises_what_it_raised(monkeypatch):
+    monkeypatch.setattr(crew, "wait", lambda ready: [ready[0]])
+    for kind in (OSError, WorkerError):
+        worker = a_worker(Orders(("failed", (OSError, "no such disk"))))
+        with pytest.raises(kind, match="worker 0 of 1 could not begin:\nno such disk"):
+            worker.receive()
+
+
+def test_a_pass_of_errors_alone_ends_as_any_other():
+    class Faulty(Dataset):
+        def __getitem__(self, index):
+            raise OSError(f"sample {index}")
+
+        def __len__(self):
+            return 2
+
+    batches = iter(DataLoader(Faulty()))
+    for index in range(2):
+        with pytest.raises(OSError, match=f"sample {index}"):
+            next(batches)
+    assert next(batches, "end") == "end"
+
+
+def test_a_worker_in_the_middle_of_a_sample_is_killed():
+    for exitcode, want in ((0, [0.5]), (None, [0.5, "killed", None])):
+        done = []
+        process = SimpleNamespace(
+            exitcode=exitcode,
+            join=lambda seconds=None, done=done: done.append(seconds),
+            kill=lambda done=done: done.append("killed"),
+        )
+        worker = a_worker(Orders())
+        worker.process = process
+        worker.end()
+        assert done == want
+
+
+def test_a_reader_asks_for_a_whole_batch_where_it_can():
+    class Batched:
+        asked = []
+
+        def __getitems__(self, indices):
+            self.asked.append(indices)
+            return [10 * index for index in indices]
+
+    reader = Reader(Batched(), list, 2, False)
+    assert reader.read([1, 3]) == [10, 30] and Batched.asked == [[1, 3]]
+    for drop_last, ends in ((False, [[0, 1], [2]]), (True, [[0, 1]])):
+        reader = Reader(range(3), list, 2, drop_last)
+        found = []
+        with contextlib.suppress(StopIteration):
+            while True:
+                found.append(reader.read(None))
+        assert found == ends
+
+
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="here memory is pinned")
+def test_the_warning_of_memory_not_pinned_points_to_the_line_of_the_loop():
+    with pytest.warns(UserWarning, match="without an accelerator") as found:
+        iter(DataLoader(range(2), pin_memory=True))
+    assert [warning.filename for warning in found] == [__file__]

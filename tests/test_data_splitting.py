@@ -223,11 +223,125 @@ def test_rare_class_warns_and_bad_labels_are_errors():
         (lambda: wilson_interval(5, 4), "correct"),
         (lambda: wilson_interval(1, 4, 1.0), "level"),
         (lambda: corrected_standard_error([1.0], 8, 2), "two scores"),
+        (lambda: kfold_indices(0), "n=0: give a whole number of at least 1"),
+        (lambda: kfold_indices(4, 5), "n_splits=5, but there are only 4 rows"),
+        (lambda: stratified_kfold_indices([0, 0, 1], 4), "only 3 rows"),
+        (lambda: stratified_kfold_indices([0, 0, 1, 1], 3), "largest class has 2 rows"),
+        (
+            lambda: stratified_kfold_indices([[0, 1]], 2),
+            r"labels .* shape \(1, 2\).*\(n,\)",
+        ),
+        (lambda: stratified_kfold_indices([math.inf, 1.0], 2), "labels holds NaN"),
+        (lambda: stratified_kfold_indices([0.5, 1.0], 2), "labels are fractions"),
+        (lambda: group_kfold_indices([[1], [2]], 2), r"groups has the shape \(2, 1\)"),
+        (lambda: group_kfold_indices([0.0, math.nan], 2), "groups holds NaN"),
+        (lambda: time_series_split(0), "n=0: give a whole number of at least 1"),
+        (lambda: time_series_split(4, 4), "only 3 rows after the first"),
+        (lambda: time_series_split(9, 2, gap=-1), "gap=-1: .* at least 0"),
+        (lambda: time_series_split(9, 2, max_train_size=0), "max_train_size=0: .* 1"),
+        (lambda: time_series_split(9, 2, test_size=0), "test_size=0: .* at least 1"),
+        (lambda: hold_out_split(1), "n=1: give a whole number of at least 2"),
+        (lambda: hold_out_split(9, 9), "test=9: .* rows from 1 to 8"),
+        (lambda: hold_out_split(9, 0.95), "test=0.95 holds out all 9 rows"),
+        (lambda: hold_out_split(9, 1.0), "test=1.0: give a share"),
+        (lambda: hold_out_split(9, 0.0), "test=0.0: give a share"),
+        (
+            lambda: hold_out_split(4, 3, groups=[0, 0, 1, 2]),
+            "test=3: .* groups from 1 to 2",
+        ),
+        (lambda: hold_out_split(4, 0.9, groups=[0, 0, 1, 2]), "holds out all 3 groups"),
+        (lambda: hold_out_split(3, 2, groups=[0, 1]), r"groups has .* \(2,\): .*\(3,\)"),
+        (lambda: hold_out_split(3, 2, labels=[0, 1]), r"labels has .* \(2,\): .*\(3,\)"),
+        (
+            lambda: hold_out_split(4, 4, labels=[0, 0, 1, 1]),
+            "test=4: .* rows from 1 to 3",
+        ),
+        (
+            lambda: hold_out_split(6, 1, labels=[0, 0, 1, 1, 2, 2]),
+            "1 rows held out of 6 cannot give each of 3 classes",
+        ),
+        (lambda: train_val_test_split(9, 9), "validation=9: .* rows from 1 to 8"),
+        (lambda: train_val_test_split(9, 4, 5), "validation takes 4 .* leaves only 4"),
+        (
+            lambda: train_val_test_split(6, 5, 1, groups=[0, 0, 1, 1, 2, 2]),
+            "validation=5: .* groups from 1 to 2",
+        ),
+        (lambda: stratified_group_split([0, 1], [1, 2], 0.0), "validation=0.0: give"),
+        (lambda: stratified_group_split([0, 1], [1, 2], 1.0), "validation=1.0: give"),
+        (lambda: stratified_group_split([0, 1], [1, 2], 0.1, 0.0), "test=0.0: give"),
+        (lambda: stratified_group_split([0, 1], [1, 2], 0.5, 0.75), "take 1.25 and"),
+        (lambda: stratified_group_split([0], [[1]]), "groups has the shape"),
+        (
+            lambda: stratified_group_split([0, 1, 1], [1, 2]),
+            r"labels has .*\(3,\): .*\(2,\)",
+        ),
+        (lambda: stratified_group_split([0], [1], 0.1, 0.1), "1 groups leave no valid"),
+        (lambda: stratified_group_split([0, 0], [1, 2], 0.3), "2 groups leave no test"),
+        (lambda: stratified_group_split([0, 0], [1, 2], 0.4, 0.5), "no training rows"),
+        (lambda: wilson_interval(0, 0), "total=0: give a whole number of at least 1"),
+        (lambda: wilson_interval(-1, 4), "correct=-1: give a number from 0 to total=4"),
+        (lambda: wilson_interval(1, 4, 0.0), "level=0.0: give a share"),
+        (lambda: corrected_standard_error([1.0, 2.0], 0, 2), "train_rows=0: .* 1"),
+        (lambda: corrected_standard_error([1.0, 2.0], 8, 0), "test_rows=0: .* 1"),
     ],
 )
 def test_errors_say_what_to_do(call, words):
     with pytest.raises(ValueError, match=words):
         call()
+
+
+def test_numbers_at_the_edge_are_taken():
+    (first, second), (third, fourth) = time_series_split(3, 2, max_train_size=1)
+    assert [part.tolist() for part in (first, second, third, fourth)] == [
+        [0],
+        [1],
+        [1],
+        [2],
+    ]
+    assert time_series_split(4, 2, gap=1, test_size=1)[0][0].tolist() == [0]
+    assert stratified_kfold_indices([0, 0, 1, 1], 2)[0][1].tolist() == [0, 2]
+    assert [len(part) for part in hold_out_split(2, 1)] == [1, 1]
+    assert [len(part) for part in hold_out_split(4, 2, labels=[0, 0, 1, 1])] == [2, 2]
+    assert [len(part) for part in train_val_test_split(9, 4, 4)] == [1, 4, 4]
+    assert corrected_standard_error([1.0, 2.0], 1, 1) == pytest.approx(math.sqrt(0.75))
+
+
+def test_settings_left_out():
+    """Five folds in order, a quarter held out, or 15 % for validation and for test."""
+    labels, groups = np.arange(40) % 2, np.arange(40) // 2
+    for ours, columns, peer in (
+        (kfold_indices, (40,), KFold(5)),
+        (stratified_kfold_indices, (labels,), StratifiedKFold(5)),
+        (group_kfold_indices, (groups,), GroupKFold(5)),
+        (time_series_split, (40,), TimeSeriesSplit(5)),
+    ):
+        theirs = partial(peer.split, labels, labels, groups)
+        assert same(partial(ours, *columns), theirs)
+        if ours is not time_series_split:
+            shuffled = partial(ours, *columns, shuffle=True)
+            assert outcome(shuffled) == outcome(partial(shuffled, seed=0))
+    drawn = hold_out_split(40), train_val_test_split(40)
+    given = hold_out_split(40, 0.25, seed=0), train_val_test_split(40, 0.15, 0.15, seed=0)
+    assert str(drawn) == str(given)
+    by_group = stratified_group_split(labels, groups)
+    assert str(by_group) == str(
+        stratified_group_split(labels, groups, 0.15, 0.15, seed=0)
+    )
+    assert wilson_interval(3, 9) == wilson_interval(3, 9, 0.95)
+
+
+def test_a_warning_counts_the_rows_of_the_rare_class():
+    with pytest.warns(UserWarning, match="a class has 2 rows, fewer than the 3"):
+        stratified_kfold_indices([0] * 9 + [1] * 2, 3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        stratified_kfold_indices([0] * 9 + [1] * 3, 3)
+
+
+def test_a_warning_points_to_the_line_of_the_call():
+    with pytest.warns(UserWarning) as found:
+        stratified_kfold_indices([0] * 9 + [1] * 2, 3)
+    assert [warning.filename for warning in found] == [__file__]
 
 
 # --------------------------------------------------------------------------- hold-out
@@ -255,6 +369,14 @@ def test_hold_out_is_that_of_scikit_learn():
                 )
             )
     some_of_both(worked)
+
+
+def test_rounding_of_shares_draws_the_same_rows_as_scikit_learn():
+    """1 / 49 * 49 is below 1 in floats, so that a lot is drawn where none seems due."""
+    labels = np.array([0] * 2 + [1] * 96)
+    settings = {"n_splits": 1, "test_size": 49, "random_state": 0}
+    peer = partial(split_by, StratifiedShuffleSplit, settings, labels, labels)
+    assert same(lambda: [hold_out_split(98, 49, labels=labels)], peer)
 
 
 @pytest.mark.parametrize("seed", range(30))
@@ -332,6 +454,44 @@ def test_three_parts_of_single_rows_are_stratified(seed):
     for part, share in zip(parts, (0.6, 0.1, 0.3), strict=True):
         off = np.bincount(labels[part], minlength=4) - share * np.bincount(labels)
         assert abs(off).max() < 2
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_each_group_goes_where_it_brings_the_shares_nearest(seed):
+    """The largest first, by the squares of what is missing, over what there is."""
+    rng = np.random.RandomState(seed)
+    labels, groups = rng.randint(0, 3, 120), rng.randint(0, 30, 120)
+    parts = stratified_group_split(labels, groups, 0.2, 0.25, seed=seed)
+    names = np.unique(groups)
+    totals = np.bincount(labels, minlength=3)
+    there = np.array([np.bincount(labels[groups == g], minlength=3) for g in names])
+    order = np.random.RandomState(seed).permutation(len(names))
+    order = sorted(order, key=lambda group: -there[group].sum())
+    missing = np.outer([0.55, 0.2, 0.25], totals)
+    want = [[], [], []]
+    for group in order:
+        off = []
+        for part in range(3):
+            left = missing.copy()
+            left[part] -= there[group]
+            off.append(((left / totals) ** 2).sum())
+        missing[np.argmin(off)] -= there[group]
+        want[np.argmin(off)].append(names[group])
+    for part, members in zip(parts, want, strict=True):
+        assert set(groups[part]) == set(members)
+
+
+def test_classes_may_be_whole_numbers_in_floats():
+    labels = np.array([0.0, 1.0, 2.0] * 4)
+    folds = stratified_kfold_indices(labels, 2)
+    assert str(folds) == str(stratified_kfold_indices(labels.astype(int), 2))
+
+
+def test_a_row_at_the_distance_of_near_is_near():
+    x = np.array([[1.0, 1.0], [-1.0, -1.0], [2.0, 1.0]])  # 1 away; two rows are 2 apart
+    (leak,) = check_leakage(x, [0, 1], [2], near=0.5)
+    assert leak.kind == "near-duplicate"
+    assert check_leakage(x, [0, 1], [2], near=0.49) == []
 
 
 def test_a_group_larger_than_its_part_trains():
@@ -527,6 +687,39 @@ def test_near_off_finds_exact_copies_only_and_minus_zero_is_zero():
     assert kinds(check_leakage(np.ones((4, 2)), [0, 1], [2, 3])) == {"duplicate": [2, 3]}
 
 
+def test_each_leak_says_what_was_found_and_how_often():
+    x = clean_data(0)
+    x[150], x[151:153] = x[0], x[1:3] + 1e-9
+    train, test = np.arange(150), np.arange(148, 200)
+    groups, times = np.arange(200), np.arange(200.0)
+    groups[155:159] = [7, 7, 9, 9]
+    told = check_leakage(
+        x, train, test, groups=groups, times=times, statistics={"mean": x.mean(0)}
+    )
+    assert [str(leak) for leak in told] == [
+        "shared row: rows in both parts: 2",
+        "duplicate: test rows equal to a training row: 1",
+        "near-duplicate: test rows nearly equal to a training row: 2",
+        "group: test rows of 4 groups that also train: 6",
+        "time: training rows at the time of the first test row or later: 2",
+        "statistics: the values of mean were computed on training and test rows together",
+    ]
+    (late,) = check_leakage(x, train[:148], test[5:], times=times, gap=6)
+    assert late.rows.tolist() == [153] and late.message == (
+        "training rows without a gap of more than 6 to the first test row: 1"
+    )
+
+
+@pytest.mark.parametrize("rows", [1, 2])
+def test_spread_of_few_rows_is_compared_by_both_conventions(rows):
+    """Over n and over n - 1; of a single row there is only the first."""
+    x = clean_data(1)
+    train, test = np.arange(150), np.arange(150, 150 + rows)
+    spread = x[test].std(0)
+    (leak,) = check_leakage(x, train, test, statistics={"std": spread})
+    assert leak.message == "the values of std were computed on the test rows"
+
+
 @pytest.mark.parametrize("name", ["mean", "std", "min", "max"])
 @pytest.mark.parametrize("seed", range(5))
 def test_statistics_fitted_outside(name, seed):
@@ -560,6 +753,19 @@ def test_statistics_fitted_outside(name, seed):
         ({"train": [0, 9]}, "outside 0 to 3"),
         ({"train": [0.5]}, "row numbers"),
         ({"train": []}, "row numbers"),
+        ({"test": [0, 9]}, "test has row numbers outside 0 to 3"),
+        ({"test": [-1]}, "test has row numbers outside 0 to 3"),
+        ({"train": [4]}, "train has row numbers outside 0 to 3"),
+        ({"test": [[1]]}, "test must be row numbers"),
+        ({"near": 1.0}, "near=1.0: give"),
+        ({"near": -0.1}, "near=-0.1: give"),
+        ({"groups": [1, 2]}, r"groups has the shape \(2,\): .*\(4,\)"),
+        ({"times": [1, 2]}, r"times has the shape \(2,\): .*\(4,\)"),
+        ({"statistics": {"median": 0.0}}, "'median': choose from mean, std, min, max"),
+        (
+            {"statistics": {"mean": np.zeros(5)}},
+            r"mean has the shape \(5,\): .* column \(2,\), each channel \(2,\)",
+        ),
         ({"near": 1.5}, "near"),
         ({"groups": [1, 2]}, "one for each row"),
         ({"times": [1.0, math.nan, 2.0, 3.0]}, "NaN"),

@@ -198,6 +198,130 @@ def test_clear_errors():
             effective_batch_size(**bad)
 
 
+def test_errors_name_what_was_given():
+    model, inputs, targets = problem(0, 6)
+    for call, words in (
+        (lambda: effective_batch_size(0), "micro_batch_size is 0"),
+        (lambda: effective_batch_size(2, True), "accumulation_steps is True"),
+        (lambda: effective_batch_size(2, 2, 0.5), "processes is 0.5"),
+        (lambda: split_microbatches(inputs, targets, 0), "^micro_batches is 0"),
+        (
+            lambda: split_microbatches(inputs, targets, [6, 0]),
+            "each size in micro_batches is 0",
+        ),
+        (
+            lambda: split_microbatches(inputs, targets, 7),
+            "7 micro-batches of 6 rows .* ask for 6 at most",
+        ),
+        (
+            lambda: split_microbatches(inputs, targets, [4, 1]),
+            r"sizes \[4, 1\] add up to 5, but the batch has 6 rows",
+        ),
+        (
+            lambda: accumulate_gradients(
+                model, F.cross_entropy, inputs, targets, total=0
+            ),
+            "there are 0 items",
+        ),
+        (
+            lambda: accumulate_gradients(model, lambda out, _: out, inputs, targets, [6]),
+            r"the loss has shape \(6, 4\)",
+        ),
+        (lambda: DelayedSGD([inputs], lr=-0.5), "lr=-0.5"),
+        (lambda: DelayedSGD([inputs], delay=-1), "delay=-1"),
+        (lambda: critical_learning_rate(-1), "delay=-1"),
+        (lambda: critical_learning_rate(1, -1.0), "curvature=-1.0"),
+        (lambda: critical_learning_rate(1, math.inf), "curvature=inf"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            call()
+
+
+class Quiet(nn.Linear):
+    """A layer with DDP's no_sync, that notes when it is called."""
+
+    def __init__(self):
+        super().__init__(5, 4, dtype=torch.float64)
+        self.seen = []
+
+    @contextlib.contextmanager
+    def no_sync(self):
+        self.seen.append("quiet")
+        yield
+
+    def forward(self, x):
+        self.seen.append("forward")
+        return super().forward(x)
+
+
+def test_the_models_own_no_sync_is_taken_where_none_is_given():
+    """As DDP has it: forward and backward of all but the last micro-batch are within."""
+    _, inputs, targets = problem(5, 8)
+    want = ["quiet", "forward", "quiet", "forward", "forward"]
+    model = Quiet()
+    accumulate_gradients(model, F.cross_entropy, inputs, targets, 3)
+    assert model.seen == want
+    model = Quiet()
+    stream = GradientAccumulator(model, F.cross_entropy)
+    for number, (x, y) in enumerate(split_microbatches(inputs, targets, 3)):
+        stream.add(x, y, last=number == 2)
+    assert model.seen == want
+    stream.finish()
+
+
+def test_a_stream_divides_by_the_items_of_all_processes(monkeypatch):
+    """DDP leaves the mean of two processes; here the other one has 3 of the 8 rows."""
+    model, inputs, targets = problem(5, 8)
+    want, _ = full_gradient(model, inputs, targets)
+    _, loss = full_gradient(model, inputs[:5], targets[:5])
+    others = F.cross_entropy(model(inputs[5:]), targets[5:], reduction="sum")
+    others = torch.autograd.grad(others, list(model.parameters()))
+
+    def all_reduce(items):
+        assert items.dtype == torch.float64  # whole numbers to 2 ** 53
+        items += 3
+
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    monkeypatch.setattr(torch.distributed, "all_reduce", all_reduce)
+    stream = GradientAccumulator(model, F.cross_entropy, no_sync=contextlib.nullcontext)
+    stream.add(inputs[:2], targets[:2])
+    stream.add(inputs[2:5], targets[2:5], last=True)
+    for parameter, other in zip(model.parameters(), others, strict=True):
+        parameter.grad.add_(other).div_(2)
+    assert stream.finish() == pytest.approx(loss.item(), rel=1e-12)
+    torch.testing.assert_close(gradient(model), want, rtol=1e-11, atol=1e-13)
+    model.zero_grad()
+    # rows of the other process alone: there is no mean loss here
+    stream.add(inputs[:0], targets[:0], last=True)
+    assert stream.finish() == 0.0
+
+
+def test_without_a_group_of_processes_no_sync_needs_no_exchange():
+    model, inputs, targets = problem(5, 8)
+    want, loss = full_gradient(model, inputs, targets)
+    stream = GradientAccumulator(model, F.cross_entropy, no_sync=contextlib.nullcontext)
+    with pytest.raises(RuntimeError, match="no item came"):
+        stream.finish()
+    stream.add(inputs, targets, last=True)
+    assert stream.finish() == pytest.approx(loss.item(), rel=1e-12)
+    torch.testing.assert_close(gradient(model), want, rtol=1e-11, atol=1e-13)
+
+
+def test_a_micro_batch_without_items_adds_nothing():
+    model, inputs, targets = problem(5, 8)
+    want, loss = full_gradient(model, inputs, targets)
+    empty = torch.full((3,), -100)
+    rows = torch.cat([inputs, inputs[:3]]), torch.cat([targets, empty])
+    mean = accumulate_gradients(model, F.cross_entropy, *rows, [8, 3], count=TOKENS)
+    torch.testing.assert_close(gradient(model), want, rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(mean, loss, rtol=1e-12, atol=1e-14)
+    model.zero_grad()
+    stream = GradientAccumulator(model, F.cross_entropy, count=TOKENS)
+    assert stream.add(inputs[:3], empty).item() == 0.0
+    assert not gradient(model).any()
+
+
 def test_pieces_joined_are_the_batch():
     inputs, targets = torch.arange(11.0), torch.arange(11)
     for cut in (1, 4, 11, [6, 1, 4]):
@@ -277,6 +401,46 @@ def test_stream_state_passes_through_a_file(tmp_path):
     other = GradientAccumulator(problem(4, 12)[0], F.cross_entropy)
     other.load_state_dict(state)
     assert other.items == 12 and torch.equal(gradient(other.model), gradient(model))
+
+
+def test_a_loaded_state_replaces_what_is_there():
+    """Also a gradient that was not there when it was saved; not one of another shape."""
+    model, inputs, targets = problem(4, 12)
+    empty = GradientAccumulator(model, F.cross_entropy).state_dict()
+    stream = GradientAccumulator(model, F.cross_entropy)
+    stream.add(inputs, targets, last=True)
+    name, saved = next(iter(stream.state_dict()["gradients"].items()))
+    stream.load_state_dict(empty)
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert stream.state_dict() == empty and empty["gradients"] == {}
+    for wrong in ({name: saved[:1]}, {"other": saved}):
+        with pytest.raises(
+            ValueError, match=rf"gradient {[*wrong][0]} \(\d+, 5\) has no"
+        ):
+            stream.load_state_dict(empty | {"gradients": wrong})
+    stream.add(inputs, targets, last=True)
+    state = stream.state_dict()
+    state["gradients"][name].zero_()  # a copy
+    assert model.get_parameter(name).grad.any()
+
+
+def test_a_window_of_one_row_has_its_loss():
+    model, inputs, targets = problem(0, 1)
+    want, loss = full_gradient(model, inputs, targets)
+    stream = GradientAccumulator(model, F.cross_entropy)
+    stream.add(inputs, targets)
+    assert stream.finish() == pytest.approx(loss.item(), rel=1e-12)
+    torch.testing.assert_close(gradient(model), want, rtol=1e-11, atol=1e-13)
+
+
+def test_a_saved_gradient_takes_the_dtype_of_the_model_it_is_loaded_into():
+    model, inputs, targets = problem(4, 12)
+    stream = GradientAccumulator(model, F.cross_entropy)
+    stream.add(inputs, targets)
+    twin = problem(4, 12)[0].float()
+    GradientAccumulator(twin, F.cross_entropy).load_state_dict(stream.state_dict())
+    assert gradient(twin).dtype == torch.float32
+    torch.testing.assert_close(gradient(twin), gradient(model).float())
 
 
 def test_stream_errors():
@@ -626,6 +790,10 @@ def test_delayed_sgd_closure_and_missing_gradients():
 
     assert optimizer.step(closure).item() == 1.0
     assert weight.item() == 0.0 and idle.item() == 1.0
+
+
+def test_delayed_sgd_left_alone_is_sgd_with_a_small_rate():
+    assert DelayedSGD([torch.ones(1)]).defaults == {"lr": 0.01, "delay": 0}
 
 
 def test_delayed_sgd_errors():

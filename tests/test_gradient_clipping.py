@@ -177,6 +177,7 @@ def test_norms_that_are_not_finite(bad):
     with pytest.raises(RuntimeError, match="skip this update"):
         gc.clip_grad_norm_(weight, 1.0, error_if_nonfinite=True)
     assert weight.grad[0] == 1
+    assert not gc.get_total_norm([weight.grad]).isfinite()  # said only where asked
     gc.clip_grad_norm_(weight, 1.0)
     torch.nn.utils.clip_grad_norm_(twin, 1.0)
     assert torch.allclose(weight.grad, twin.grad, equal_nan=True)

@@ -25,6 +25,8 @@ from dlcourse.exercises.hyperparameter_tuning import EXERCISES
 from dlcourse.hyperparameter_tuning import (
     GaussianProcess,
     Search,
+    bayesian,
+    gaussian_process,
     loguniform,
     searches,
     spaces,
@@ -143,6 +145,59 @@ def test_bad_input_is_refused_with_advice(make):
         make()
 
 
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: uniform(-math.inf, 1), "low=-inf, high=1: give finite"),
+        (lambda: uniform(0, math.inf), "low=0, high=inf: give finite"),
+        (lambda: uniform(2, 2), "low=2, high=2"),
+        (lambda: loguniform(0, 1), "low=0: a log scale"),
+        (lambda: whole(1.5, 4), "low=1.5, high=4: give whole"),
+        (lambda: whole(1, 4.5), "low=1, high=4.5: give whole"),
+        (lambda: ht.draw_config({"a": []}, np.random.default_rng(0)), "a: give a range"),
+        (lambda: ht.grid_points({"b": "relu"}), "b: give a range"),
+        (lambda: ht.grid_points({"a": uniform(0, 1)}), "a is a range"),
+        (lambda: ht.random_search(branin, PLANE, 0), "trials=0"),
+        (lambda: ht.bayesian_search(branin, PLANE, 0), "trials=0"),
+        (lambda: ht.bayesian_search(branin, PLANE, 5, initial=0), "initial=0"),
+        (lambda: ht.suggest({"a": [1, 2]}, [], [], np.random.default_rng(0)), "a is a l"),
+        (lambda: ht.suggest({}, [], [], np.random.default_rng(0)), "space is empty"),
+        (lambda: ht.successive_halving(lambda c, b: 0.0, [{}], 0), "budget=0"),
+        (lambda: ht.successive_halving(lambda c, b: 0.0, [{}], factor=1), "factor=1"),
+        (lambda: ht.random_search(lambda c: math.nan, PLANE, 3).best, "none of 3 trials"),
+        (lambda: GaussianProcess().fit([[0.0]], [0.0, 1.0]), "1 points and 2 values"),
+        (lambda: GaussianProcess().fit(np.zeros((0, 1)), []), "0 points and 0 values"),
+        (lambda: GaussianProcess([0.3, 0.0]), "give length_scale > 0"),
+    ],
+)
+def test_errors_name_what_was_given(make, words):
+    with pytest.raises(ValueError, match=words):
+        make()
+
+
+def test_numbers_at_the_edge_are_taken():
+    assert whole(-1, 0).at(0.99) == 0
+    assert len(ht.random_search(branin, PLANE, 1).scores) == 1
+    assert len(ht.bayesian_search(branin, PLANE, 1, initial=1).scores) == 1
+    assert ht.successive_halving(lambda c, b: b, [{}] * 2, 1, 2).best_score == 2
+    assert GaussianProcess(noise=0.0).noise == 0.0
+
+
+def test_settings_left_out():
+    process = GaussianProcess()
+    assert (process.length_scale, process.variance, process.noise) == (0.3, 1.0, 1e-6)
+    assert loguniform(1, 2) == ht.Range(1, 2, log=True, whole=False)
+    assert uniform(1, 2) == ht.Range(1, 2, log=False, whole=False)
+    assert whole(1, 2) == ht.Range(1, 2, log=False, whole=True)
+    drawn = ht.random_search(branin, PLANE, 6)
+    assert drawn.configs == ht.random_search(branin, PLANE, 6, seed=0).configs
+    first = ht.bayesian_search(branin, PLANE, 6).configs
+    assert first == ht.bayesian_search(branin, PLANE, 6, initial=5, seed=0).configs
+    assert first[:5] == drawn.configs[:5] and first[5] != drawn.configs[5]
+    halving = ht.successive_halving(lambda c, b: 0.0, [{}] * 3)
+    assert [rung.budget for rung in halving.rungs] == [1, 3]
+
+
 # --- grid and random ------------------------------------------------------------------------------
 
 
@@ -194,6 +249,8 @@ def test_the_parts_that_searches_share():
     space = {"lr": loguniform(0.01, 1), "depth": [1, 2, 3, 4], "layers": whole(1, 4)}
     middle = spaces.config_at(space, [0.5, 0.49, 0.99])
     assert middle == {"lr": pytest.approx(0.1), "depth": 2, "layers": 4}
+    with pytest.raises(ValueError, match="argument 2 is shorter"):
+        spaces.config_at(space, [0.5, 0.5])
     with pytest.raises(ValueError, match="name at least one"):
         spaces.check_space({})
     with pytest.raises(ValueError, match="trials=0: give at least 1"):
@@ -256,6 +313,20 @@ def test_repeated_points_are_mended_by_jitter():
         GaussianProcess(0.3, noise=0.01).fit(x, [1.0, 2.0, 3.0, -1.0, -1.0]).predict(x)
     )
     assert 1.8 < mean[0] < 2.1  # values that disagree are averaged
+
+
+def test_jitter_grows_until_there_is_a_factor(monkeypatch):
+    tried = []
+
+    def never(matrix, **settings):
+        tried.append(matrix[0, 0] - 2.0)
+        raise np.linalg.LinAlgError
+
+    monkeypatch.setattr(gaussian_process, "cholesky", never)
+    with pytest.raises(ValueError, match="raise noise"):
+        GaussianProcess(variance=2.0, noise=0.0).fit([[0.0], [0.0]], [1.0, 1.0])
+    want = [0.0, 2e-12, 2e-10, 2e-8, 2e-6]
+    assert tried == pytest.approx(want, rel=1e-3, abs=1e-15)
 
 
 def test_nearly_repeated_points_give_finite_answers():
@@ -362,6 +433,68 @@ def test_it_is_no_method_for_weights():
         by_process.append(search.best_score / search.scores[0])
         by_gradient.append(steep @ (w - lowest) ** 2 / search.scores[0])
     assert np.mean(by_process) > 0.02 and np.mean(by_gradient) < 0.01
+
+
+def test_a_third_of_the_candidates_lie_near_the_best():
+    space = {"a": uniform(0, 1), "b": loguniform(1e-3, 1), "depth": whole(1, 4)}
+    center = np.array([0.5, 0.4, 0.5])
+    tries = bayesian._candidates(space, center, np.random.default_rng(0))
+    assert tries.shape == (1500, 3) and tries.min() >= 0 and tries.max() <= 1
+    assert stats.kstest(tries[:1000, 0], "uniform").pvalue > 0.01
+    steps = tries[1000:, :2] - center[:2]
+    assert np.abs(steps.mean(axis=0)).max() < 0.015
+    # half of them 0.1 wide, half 0.02, both numbers of a try alike
+    assert steps.std() == pytest.approx(math.sqrt((0.1**2 + 0.02**2) / 2), rel=0.1)
+    near = np.abs(steps) < 0.04
+    assert 0.6 < near.mean() < 0.7 and near.all(axis=1).mean() > 0.5
+    assert set(tries[:, 2].round(3)) == {0.125, 0.375, 0.625, 0.875}  # whole numbers
+    edge = bayesian._candidates(
+        {"a": uniform(0, 1)}, np.ones(1), np.random.default_rng(0)
+    )
+    assert (edge[1000:] == 1).mean() > 0.4
+
+
+def test_a_suggestion_is_the_candidate_of_largest_expected_improvement():
+    """Of a process fitted to standardised scores, below the mean it predicts at best."""
+    done = ht.random_search(branin, PLANE, 8, seed=4)
+    scores = [*done.scores[:7], math.nan]
+    places = bayesian._places(PLANE, done.configs)
+    want = np.array([*scores[:7], max(scores[:7])])
+    process = ht.surrogate(places, (want - want.mean()) / want.std())
+    mean, _ = process.predict(places)
+    tries = bayesian._candidates(PLANE, places[mean.argmin()], np.random.default_rng(9))
+    gain = ht.expected_improvement(*process.predict(tries), mean.min())
+    best = spaces.config_at(PLANE, tries[gain.argmax()])
+    found = ht.suggest(PLANE, done.configs, scores, np.random.default_rng(9))
+    assert found == best
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_the_surrogate_has_the_likeliest_noise_and_scales(seed):
+    """No other single choice of the lists is likelier."""
+    rng = np.random.default_rng(seed)
+    x = rng.random((20, 2))
+    y = np.sin(6 * x[:, 0]) + [0.0, 0.3][seed] * rng.normal(size=20)
+    y = (y - y.mean()) / y.std()
+    process = ht.surrogate(x, y)
+    scales, noise = list(process.length_scale), process.noise
+    likely = process.log_likelihood()
+    for level in bayesian.NOISES:
+        other = GaussianProcess(scales, noise=level).fit(x, y)
+        assert other.log_likelihood() <= likely
+    assert noise in bayesian.NOISES and set(scales) <= set(bayesian.LENGTH_SCALES)
+    assert (noise < 0.01) == (seed == 0)
+    last = GaussianProcess([scales[0], 0.05], noise=noise).fit(x, y)
+    assert last.log_likelihood() < likely
+
+
+def test_a_search_suggests_from_draws_of_its_own():
+    """Not from those of its first configurations: they would be drawn again."""
+    search = ht.bayesian_search(branin, PLANE, 6, initial=4, seed=7)
+    rng = np.random.default_rng([1, 7])
+    for end in (4, 5):
+        found = ht.suggest(PLANE, search.configs[:end], search.scores[:end], rng)
+        assert found == search.configs[end]
 
 
 def test_constant_objective():
@@ -479,6 +612,14 @@ def test_halving_keeps_a_share_at_least_one(count, factor):
     assert all(b == max(1, a // factor) for a, b in zip(sizes, sizes[1:], strict=False))
     assert [r.budget for r in halving.rungs] == [2 * factor**i for i in range(len(sizes))]
     assert halving.best_config == {"a": count - 1}
+
+
+def test_of_equal_scores_halving_keeps_the_first():
+    configs = [{"a": a} for a in range(60)]
+    halving = ht.successive_halving(lambda c, b: float(c["a"] % 3), configs, factor=2)
+    want = sorted(configs, key=lambda c: c["a"] % 3)  # Python's sort is stable
+    for rung in halving.rungs[1:]:
+        assert rung.configs == want[: len(rung.configs)]
 
 
 def test_halving_drops_failed_trials_first():

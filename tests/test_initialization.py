@@ -336,6 +336,8 @@ def test_lsuv_scales_a_layer_that_runs_often_once_and_leaves_the_rest():
 
 
 def test_lsuv_refuses():
+    with pytest.raises(ValueError, match="standard deviation of inf"):
+        di.lsuv_(MLP(64, 10).double(), X.double() * 1e200)
     for batch in (X[:1] * 0, X * math.nan, X[:0]):
         with pytest.raises(ValueError, match="standard deviation"):
             di.lsuv_(MLP(64, 10), batch)
@@ -698,3 +700,140 @@ def test_residual_branches_multiply_the_mean_square(factor):
 def test_convolutions_sum_over_the_kernel():
     weight = di.kaiming_normal_(torch.empty(200, 16, 3, 3), generator=seeded(0))
     assert weight.var() == pytest.approx(2 / (9 * 16), rel=0.03)
+
+
+def test_a_run_on_no_rows_leaves_the_other_runs_as_they_are():
+    """As where a mixture gives an expert no rows."""
+
+    class Often(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(64, 3)
+
+        def forward(self, x):
+            return torch.cat([self.layer(part) for part in (x[:9], x[:0], x[9:])])
+
+    model, batch = Often(), X.flatten(1)
+    found = di.activation_stats(model, batch, cross_entropy_of_three)["layer"]
+    want = di.activation_stats(model.layer, batch, cross_entropy_of_three)["Linear"]
+    assert found.calls == 3
+    for name in ("mean", "std", "zeros", "grad_std"):
+        assert getattr(found, name) == pytest.approx(getattr(want, name), rel=1e-6)
+
+
+def cross_entropy_of_three(outputs):
+    return F.cross_entropy(outputs, Y % 3)
+
+
+def test_a_loss_is_one_number_and_some_layer_runs():
+    for loss in (lambda out: out, lambda out: 1.0, lambda out: out[:0].sum(1)):
+        with pytest.raises(ValueError, match="must return one number, as a tensor"):
+            di.activation_stats(nn.Linear(64, 2), X.flatten(1), loss)
+    one = di.activation_stats(nn.Linear(64, 2), X.flatten(1), lambda out: out.sum()[None])
+    assert one["Linear"].grad_std == 0
+    with pytest.raises(ValueError, match="no layer with a floating-point output ran"):
+        di.activation_stats(nn.Identity(), torch.arange(3))
+
+
+def test_values_for_a_plot_are_spread_over_all_entries_and_runs():
+    counts = {}
+    for entries in (1, 512, 513, 5000):
+        batch = torch.arange(float(entries), dtype=torch.float64)
+        values = di.activation_stats(nn.Identity(), batch)["Identity"].values
+        counts[entries] = len(values)
+        assert values.dtype == torch.float64 and values.isfinite().all()
+        if entries > 9:  # a histogram of ten bars is flat
+            bars = torch.histc(values, 10, 0, entries)
+            assert bars.max() - bars.min() <= 5
+    assert counts == {1: 1, 512: 512, 513: 512, 5000: 512}
+    rnn = di.activation_stats(RowRNN(8, 10), X)["recurrent.tanh"]
+    assert 256 < len(rnn.values) <= di.SAMPLE
+
+
+def test_errors_name_what_was_given():
+    class Named(nn.Module):
+        pass
+
+    for call, words in (
+        (lambda: di.calculate_fan(torch.empty(3)), r"shape \(3,\) has no fan"),
+        (
+            lambda: di.calculate_gain("gelu"),
+            "'gelu'.* one of leaky_relu, linear, sigmoid",
+        ),
+        (lambda: di.calculate_gain("leaky_relu", "much"), "param='much'"),
+        (lambda: di.calculate_gain("leaky_relu", 1e9), "param=1000000000.0"),
+        (lambda: di.calculate_gain("leaky_relu", -1e9), "param=-1000000000.0"),
+        (lambda: di.calculate_gain(torch.zeros_like), r"\^2\] is 0.0 for .*zeros_like"),
+        (lambda: di.calculate_gain(lambda z: z / 0), r"E\[f\(z\)\^2\] is (inf|nan)"),
+        (lambda: di.xavier_normal_(torch.empty(2, 2), -1.0), "gain=-1.0"),
+        (lambda: di.kaiming_normal_(torch.empty(2, 2), mode="fan"), "mode='fan'"),
+        (lambda: di.initialize_(Named(), di.orthogonal_), "Named has no linear"),
+        (
+            lambda: di.initialize_(
+                nn.Sequential(parametrizations.weight_norm(nn.Linear(3, 3))),
+                di.orthogonal_,
+            ),
+            "0 is parametrized",
+        ),
+        (lambda: di.lsuv_(MLP(64, 10), X, 0.0), "std=0.0"),
+        (
+            lambda: di.lsuv_(nn.Sequential(nn.Linear(64, 2)), X.flatten(1) * 0),
+            "output of 0 has a standard deviation of 0.0",
+        ),
+        (lambda: di.predict_variance("relu", 3, 2.0), "activation='relu'"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            call()
+
+
+def test_numbers_at_the_edge_are_taken():
+    zero = di.predict_variance(F.relu, 1, 0.0, 0.0)
+    assert [part.tolist() for part in zero] == [[0.0], [1.0]]
+    assert di.calculate_fan(torch.empty(4, 3)) == (3, 4)
+    assert (di.orthogonal_(torch.ones(2, 2), 0.0) == 0).all()
+    assert di.predict_variance(F.relu, 2, 2.0)[0].tolist() == pytest.approx([2.0, 2.0])
+
+
+def test_lsuv_leaves_a_layer_that_never_runs_orthogonal():
+    class Idle(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.used, self.idle = nn.Linear(64, 6), nn.Linear(6, 6)
+
+        def forward(self, x):
+            return self.used(x)
+
+    model = di.lsuv_(Idle(), X.flatten(1), 0.1, seeded(0))
+    weight = model.idle.weight.detach()
+    assert torch.allclose(weight @ weight.T, torch.eye(6), atol=1e-5)
+
+
+class TwoHeads(nn.Module):
+    """Returns a dictionary, and has a head that never runs."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.idle = nn.Linear(64, 3), nn.Linear(64, 3)
+
+    def forward(self, x):
+        return {"rows": torch.arange(len(x)), "logits": self.body(x), "none": x[:0]}
+
+
+def test_outputs_in_a_dictionary_and_weights_that_take_no_part():
+    batch = X.flatten(1)
+    stats = di.activation_stats(
+        TwoHeads(), batch, lambda out: out["logits"].square().sum(), containers=True
+    )
+    assert list(stats) == ["body", "TwoHeads"]  # the first that holds fractions
+    assert stats["TwoHeads"].std == stats["body"].std and stats["body"].grad_std > 0
+    nothing = di.activation_stats(TwoHeads(), batch[:0])["body"]
+    assert nothing.kind == "Linear" and math.isnan(nothing.zeros)
+
+
+def test_a_loss_of_nothing_that_learns_has_no_gradient():
+    batch = X.flatten(1)
+    constant = di.activation_stats(nn.Linear(64, 3), batch, lambda out: torch.tensor(1.0))
+    assert math.isnan(constant["Linear"].grad_std)
+    frozen, asked = nn.Linear(64, 3).requires_grad_(False), batch.clone().requires_grad_()
+    stats = di.activation_stats(frozen, asked, lambda out: out.sum())
+    assert math.isnan(stats["Linear"].grad_std) and asked.grad is None

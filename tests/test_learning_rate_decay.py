@@ -438,6 +438,21 @@ def test_range_test_finds_the_limit_of_a_quadratic():
     assert found.suggestion == pytest.approx(found.lowest / 3)
 
 
+def test_range_test_left_alone_takes_100_updates_from_1e_4_to_10():
+    """And stops where the smoothed loss is three times its lowest."""
+    weight = nn.Linear(1, 1, bias=False, dtype=torch.float64)
+    nn.init.ones_(weight.weight)
+    optimizer = torch.optim.SGD(weight.parameters(), lr=1.0)
+    ones = torch.ones(1, 1, dtype=torch.float64)
+    given = weight, optimizer, [(ones, 0 * ones)], lambda o, y: (o - y).abs().mean()
+    found = lr_range_test(*given)
+    want = lr_range_test(
+        *given, lr_min=1e-4, lr_max=10.0, steps=100, smoothing=0.9, stop_factor=3.0
+    )
+    assert found == want and found.stopped_at is not None
+    assert found != lr_range_test(*given, stop_factor=4.0)
+
+
 def test_smoothing_is_the_corrected_running_mean():
     model, optimizer, batches = a_run()
     found = lr_range_test(

@@ -133,6 +133,48 @@ def test_equals_torch_with_groups_and_resume(name, kind):
         )
 
 
+NEEDED = {
+    "StepLR": {"step_size": 3},
+    "MultiStepLR": {"milestones": [20, 50]},
+    "ExponentialLR": {"gamma": 0.9},
+    "CosineAnnealingLR": {"T_max": 70},
+    "CosineAnnealingWarmRestarts": {"T_0": 20},
+    "OneCycleLR": {"max_lr": 0.5, "total_steps": 130},
+    "ReduceLROnPlateau": {},
+}
+
+
+@pytest.mark.parametrize("kind", ["sgd", "adam"])
+@pytest.mark.parametrize("name", NAMES)
+def test_settings_left_out_are_those_of_torch(name, kind):
+    first, second = optimizer(0, kind), optimizer(0, kind)
+    metrics = None
+    if name == "ReduceLROnPlateau":  # no gain, a small one, then none until no rate falls
+        metrics = [1.0] * 8 + [0.99995] * 6 + [0.9] * 116
+    want = run(first, getattr(theirs, name)(first, **NEEDED[name]), 130, metrics)
+    found = run(second, getattr(ours, name)(second, **NEEDED[name]), 130, metrics)
+    torch.testing.assert_close(found, want, rtol=1e-9, atol=1e-15)
+
+
+def test_functions_and_schedulers_have_the_same_defaults():
+    opt = optimizer(rates=[1.0])
+    cycle = ours.OneCycleLR(opt, 1.0, 20)
+    pairs = [
+        (ours.step_decay(3), ours.StepLR(opt, 3)),
+        (ours.multi_step_decay([2, 5]), ours.MultiStepLR(opt, [2, 5])),
+        (ours.cosine_restarts(4), ours.CosineAnnealingWarmRestarts(opt, 4)),
+        (ours.wsd(9, 2, 4), ours.WSDLR(opt, 9, 2, 4)),
+        (ours.wsd(9), ours.WSDLR(opt, 9)),
+        (ours.one_cycle(20), cycle),
+    ]
+    for schedule, scheduler in pairs:
+        assert [schedule(t) for t in range(25)] == [
+            scheduler.lrs_at(t)[0] for t in range(25)
+        ]
+    momentum = ours.one_cycle_momentum(20)
+    assert [[momentum(t)] for t in range(25)] == [cycle.momenta_at(t) for t in range(25)]
+
+
 @pytest.mark.parametrize("seed", SEEDS)
 def test_sequential_equals_torch(seed):
     """Several parts with random milestones, one of them a function."""
@@ -478,6 +520,16 @@ def test_what_somebody_else_wrote_is_overwritten_with_a_warning():
     assert alone.param_groups[0]["lr"] == 0.1
 
 
+def test_warnings_point_to_the_line_that_called_step():
+    optimizer = sgd()
+    scheduler = ours.StepLR(optimizer, 2)
+    with pytest.warns(UserWarning) as found:
+        scheduler.step()  # before the optimizer's
+        optimizer.param_groups[0]["lr"] = 0.02
+        scheduler.step()  # over somebody else's rate
+    assert [warning.filename for warning in found] == [__file__] * 2
+
+
 def test_the_order_of_steps_is_warned_of_once():
     optimizer = sgd()
     scheduler = ours.ExponentialLR(optimizer, 0.9)
@@ -650,11 +702,37 @@ def test_one_step_an_update_in_one_process(pieces):
         (lambda: ours.OneCycleLR(optimizer(), -1.0, 10), "max_lr=-1.0"),
         (lambda: ours.ReduceLROnPlateau(optimizer(), "least"), "choose 'min' or 'max'"),
         (lambda: ours.ReduceLROnPlateau(optimizer(), factor=1.0), "factor=1.0"),
+        (lambda: ours.ReduceLROnPlateau(optimizer(), factor=0.0), "factor=0.0"),
         (lambda: ours.ReduceLROnPlateau(optimizer(), patience=-1), "patience must"),
+        (lambda: ours.ReduceLROnPlateau(optimizer(), cooldown=-1), "cooldown must"),
+        (
+            lambda: ours.ReduceLROnPlateau(optimizer(), threshold_mode="ratio"),
+            "threshold_mode='ratio': choose",
+        ),
         (
             lambda: ours.ReduceLROnPlateau(optimizer(), min_lr=[0.0]),
-            "1 values for 3 groups",
+            "min_lr has 1 values for 3 groups",
         ),
+        (lambda: ours.wsd(10, 0, -1), "cooldown_steps must"),
+        (lambda: ours.step_decay(5, -0.1), "gamma=-0.1"),
+        (lambda: ours.one_cycle(10, -0.1), "pct_start=-0.1"),
+        (lambda: ours.one_cycle(10, div_factor=math.inf), "div_factor=inf"),
+        (lambda: ours.one_cycle(10, final_div_factor=0.0), "final_div_factor=0.0"),
+        (lambda: ours.one_cycle_momentum(10, base_momentum=-0.1), "base_momentum=-0.1"),
+        (lambda: ours.one_cycle_momentum(10, base_momentum=1.0), "base_momentum=1.0"),
+        (lambda: ours.one_cycle_momentum(10, max_momentum=-0.1), "max_momentum=-0.1"),
+        (lambda: ours.LambdaLR(optimizer(), ours.cosine(3), math.inf), "eta_min=inf"),
+        (lambda: ours.OneCycleLR(optimizer(), 0.0, 10), "max_lr=0.0"),
+        (
+            lambda: ours.OneCycleLR(optimizer(), 1.0, 10, base_momentum=[0.8]),
+            "base_momentum has 1 values",
+        ),
+        (
+            lambda: ours.OneCycleLR(optimizer(), 1.0, 10, max_momentum=(0.9, 0.9)),
+            "max_momentum has 2 values",
+        ),
+        (lambda: ours.sequential([ours.cosine(3)] * 2, [0]), "each milestone must"),
+        (lambda: ours.sequential([ours.cosine(3)] * 3, [5]), "3 schedules and 1 mile"),
     ],
 )
 def test_errors_say_what_to_do(build, words):
@@ -662,17 +740,66 @@ def test_errors_say_what_to_do(build, words):
         build()
 
 
+@pytest.mark.parametrize(
+    ("make", "t", "value"),
+    [
+        (lambda: ours.step_decay(1, 1.0), 9, 1.0),
+        (lambda: ours.multi_step_decay([]), 9, 1.0),
+        (lambda: ours.multi_step_decay([1]), 1, 0.1),
+        (lambda: ours.cosine(1), 1, 0.0),
+        (lambda: ours.cosine_restarts(1, 1), 9, 1.0),
+        (lambda: ours.one_cycle(2), 1, 4e-6),
+        (lambda: ours.one_cycle(10, 0.5, three_phase=True), 4, 1.0),
+        (lambda: ours.one_cycle_momentum(10, base_momentum=0.0), 2, 0.0),
+        (lambda: ours.one_cycle_momentum(10, max_momentum=0.0), 9, 0.0),
+        (lambda: ours.wsd(1), 0, 1.0),
+        (lambda: ours.wsd(4, cooldown_steps=4), 1, 0.75),
+        (lambda: ours.wsd(10, 5, 5), 4, 1.0),
+        (lambda: ours.sequential([ours.cosine(4)], []), 2, 0.5),
+        (lambda: ours.sequential([ours.cosine(4)] * 2, [1]), 3, 0.5),
+    ],
+)
+def test_settings_at_the_edge_of_their_range_are_taken(make, t, value):
+    assert make()(t) == pytest.approx(value)
+
+
+def test_a_plateau_counts_as_torchs_does():
+    names = ("last_epoch", "num_bad_epochs", "cooldown_counter", "best")
+    both = []
+    for module in (ours, theirs):
+        opt = optimizer(rates=[1.0])
+        # a fall by `eps` exactly is too small
+        settings = {"factor": 0.5, "patience": 1, "cooldown": 2, "eps": 0.25}
+        scheduler = module.ReduceLROnPlateau(opt, **settings)
+        rows = [[getattr(scheduler, name) for name in names]]
+        for metric in (2.0, 1.0, 1.0, 3.0, *[2.0] * 9):
+            opt.step()
+            scheduler.step(metric)
+            rows.append([getattr(scheduler, name) for name in names])
+        both.append((rows, opt.param_groups[0]["lr"]))
+    assert both[0] == both[1] and both[0][1] == 0.5
+
+
+def test_a_plateau_is_resumed_with_as_many_groups_only():
+    state = ours.ReduceLROnPlateau(sgd(groups=2)).state_dict()
+    for groups in (1, 3):
+        with pytest.raises(ValueError, match="argument 2 is"):
+            ours.ReduceLROnPlateau(sgd(groups=groups)).load_state_dict(state)
+
+
 def test_errors_of_schedulers():
     for build in (lambda: ours.StepLR(nn.Linear(1, 1), 3), lambda: ours.OneCycleLR(None, 1.0, 3),
                   lambda: ours.ReduceLROnPlateau("sgd")):  # fmt: skip
-        with pytest.raises(TypeError, match="is no optimizer"):
+        with pytest.raises(TypeError, match="(Linear|NoneType|str) is no optimizer"):
             build()
+    with pytest.raises(TypeError, match="Linear is no optimizer"):
+        ours.ReduceLROnPlateau(nn.Linear(1, 1))
     plain = torch.optim.Adagrad([nn.Parameter(torch.zeros(1))])
-    with pytest.raises(ValueError, match="cycle_momentum=False"):
+    with pytest.raises(ValueError, match="Adagrad has no .* cycle_momentum=False"):
         ours.OneCycleLR(plain, 1.0, 10)
     assert ours.OneCycleLR(plain, 1.0, 10, cycle_momentum=False).momenta_at(3) is None
     opt = optimizer()
-    with pytest.raises(ValueError, match="no function of the step"):
+    with pytest.raises(ValueError, match="OnPlateau is no function of the step"):
         ours.SequentialLR(opt, [ours.ReduceLROnPlateau(opt)], [])
     with pytest.raises(ValueError, match="built on the optimizer"):
         ours.SequentialLR(opt, [ours.StepLR(optimizer(), 3)], [])

@@ -183,11 +183,24 @@ def test_stochastic_rounding_is_unbiased_and_goes_to_a_neighbour(name):
         assert same(mp.round_to(exact, name, stochastic=True), exact)
 
 
+def test_stochastic_rounding_draws_53_bits():
+    """So a number that is nearly on the grid rarely leaves it."""
+    x = torch.full((400,), 1 + 2.0**-12, dtype=torch.float64)
+    draws = torch.rand(
+        400, dtype=torch.float64, generator=torch.Generator().manual_seed(3)
+    )
+    want = torch.floor(x * 1024 + draws) / 1024
+    generator = torch.Generator().manual_seed(3)
+    found = mp.round_to(x, "fp16", stochastic=True, generator=generator)
+    assert torch.equal(found, want) and 50 < (found > 1).sum() < 150
+
+
 def test_underflow_fraction():
     x = torch.tensor([0.0, 1.0, 2.0**-24, 2.0**-25, -1e-9])
     # of four that are not zero; the tie goes to zero
     assert mp.underflow_fraction(x) == 0.5
     assert mp.underflow_fraction([x[:2], x[2:]]) == 0.5
+    assert mp.underflow_fraction([x, x[2:]]) == 4 / 7  # lost in both
     assert mp.underflow_fraction(x, scale=2.0**16) == 0.0
     assert (
         mp.underflow_fraction(torch.zeros(3)) == 0.0 and mp.underflow_fraction([]) == 0.0
@@ -763,3 +776,179 @@ def test_memory_estimate_equals_what_is_there(recipe):
     assert there == {part: estimate[part] for part in there}
     optimizer.zero_grad()
     assert bytes_there(model, optimizer)["gradients"] == 0
+
+
+# --- what is left out, what is wrong, and the other processes -------------------------------------
+
+
+@pytest.mark.parametrize("other", [0.0, 1.0])
+@pytest.mark.parametrize("backend", ["gloo", "nccl"])
+def test_a_shared_scaler_skips_where_another_process_must(monkeypatch, backend, other):
+    moved = []
+
+    def all_reduce(flag, op):
+        assert op == torch.distributed.ReduceOp.MAX and flag.dtype == torch.float32
+        flag.clamp_(min=other)
+
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_backend", lambda: backend)
+    monkeypatch.setattr(torch.distributed, "all_reduce", all_reduce)
+    monkeypatch.setattr(torch.Tensor, "cuda", lambda flag: moved.append(flag) or flag)
+    for own in (1.0, math.inf):
+        weight = nn.Parameter(torch.ones(1))
+        optimizer = torch.optim.SGD([weight], lr=1.0)
+        scaler = mp.GradScaler(init_scale=8.0, shared=True)
+        weight.grad = torch.tensor([own])
+        scaler.step(optimizer)
+        scaler.update()
+        assert scaler.skipped == (other == 1 or own == math.inf)
+        assert scaler.get_scale() == (4.0 if scaler.skipped else 8.0)
+    # NCCL exchanges what lies on a GPU only
+    assert len(moved) == (2 if backend == "nccl" else 0)
+    weight.grad = torch.tensor([1.0])
+    alone = mp.GradScaler(init_scale=8.0)
+    alone.step(optimizer)
+    assert alone.skipped == 0
+
+
+def test_settings_left_out_are_those_of_torch():
+    ours, theirs = mp.GradScaler(), torch.amp.GradScaler("cpu")
+    assert ours.state_dict() == theirs.state_dict()
+    assert ours.is_enabled() and not ours.shared
+    x = torch.tensor([1.0, 2.0**-25])
+    assert mp.underflow_fraction(x) == mp.underflow_fraction(x, "fp16", 1.0) == 0.5
+    assert mp.underflow_fraction(x, "bf16") == 0.0
+    assert mp.memory_estimate(5, "float32") == mp.memory_estimate(
+        5, "float32", states=2, activations=0
+    )
+    assert mp.Format("any", 5, 10) == mp.Format("any", 5, 10, infinities=True)
+    weight = nn.Parameter(torch.ones(9, dtype=torch.bfloat16))
+    optimizer = mp.MasterWeightOptimizer([weight], torch.optim.SGD, lr=0.1)
+    assert (optimizer.master, optimizer.stochastic) == (True, False)
+    seeded = torch.Generator().manual_seed(0)
+    assert torch.equal(optimizer.generator.get_state(), seeded.get_state())
+    assert mp.autocast_policy() == mp.autocast_policy("cpu", torch.bfloat16)
+
+
+def test_the_step_left_alone_is_bfloat16_without_clipping():
+    given = mp.mixed_precision_step(torch.bfloat16, None, math.inf)
+    weights = [run_step(step, 3)[0] for step in (mp.mixed_precision_step(), given)]
+    assert torch.equal(*weights)
+
+
+def half_weight(dtype=torch.float16):
+    return nn.Parameter(torch.ones(1, dtype=dtype))
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (
+            lambda: mp.format_of("fp12"),
+            "'fp12': choose one of fp32, tf32, fp16, bf16, e5",
+        ),
+        (lambda: mp.underflow_fraction([], scale=-1.0), "scale=-1.0"),
+        (lambda: mp.underflow_fraction([], scale=math.inf), "scale=inf"),
+        (lambda: mp.autocast_policy("cpu", torch.float64), "torch.float64: choose"),
+        (lambda: mp.mixed_precision_step(torch.float64), "torch.float64: choose"),
+        (
+            lambda: mp.memory_estimate(1, "fp64"),
+            "'fp64': choose one of float32, autocast",
+        ),
+        (lambda: mp.memory_estimate(1, "master", states=-1), "give 0 or more"),
+        (lambda: mp.memory_estimate(1, "master", activations=-1), "give 0 or more"),
+        (lambda: mp.GradScaler(65536.0), "device=65536.0 is none"),
+        (lambda: mp.GradScaler("here"), "device='here' is none"),
+        (lambda: mp.GradScaler(init_scale=0.0), "init_scale=0.0"),
+        (lambda: mp.GradScaler(init_scale=math.inf), "init_scale=inf"),
+        (lambda: mp.GradScaler(init_scale=1e39), r"init_scale=1e\+39"),
+        (lambda: mp.GradScaler(growth_factor=1.0), "growth_factor=1.0"),
+        (lambda: mp.GradScaler(backoff_factor=1.0), "backoff_factor=1.0"),
+        (lambda: mp.GradScaler(backoff_factor=0.0), "backoff_factor=0.0"),
+        (lambda: mp.GradScaler(growth_interval=0), "growth_interval=0"),
+        (lambda: mp.GradScaler(growth_interval=1.5), "growth_interval=1.5"),
+        (lambda: mp.GradScaler().update(math.inf), "new_scale=inf"),
+        (
+            lambda: mp.MasterWeightOptimizer(
+                [half_weight(torch.float64)], torch.optim.SGD, lr=1.0
+            ),
+            "weights of torch.float64: say in fmt=",
+        ),
+        (
+            lambda: mp.MasterWeightOptimizer(
+                [half_weight()], torch.optim.SGD, fmt="bf16", lr=1.0
+            ),
+            "weights of torch.float16 cannot hold bf16",
+        ),
+        (
+            lambda: mp.MasterWeightOptimizer(
+                [half_weight(torch.bfloat16)], torch.optim.SGD, fmt="fp16", lr=1.0
+            ),
+            "weights of torch.bfloat16 cannot hold fp16",
+        ),
+        (
+            lambda: mp.MasterWeightOptimizer([torch.ones(1)], torch.optim.SGD, lr=1.0),
+            "leaves and require a gradient",
+        ),
+    ],
+)
+def test_errors_name_what_was_given(call, words):
+    with pytest.raises(ValueError, match=words):
+        call()
+
+
+def test_integers_are_not_rounded():
+    with pytest.raises(TypeError, match="not torch.int64: use x.float"):
+        mp.round_to(torch.arange(3), "fp16")
+
+
+def test_each_answer_of_autocast_has_its_name(monkeypatch):
+    def always(dtype):
+        return lambda a, image: a.to(dtype)
+
+    def refuses(a, image):
+        raise RuntimeError("no such kernel")
+
+    def refuses_16_bits(a, image):
+        assert torch.is_autocast_enabled("cpu")
+        assert a.shape == (4, 4) and image.shape == (2, 2, 3, 3)
+        assert a.dtype == image.dtype and (a == 1).all() and (image == 1).all()
+        return refuses(a, image) if a.dtype == torch.float16 else a
+
+    probes = {
+        "16-bit": always(torch.float16),
+        "float32": always(torch.float32),
+        "as its inputs": lambda a, image: image,
+        "widens": always(torch.float64),
+        "refuses": refuses_16_bits,
+    }
+    monkeypatch.setattr(mp.autocast, "_PROBES", probes | {"never": refuses})
+    found = mp.autocast_policy("cpu", torch.float16)
+    assert found == {name: name for name in probes} | {"never": "refuses"}
+
+
+def test_numbers_of_any_dtype_are_rounded_to_other_formats():
+    """Float64 weights may be kept in any format, and float32 ones in the fp32 they have."""
+    for dtype, fmt in ((torch.float64, "fp32"), (torch.float32, "fp32")):
+        weight = nn.Parameter(torch.full((3,), 0.1, dtype=dtype))
+        optimizer = mp.MasterWeightOptimizer([weight], torch.optim.SGD, fmt=fmt, lr=0.5)
+        weight.sum().backward()
+        optimizer.step()
+        want = (torch.full((3,), 0.1) - 0.5).to(dtype)
+        assert torch.equal(weight.detach(), want)
+    optimizer.zero_grad(set_to_none=False)
+    assert (optimizer.masters[0].grad == 0).all() and weight.grad is None
+    weight.sum().backward()
+    optimizer.zero_grad()
+    assert optimizer.masters[0].grad is None
+
+
+def test_a_state_is_a_copy_and_fits_as_many_weights_only():
+    weight = half_weight()
+    optimizer = mp.MasterWeightOptimizer([weight], torch.optim.SGD, lr=0.5)
+    state = optimizer.state_dict()
+    weight.sum().backward()
+    optimizer.step()
+    assert state["masters"][0].item() == 1.0 and not state["masters"][0].requires_grad
+    with pytest.raises(ValueError, match="argument 2 is"):
+        optimizer.load_state_dict(state | {"masters": state["masters"] * 2})

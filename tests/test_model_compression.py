@@ -1345,6 +1345,18 @@ def test_sizes_are_as_counted():
         assert weights * bits // 8 < small < weights * bits // 8 + 67 * 8 + 900
 
 
+def test_a_tensor_is_saved_in_the_shorter_of_its_two_forms():
+    lengths = {}
+    for there in (1, 699, 700, 705, 800):
+        model = nn.Module()
+        numbers = (torch.arange(800) < there).to(torch.int8)
+        model.register_buffer("numbers", numbers)
+        lengths[there] = mc.model_size(model)
+    # n bits and the entries that are not 0, or all entries
+    assert lengths[699] - lengths[1] == 698
+    assert lengths[700] == lengths[705] == lengths[800]
+
+
 def test_a_file_on_disk(tmp_path):
     model = mlp()
     with open(tmp_path / "model", "wb") as file:
@@ -1625,3 +1637,220 @@ def test_the_recipes_packed_layers_equal_the_packages():
     held = sum(values.nbytes for values in loaded.state_dict().values())
     weights = sum(layer.weight.numel() for layer in model if hasattr(layer, "weight"))
     assert held <= weights * 4 / 8 + 33 * 4 + 22 * 4 + 40  # scales, biases, padding
+
+
+# --- what is left out, what is wrong, and the other processes -------------------------------------
+
+
+@pytest.fixture
+def other_process(monkeypatch):
+    """Another process that has seen -7 to 9, and has gradients of 5 everywhere."""
+    calls = []
+
+    def all_reduce(tensor, op=torch.distributed.ReduceOp.SUM):
+        calls.append(op)
+        if op == torch.distributed.ReduceOp.MIN:
+            tensor.clamp_(max=-7.0)
+        elif op == torch.distributed.ReduceOp.MAX:
+            tensor.clamp_(min=9.0)
+        else:
+            tensor.add_(5.0)
+
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "all_reduce", all_reduce)
+    return calls
+
+
+def test_observers_take_the_range_over_all_processes(other_process):
+    observer, alone = mc.RangeObserver(), mc.RangeObserver(sync=False)
+    for each in (observer, alone):
+        each(torch.tensor([-1.0, 2.0]))
+    assert [value.item() for value in observer.seen()] == [-7.0, 9.0]
+    assert [value.item() for value in alone.seen()] == [-1.0, 2.0]
+    assert len(other_process) == 2
+
+
+def test_saliency_takes_the_gradients_of_all_processes(other_process):
+    model = nn.Linear(4, 1, bias=False)
+    with torch.no_grad():
+        model.weight.copy_(torch.tensor([[1.0, 2.0, 3.0, 4.0]]))
+    model.weight.grad = torch.tensor([[9.0, -4.9, -4.9, -4.9]])
+    (shared,) = mc.saliency_prune(model, 1).values()
+    (alone,) = mc.saliency_prune(model, 1, sync=False).values()
+    # 14, 0.2, 0.3, 0.4 beside 9, 9.8, 14.7, 19.6
+    assert shared.tolist() == [[True, False, True, True]]
+    assert alone.tolist() == [[False, True, True, True]]
+    assert model.weight.grad[0, 0] == 9.0 and len(other_process) == 1
+
+
+def test_settings_left_out():
+    weight = torch.randn(6, 8, generator=generator(0))
+    model = nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 3))
+    assert torch.equal(mc.n_m_mask(weight), mc.n_m_mask(weight, 2, 4))
+    assert mc.n_m_mask(weight).sum() == 24
+    found, given = mc.prune_n_m(model), mc.prune_n_m(model, 2, 4)
+    assert list(found) == list(given) == ["0"] and torch.equal(found["0"], given["0"])
+    low, high = weight.amin(), weight.amax()
+    pairs = [
+        (mc.choose_qparams(weight), mc.choose_qparams(weight, 8, True, None)),
+        (mc.qparams_from_range(low, high), mc.qparams_from_range(low, high, 8, True)),
+    ]
+    for found, given in pairs:
+        assert all(torch.equal(a, b) for a, b in zip(found, given, strict=True))
+    scale, zero = mc.choose_qparams(weight)
+    q = mc.quantize(weight, scale, zero)
+    assert torch.equal(q, mc.quantize(weight, scale, zero, 8, True)) and q.max() == 127
+    found = mc.fake_quantize(weight, scale, zero)
+    assert torch.equal(found, mc.fake_quantize(weight, scale, zero, 8, True))
+    assert torch.equal(found, mc.FakeQuantize()(weight))
+    assert mc.unpack_bits(mc.pack_bits(q, 8), 8, q.shape).dtype == torch.uint8
+    for make in (mc.QuantizedLinear, mc.QuantizedConv2d):
+        layer = make(
+            nn.Linear(4, 3) if make is mc.QuantizedLinear else nn.Conv2d(4, 3, 1)
+        )
+        assert (layer.bits, layer.activations, layer.input_bits) == (8, "float", 8)
+        assert layer.scale.shape == (3,)
+    quantized = mc.quantize_model(model)
+    assert (quantized[0].bits, quantized[0].activations) == (8, "float")
+    assert quantized[2].scale.shape == (3,)
+    prepared = mc.prepare_qat(model)[0]
+    assert (prepared.weight_quantizer.bits, prepared.weight_quantizer.axis) == (8, 0)
+    assert prepared.input_quantizer is None
+    student, teacher = (torch.randn(5, 3, generator=generator(i)) for i in (1, 2))
+    targets = torch.arange(5) % 3
+    assert mc.distillation_loss(student, teacher, targets) == mc.distillation_loss(
+        student, teacher, targets, 4.0, 0.9
+    )
+    assert mc.gradual_sparsity(0.9, 10)(5) == mc.gradual_sparsity(0.9, 10, 0)(5)
+
+
+def test_the_pruning_step_prunes_globally_at_every_tenth_update():
+    asked = []
+
+    def prune(model, share):
+        asked.append(share)
+        return mc.global_prune(model, share)
+
+    trained(mc.pruning_step(lambda t: (t + 1) / 100 if t > 3 else 0.0, prune))
+    # as soon as there is a share, then at updates 10 and 20
+    assert asked == [0.05, 0.11, 0.21]
+    plain, _ = trained(mc.pruning_step(lambda t: 0.5))
+    given, _ = trained(mc.pruning_step(lambda t: 0.5, mc.global_prune, 10))
+    assert torch.equal(plain.head.weight, given.head.weight)
+    assert mc.sparsity(plain) == pytest.approx(0.5, abs=0.01)
+
+
+def four_by_four():
+    return nn.Linear(4, 4)
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: mc.magnitude_mask(torch.ones(3), 4), "amount=4 of 3"),
+        (lambda: mc.magnitude_mask(torch.ones(3), -0.1), "amount=-0.1 of 3"),
+        (lambda: mc.n_m_mask(torch.ones(6), 2, 4), r"keep 2 of each 4 .* \(6,\)"),
+        (lambda: mc.n_m_mask(torch.ones(4), 3, 2), "keep 3 of each 2"),
+        (lambda: mc.n_m_mask(torch.ones(4), 0, 0), "keep 0 of each 0"),
+        (lambda: mc.saliency_prune(four_by_four(), 0.5, sync=False), "has no gradient"),
+        (lambda: mc.gradual_sparsity(1.5, 9), "final=1.5, steps=9"),
+        (lambda: mc.gradual_sparsity(-0.5, 9), "final=-0.5, steps=9"),
+        (lambda: mc.gradual_sparsity(0.5, 0), "final=0.5, steps=0"),
+        (
+            lambda: mc.apply_masks(mlp(), {"head": torch.ones(2, 2)}),
+            r"mask of head has shape \(2, 2\), its weight\s+\(3, 8\)",
+        ),
+        (
+            lambda: mc.prune_units(nn.Sequential(nn.Linear(2, 3), nn.Linear(4, 1)), 0.5),
+            r"Linear\(in_features=2.* does not feed Linear\(in_features=4",
+        ),
+        (lambda: mc.quant_range(1, True), "bits=1"),
+        (lambda: mc.quant_range(9, False), "bits=9"),
+        (lambda: mc.FakeQuantize(9), "bits=9"),
+        (lambda: mc.choose_qparams(torch.ones(2, 2), axis=2), "axis=2: .* 2 dimensions"),
+        (lambda: mc.choose_qparams(torch.ones(2, 2), axis=-3), "axis=-3"),
+        (
+            lambda: mc.dequantize(torch.ones(2, 3), torch.ones(2), torch.ones(2)),
+            r"2 scales or zero points for shape \(2, 3\), axis=None",
+        ),
+        (
+            lambda: mc.dequantize(torch.ones(2, 3), torch.ones(3), torch.ones(3), 0),
+            r"3 scales or zero points for shape \(2, 3\), axis=0",
+        ),
+        (lambda: mc.pack_bits(torch.tensor([0, 16]), 4), "from 0 to 16 do not fit in 4"),
+        (lambda: mc.pack_bits(torch.tensor([-9, 7]), 4), "from -9 to 7 do not fit in 4"),
+        (lambda: mc.pack_bits(torch.tensor([-1, 8]), 4), "from -1 to 8 do not fit in 4"),
+        (lambda: mc.pack_bits(torch.tensor([-1]), 1), "from -1 to -1 do not fit in 1"),
+        (lambda: mc.pack_bits(torch.tensor([1]), 3), "bits=3"),
+        (lambda: mc.unpack_bits(torch.zeros(1, dtype=torch.uint8), 3, (1,)), "bits=3"),
+        (lambda: mc.RangeObserver().seen(), "from inf to -inf"),
+        (
+            lambda: mc.QuantizedLinear(four_by_four(), activations="none"),
+            "activations='none'",
+        ),
+        (lambda: mc.QuantizedLinear(four_by_four(), group=3), "group=3 .* the 4 weights"),
+        (lambda: mc.QuantizedLinear(four_by_four(), group=0), "group=0"),
+        (lambda: mc.QuantizedConv2d(four_by_four()), r"not of Linear\(in_features=4"),
+        (
+            lambda: mc.QATLinear(nn.ReLU(), 8, True, False),
+            r"QATLinear is made of a Linear, not of ReLU\(\)",
+        ),
+        (
+            lambda: mc.distillation_loss(torch.ones(2, 3), torch.ones(2, 4)),
+            r"\(2, 3\) and \(2, 4\)",
+        ),
+        (
+            lambda: mc.distillation_loss(torch.ones(3), torch.ones(3)),
+            r"\(3,\) and \(3,\)",
+        ),
+        (
+            lambda: mc.distillation_loss(*[torch.ones(2, 3)] * 2, temperature=0.0),
+            "temperature=0.0, alpha=0.9",
+        ),
+        (
+            lambda: mc.distillation_loss(*[torch.ones(2, 3)] * 2, alpha=1.5),
+            "temperature=4.0, alpha=1.5",
+        ),
+        (
+            lambda: mc.distillation_loss(*[torch.ones(2, 3)] * 2, temperature=math.inf),
+            "temperature=inf",
+        ),
+        (lambda: mc.low_rank_factors(torch.ones(3, 4), 4), r"rank=4 .* \(3, 4\)"),
+        (lambda: mc.low_rank_factors(torch.ones(3, 4), 0), "rank=0"),
+        (lambda: mc.low_rank_factors(torch.ones(3), 1), r"shape \(3,\)"),
+    ],
+)
+def test_errors_name_what_was_given(call, words):
+    with pytest.raises(ValueError, match=words):
+        call()
+
+
+def test_numbers_at_the_edge_are_taken():
+    weight = torch.tensor([[3.0, 1.0], [2.0, 4.0]])
+    assert not mc.magnitude_mask(weight, 4).any() and mc.magnitude_mask(weight, 0).all()
+    assert not mc.magnitude_mask(weight, 1.0).any()
+    assert mc.n_m_mask(weight, 1, 1).all() and not mc.n_m_mask(weight, 0, 2).any()
+    assert mc.quant_range(2, True) == (-1, 1) and mc.quant_range(8, False) == (0, 255)
+    assert mc.gradual_sparsity(1.0, 1)(1) == 1.0 and mc.gradual_sparsity(0.0, 1)(9) == 0.0
+    logits = torch.tensor([[1.0, 2.0]])
+    for alpha in (0.0, 1.0):
+        loss = mc.distillation_loss(logits, logits, torch.tensor([1]), alpha=alpha)
+        assert loss == (1 - alpha) * F.cross_entropy(logits, torch.tensor([1]))
+    up, down = mc.low_rank_factors(weight, 2)
+    assert torch.allclose(up @ down, weight)
+    assert mc.pack_bits(torch.tensor([-8, 7]), 4).tolist() == [0x78]
+    assert mc.pack_bits(torch.tensor([0, 15]), 4).tolist() == [0xF0]
+    assert mc.QuantizedLinear(four_by_four(), group=1).scale.numel() == 16
+
+
+def test_a_smaller_layer_says_its_own_size():
+    chain = nn.Sequential(
+        nn.Conv2d(2, 4, 1), nn.ReLU(), nn.Conv2d(4, 6, 1), nn.Flatten(), nn.Linear(54, 3)
+    )
+    small = mc.prune_units(chain, 0.5)
+    assert (small[0].out_channels, small[2].in_channels) == (2, 2)
+    assert (small[2].out_channels, small[4].in_features) == (3, 27)
+    assert small[4].out_features == 3 and small(torch.ones(1, 2, 3, 3)).shape == (1, 3)
+    thin = mc.factorize(nn.Sequential(nn.Linear(20, 30)), 2)[0]
+    assert (thin[0].out_features, thin[1].in_features) == (2, 2)
+    assert thin[0].bias is None and thin[1].bias is not None

@@ -5,6 +5,7 @@ costs.
 import math
 import threading
 import time
+from datetime import timedelta
 from fractions import Fraction
 from functools import partial
 
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from threads import Threads
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -1231,3 +1233,525 @@ def test_interleaving_shrinks_the_bubble_and_sends_more():
     assert after["bubble"] == pytest.approx(before["bubble"] / 4)
     assert after["pipeline"] == pytest.approx(before["pipeline"] * 4)
     assert all(before[part] == after[part] for part in ("compute", "tensor", "data"))
+
+
+def test_the_seconds_of_a_step_are_those_of_the_formulas():
+    """Each part by hand, with every setting away from its default."""
+    model = par.GPT(4, 64, 4, sequence=32, vocabulary=100)
+    assert model.parameters == 4 * (12 * 64**2 + 13 * 64) + 132 * 64
+    flops = 96 * 48 * 32 * 4 * 64**2 * (1 + 32 / (6 * 64) + 100 / (16 * 4 * 64))
+    assert model.flops(48) == pytest.approx(flops, rel=1e-12)
+    machine = par.Machine(1e9, 1e6, 1e5, node=4, efficiency=0.25, reached=0.5)
+    layout = par.Layout(24, 48, tensor=2, pipeline=3, micro_batch=2, chunks=2)
+    assert (layout.replicas, layout.micro_batches) == (4, 6)
+    output = 2 * 2 * 32 * 64  # bytes of a micro-batch between two layers
+    want = {
+        "compute": flops / 24 / 0.25e9,
+        "tensor": 6 * 4 / 3 * 6 * output * 2 / 2 / 0.5e6,  # within a node
+        "pipeline": 2 * 6 * 2 * output / 2 / 0.5e5,  # two times three: beyond a node
+        "data": 2 * 3 / 4 * 2 * model.parameters / 6 / 0.5e5,
+    }
+    want["bubble"] = 2 / (2 * 6) * (want["compute"] + want["tensor"])
+    want["total"] = sum(want.values())
+    assert par.step_time(model, layout, machine) == pytest.approx(want, rel=1e-12)
+    assert list(par.step_time(model, layout)) == [
+        "compute", "tensor", "pipeline", "bubble", "data", "total",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("size", "slower"), [(8, False), (16, True)])
+def test_what_fits_into_a_node_takes_its_fast_links(size, slower):
+    model, machine = par.GPT(4, 64, 4), par.Machine()
+    other = par.Machine(slow=machine.slow / 2)
+    for part, layout in (
+        ("tensor", par.Layout(size, size, tensor=size)),
+        ("pipeline", par.Layout(size, size, tensor=2, pipeline=size // 2)),
+        ("data", par.Layout(size, size)),
+    ):
+        seconds = [par.step_time(model, layout, m)[part] for m in (machine, other)]
+        assert (seconds[1] > seconds[0] > 0) == slower
+
+
+def test_idle_time_is_counted_from_the_first_start():
+    trace = par.simulate_pipeline(par.pipeline_schedule(3, 4))
+    later = [e._replace(start=e.start + 100, end=e.end + 100) for e in trace]
+    assert par.idle_fraction(later) == pytest.approx(par.idle_fraction(trace))
+
+
+def test_settings_left_out():
+    assert par.GPT(1, 2, 3) == par.GPT(1, 2, 3, sequence=2048, vocabulary=51200)
+    assert par.Layout(8, 8) == par.Layout(8, 8, 1, 1, 0, 1, 1)
+    assert par.Machine() == par.Machine(312e12, 300e9, 25e9, 8, 0.5, 0.62)
+    assert par.pipeline_schedule(3, 4) == par.pipeline_schedule(3, 4, "1f1b", 1)
+    assert par.bubble_fraction(3, 4) == par.bubble_fraction(3, 4, 1) == 2 / 6
+    order = par.pipeline_schedule(2, 2)
+    assert par.simulate_pipeline(order) == par.simulate_pipeline(order, 1.0, 2.0)
+    assert all(event.chunk == 0 for event in par.simulate_pipeline(order))
+    router, experts = nn.Linear(2, 2), [nn.Linear(2, 2), nn.Linear(2, 2)]
+    assert par.MixtureOfExperts(router, experts).capacity_factor == 1.25
+    q, k, v = (torch.randn(1, 1, 3, 2) for _ in "qkv")
+    plain = F.scaled_dot_product_attention(q, k, v)
+    assert torch.allclose(par.ring_attention(q, k, v), plain, atol=1e-6)
+    model = layers()
+    trainer = par.DataParallelTrainer(
+        model, torch.optim.SGD(model.parameters(), lr=0.5), F.cross_entropy
+    )
+    x, y = rows(8)
+    assert trainer.step(x, y).dtype == torch.float64
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: par.pipeline_schedule(0, 1), "0 stages, 1 micro-batches, 1 chunks"),
+        (lambda: par.pipeline_schedule(1, 0), "1 stages, 0 micro-batches, 1 chunks"),
+        (lambda: par.pipeline_schedule(1, 1, chunks=0), "1 micro-batches, 0 chunks"),
+        (lambda: par.pipeline_schedule(2, 2, "zigzag"), "kind='zigzag'"),
+        (lambda: par.pipeline_schedule(2, 2, "gpipe", 2), "2 chunks need kind='1f1b'"),
+        (lambda: par.pipeline_schedule(2, 3, chunks=2), "3 micro-batches on 2 stages"),
+        (lambda: par.Layout(8, 9), "batch=9.*devices must be a multiple"),
+        (lambda: par.Layout(8, 8, tensor=3), "tensor=3"),
+        (lambda: par.Layout(4, 6, micro_batch=4), "micro_batch=4"),
+        (lambda: par.Layout(8, 9, pipeline=8, chunks=2), "multiple of them, not 9"),
+        (lambda: par.state_bytes(1.0, 8, 4), "stage=4"),
+        (lambda: par.shard_parameters([torch.zeros(3)], 0), "processes=0"),
+        (lambda: par.ShardedTrainer(layers(), None, None, 7), "stage=7"),
+        (lambda: par.ring_attention(*[torch.zeros(2, 3)] * 3), r"\(2, 3\), \(2, 3\)"),
+        (
+            lambda: par.ring_attention(*[torch.zeros(1, 1, 2, 2).long()] * 3),
+            r"\['torch.int64'\]: give q",
+        ),
+        (lambda: mixture(2)[0](torch.zeros(1, 2, 5)), r"\(1, 2, 5\): give \(tokens"),
+        (
+            lambda: par.MixtureOfExperts(nn.Linear(2, 3), [nn.Linear(2, 2)] * 2),
+            "2 experts, 3 outputs of the router, 1 processes",
+        ),
+        (
+            lambda: par.MixtureOfExperts(nn.Linear(2, 1), [nn.Linear(2, 2)], -0.5),
+            "capacity_factor=-0.5",
+        ),
+        (
+            lambda: par.MixtureOfExperts(nn.Linear(2, 1), [nn.Linear(2, 2)], 0.0),
+            "capacity_factor=0.0",
+        ),
+    ],
+)
+def test_errors_name_what_was_given(call, words):
+    with pytest.raises(ValueError, match=words):
+        call()
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_group_is_joined_as_asked_and_left_in_any_case(monkeypatch, fails):
+    done = []
+    for name, answer in (("init_process_group", None), ("barrier", None),
+                         ("destroy_process_group", None), ("get_rank", 1),
+                         ("get_world_size", 3)):  # fmt: skip
+        monkeypatch.setattr(
+            torch.distributed,
+            name,
+            lambda *given, name=name, answer=answer, **named: (
+                done.append((name, given, named)) or answer
+            ),
+        )
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    try:
+        with par.process_group() as joined:
+            assert joined == (1, 3)
+            if fails:
+                raise OSError
+    except OSError:
+        assert fails
+    names = [name for name, *_ in done if not name.startswith("get")]
+    first, last = "init_process_group", "destroy_process_group"
+    # after an error nobody waits for the others
+    assert names == ([first, last] if fails else [first, "barrier", last])
+    assert done[0] == (first, ("gloo",), {"timeout": timedelta(seconds=30)})
+    with par.process_group(2.5, "mpi"):
+        pass
+    again = [call for call in done if call[0] == first][1]
+    assert again[1:] == (("mpi",), {"timeout": timedelta(seconds=2.5)})
+
+
+def test_the_gpu_of_a_process_is_the_first_where_none_is_named(monkeypatch):
+    chosen = []
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    monkeypatch.setattr("torch.cuda.set_device", chosen.append)
+    monkeypatch.setattr("torch.distributed.init_process_group", refuse)
+    for name in ("LOCAL_RANK", "LOCAL_WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    for backend, gpus in ((None, [0]), ("nccl", [0]), ("gloo", [])):
+        chosen.clear()
+        with pytest.raises(RuntimeError, match="no other process to join"):
+            par.process_group(1, backend).__enter__()
+        assert chosen == gpus
+
+
+def refuse(backend, timeout):
+    raise ValueError("no rendezvous")
+
+
+def test_counters_of_bytes_may_be_nested(monkeypatch):
+    threads = Threads(monkeypatch, (0, 1))
+    with par.SentBytes() as outer:
+        threads.run(lambda rank: par.ring_all_gather(torch.ones(3)))
+        with par.SentBytes() as inner:
+            threads.run(lambda rank: par.ring_all_gather(torch.ones(5)))
+    threads.run(lambda rank: par.ring_all_gather(torch.ones(7)))
+    assert (outer.total, inner.total) == (2 * 8 * 4, 2 * 5 * 4)
+
+
+# --- threads in the place of processes ------------------------------------------------------------
+
+
+# who takes part, and the group: all of them, or some among others, in an order of their own
+TEAMS = [((0, 1), None, None), ((0, 1, 2), None, None), ((3, 1), (3, 1), range(4))]
+
+
+@pytest.fixture(params=TEAMS, ids=["two", "three", "a group"])
+def team(request, monkeypatch):
+    ranks, group, world = request.param
+    return Threads(monkeypatch, ranks, world), group
+
+
+def placed(team):
+    """Return run(function): function(place in the group) in each thread."""
+    threads, _ = team
+    return lambda function: threads.run(lambda rank: function(threads.ranks.index(rank)))
+
+
+def test_rings_of_threads_sum_and_gather_in_the_order_of_the_group(team):
+    n, group = len(team[0].ranks), team[1]
+    draw = torch.Generator().manual_seed(n)
+    for shape in ((), (1,), (5,), (3, 4), (0,), (12,)):
+        parts = [
+            torch.randn(shape, generator=draw, dtype=torch.float64) for _ in range(n)
+        ]
+        kept = [part.clone() for part in parts]
+        with par.SentBytes() as sent:  # of all threads together
+            found = placed(team)(
+                lambda place, parts=parts: par.ring_all_reduce(parts[place], group)
+            )
+        padded = math.ceil(math.prod(shape) / n) * n * 8
+        assert sent.total == 2 * (n - 1) * padded
+        for got, part, before in zip(found, parts, kept, strict=True):
+            assert torch.equal(got, found[0]) and torch.equal(part, before)
+            assert torch.allclose(got, sum(parts), atol=1e-12) and got.shape == shape
+    chunks = [torch.full((2,), float(place)) for place in range(n)]
+    with par.SentBytes() as sent:
+        found = placed(team)(lambda place: par.ring_all_gather(chunks[place], group))
+    assert all(torch.equal(whole, torch.cat(chunks)) for whole in found)
+    assert sent.total == n * (n - 1) * 8
+    line = torch.arange(3.0 * n)
+    with par.SentBytes() as sent:
+        found = placed(team)(lambda place: par.ring_reduce_scatter(line * place, group))
+    assert torch.equal(torch.cat(found), line * sum(range(n)))
+    assert sent.total == n * (n - 1) * 12
+
+
+def test_threads_take_the_mean_of_several_tensors_in_one_ring(team):
+    n, group = len(team[0].ranks), team[1]
+
+    def mean(place):
+        tensors = [torch.full((3,), float(place)), torch.full((2, 2), 40000.0).half()]
+        for tensor in tensors:
+            par.all_reduce_mean([tensor], group)
+        pair = [torch.full((3,), 2.0 * place), torch.full((2, 2), 4.0 * place)]
+        with par.SentBytes():
+            par.all_reduce_mean(pair, group)
+        par.all_reduce_mean([], group)
+        return *tensors, *pair
+
+    for one, half, three, four in placed(team)(mean):
+        assert torch.allclose(one, torch.full((3,), (n - 1) / 2))
+        assert (half - 40000).abs().max() < 50  # the sum would be infinite
+        assert torch.allclose(three, torch.full((3,), n - 1.0))
+        assert torch.allclose(four, torch.full((2, 2), 2.0 * (n - 1)))
+
+
+@pytest.mark.parametrize("pieces", [1, 3, 9])
+def test_threads_with_unequal_rows_train_as_one_process_with_all(team, pieces):
+    n, group = len(team[0].ranks), team[1]
+    split = [6, *[1] * (n - 1)]
+    models = [layers(seed=place) for place in range(n)]  # the first one's weights win
+    for place, model in enumerate(models):
+        model.register_buffer("kept", torch.tensor([float(place)]))
+    batches = [rows(sum(split), seed=seed) for seed in range(2)]
+
+    def train(place):
+        optimizer = torch.optim.Adam(models[place].parameters(), lr=0.01)
+        trainer = par.DataParallelTrainer(
+            models[place], optimizer, F.cross_entropy, group
+        )
+        losses = []
+        for x, y in batches:
+            own = x.split(split)[place], y.split(split)[place]
+            losses.append(trainer.step(*own, pieces).item())
+        return losses
+
+    losses = placed(team)(train)
+    whole = layers()
+    want = F.cross_entropy(whole(batches[0][0]), batches[0][1]).item()
+    assert all(found[0] == pytest.approx(want, rel=1e-12) for found in losses)
+    for model in models:
+        assert torch.equal(flat(model.parameters()), flat(models[0].parameters()))
+        assert off(flat(model.parameters()), alone(2, sum(split))) < 1e-12
+        assert model.kept == 0
+
+
+@pytest.mark.parametrize("stage", range(4))
+def test_sharding_threads_make_the_update_of_one_process(team, stage):
+    n, group = len(team[0].ranks), team[1]
+    models = [layers(seed=place) for place in range(n)]
+    split = [6, *[1] * (n - 1)]
+    count = sum(split)
+
+    def train(place):
+        trainer = par.ShardedTrainer(
+            models[place], lambda p: torch.optim.Adam(p, lr=0.01), F.cross_entropy, stage, group
+        )  # fmt: skip
+        for seed in range(3):
+            x, y = (part.split(split)[place] for part in rows(count, seed=seed))
+            loss = trainer.step(x, y)
+        model = models[place]
+        with torch.no_grad():
+            own = F.cross_entropy(model(x), y)
+        return trainer, trainer.weights(), loss, own, trainer.held()
+
+    with par.SentBytes() as sent:
+        found = placed(team)(train)
+    sizes = [sum(p.numel() for p in block.parameters()) for block in layers()]
+    padded = 8 * sum(math.ceil(size / n) * n for size in sizes)
+    shard = padded // n
+    whole, part = ("parameters", "gradients", "optimizer"), [0, 0, 0]
+    part = [padded if stage < 3 else shard, padded if stage < 2 else shard, 2 * padded]
+    part[2] = 2 * padded if stage == 0 else 2 * shard
+    for trainer, weights, loss, own, held in found:
+        assert off(weights, alone(3, count)) < 1e-12
+        assert loss.ndim == 0 and not loss.requires_grad and own.isfinite()
+        assert trainer.at_update == dict(zip(whole, part, strict=True))
+        assert held["gradients"] == 0 and held["parameters"] == part[0]
+    # an all-reduce, or a reduce-scatter and as many all-gathers as the stage needs
+    rounds = {0: 2, 1: 2, 2: 2, 3: 3}[stage] * 3
+    rest = {0: 0, 1: 1, 2: 1, 3: 1 + 1}[stage]  # weights(), and the forward at the end
+    assert sent.total == (n - 1) * padded * (rounds + rest)
+
+
+def linears(n, bias, seed):
+    torch.manual_seed(seed)
+    up = nn.Linear(5, 4 * n, bias=bias, dtype=torch.float64)
+    down = nn.Linear(4 * n, 3, bias=bias, dtype=torch.float64)
+    return up, down, torch.randn(2, 3, 5, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_layers_in_pieces_on_threads_are_the_whole_layers(team, bias):
+    n, group = len(team[0].ranks), team[1]
+    up, down, x = linears(n, bias, seed=n)
+    whole = x.clone().requires_grad_()
+    want = down(F.gelu(up(whole)))
+    want.square().sum().backward()
+
+    def pieces(place):
+        z = x.clone().requires_grad_()
+        first = par.ColumnParallelLinear(up, group=group)
+        second = par.RowParallelLinear(down, group)
+        got = second(F.gelu(first(z)))
+        got.square().sum().backward()
+        assert off(got.detach(), want.detach()) < 1e-12
+        assert off(z.grad, whole.grad) < 1e-12
+        assert off(first.weight.grad, up.weight.grad.chunk(n)[place]) < 1e-12
+        assert off(second.weight.grad, down.weight.grad.chunk(n, 1)[place]) < 1e-12
+        if bias:
+            assert off(first.bias.grad, up.bias.grad.chunk(n)[place]) < 1e-12
+            assert off(second.bias.grad, down.bias.grad) < 1e-12
+        else:
+            assert first.bias is None and second.bias is None
+        return refusals(
+            lambda: par.ColumnParallelLinear(nn.Linear(4, 4 * n + 1), group=group),
+            lambda: par.RowParallelLinear(nn.Linear(4 * n + 1, 4), group),
+            lambda: par.ParallelAttention(
+                *(nn.Linear(9, 9) for _ in range(4)), 3 * n + 1, group
+            ),
+            lambda: par.ParallelAttention(
+                *(nn.Linear(9, 9 * n) for _ in range(4)), 2 * n, group
+            ),
+        )
+
+    for said in placed(team)(pieces):
+        assert f"out_features={4 * n + 1} does not split over {n} proc" in said[0]
+        assert f"in_features={4 * n + 1} does not split over {n} proc" in said[1]
+        assert f"heads={3 * n + 1} must be a multiple of the {n} proc" in said[2]
+        if len(said) > 3:
+            assert f"and divide the width {9 * n}" in said[3]
+
+
+def test_attention_heads_on_threads_are_the_whole_attention(team):
+    n, group = len(team[0].ranks), team[1]
+    torch.manual_seed(1)
+    width = 4 * n
+    parts = [nn.Linear(width, width, dtype=torch.float64) for _ in range(4)]
+    x = torch.randn(2, 5, width, dtype=torch.float64)
+    plain = par.ParallelAttention(*parts, 2 * n)  # no group of processes here
+    whole = x.clone().requires_grad_()
+    want = plain(whole)
+    want.square().sum().backward()
+
+    def heads(place):
+        z = x.clone().requires_grad_()
+        got = par.ParallelAttention(*parts, 2 * n, group)(z)
+        got.square().sum().backward()
+        return max(off(got.detach(), want.detach()), off(z.grad, whole.grad))
+
+    assert max(placed(team)(heads)) < 1e-12
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_attention_around_a_ring_of_threads_is_that_of_the_whole_sequence(team, causal):
+    n, group = len(team[0].ranks), team[1]
+    draw = torch.Generator().manual_seed(3)
+    parts = [
+        [torch.randn(2, 3, 4, 5, generator=draw, dtype=torch.float64) for _ in "qkv"]
+        for _ in range(n)
+    ]
+    parts[0][0] *= 300  # scores of thousands
+    want = whole_attention(parts, causal)
+
+    def around(place):
+        q, k, v = (part.clone().requires_grad_() for part in parts[place])
+        out = par.ring_attention(q, k, v, causal, group)
+        out.backward(out.detach() * 0.3 + 1)
+        return out.detach(), q.grad, k.grad, v.grad
+
+    with par.SentBytes() as sent:
+        found = placed(team)(around)
+    # keys and values forward; then they and their gradients, which go all the way round
+    assert sent.total == n * (2 * (n - 1) + 2 * (2 * n - 1)) * parts[0][1].nbytes
+    for place, tensors in enumerate(found):
+        for got, chunks in zip(tensors, want, strict=True):
+            assert off(got, chunks[place]) < 1e-9 * (1 + chunks[place].abs().max())
+
+
+def test_threads_that_differ_are_all_told(team):
+    group = team[1]
+
+    def differ(place):
+        shape = torch.zeros(1, 1, 2 + place, 3)
+        said = refusals(lambda: par.ring_attention(shape, shape, shape, group=group))
+        with team[0].building:
+            layer = mixture(len(team[0].ranks), group=group)[0]
+        tokens = torch.zeros(4 + place, 5, dtype=torch.float64)
+        return said + refusals(lambda: layer(tokens))
+
+    last = len(team[0].ranks) + 1
+    for shapes, tokens in placed(team)(differ):
+        assert (
+            f"the shapes differ between processes ([1, 1, 2, 3] to [1, 1, {last}, 3])"
+            in shapes
+        )
+        assert (
+            f"the numbers of tokens differ between processes ([4] to [{last + 2}])"
+            in tokens
+        )
+
+
+@pytest.mark.parametrize(
+    ("each", "tokens", "factor"), [(1, 6, 1.25), (2, 9, 0.3), (2, 7, 9.0)]
+)
+def test_experts_on_threads_are_a_loop_over_the_tokens(team, each, tokens, factor):
+    n, group = len(team[0].ranks), team[1]
+    draw = torch.Generator().manual_seed(9)
+    inputs = [
+        torch.randn(tokens, 5, generator=draw, dtype=torch.float64) for _ in range(n)
+    ]
+    reference, twins = mixture(each * n, factor=factor)
+    wholes = [x.clone().requires_grad_() for x in inputs]
+    found = [token_by_token(reference.router, twins, x, factor) for x in wholes]
+    sum((k + 1) ** 2 * y.square().sum() for k, (y, _) in enumerate(found)).backward()
+
+    def own(place):
+        with team[0].building:
+            layer, _ = mixture(each * n, factor=factor, group=group)
+        assert len(layer.experts) == each
+        x = inputs[place].clone().requires_grad_()
+        out = layer(x)
+        (out * (place + 1)).square().sum().backward()
+        return out.detach(), x.grad, layer
+
+    router = 0
+    for place, (out, slope, layer) in enumerate(placed(team)(own)):
+        want, dropped = found[place]
+        assert off(out, want.detach()) < 1e-12 and layer.dropped == dropped
+        assert off(slope, wholes[place].grad) < 1e-12
+        mine = nn.ModuleList(twins[place * each : (place + 1) * each])
+        for a, b in zip(layer.experts.parameters(), mine.parameters(), strict=True):
+            pair = [torch.zeros_like(p) if p.grad is None else p.grad for p in (a, b)]
+            assert off(*pair) < 1e-12
+        router = router + layer.router.weight.grad
+    assert off(router, reference.router.weight.grad) < 1e-12
+
+
+def test_all_to_all_of_threads_is_a_transpose(team):
+    n, group = len(team[0].ranks), team[1]
+    table = torch.arange(n * n * 2.0).view(n, n, 2)
+    with par.SentBytes() as sent:
+        found = placed(team)(lambda place: par.all_to_all(table[place], group))
+    assert torch.equal(torch.stack(found), table.transpose(0, 1))
+    assert sent.total == n * (n - 1) * 8
+    (said, *_) = placed(team)(
+        lambda place: refusals(
+            lambda: par.all_to_all(torch.zeros(n + 1, 2), group),
+            lambda: par.all_to_all(torch.zeros(()), group),
+            lambda: par.ring_reduce_scatter(torch.zeros(n + 1), group),
+            lambda: par.ring_reduce_scatter(torch.zeros(n, 2), group),
+        )
+    )
+    assert said[0].startswith(f"({n + 1}, 2): give one part for each of the {n} proc")
+    assert said[1].startswith("(): give one part")
+    assert said[2].startswith(f"({n + 1},): give a vector of a length that {n} divides")
+    assert said[3].startswith(f"({n}, 2): give a vector")
+
+
+@pytest.mark.parametrize(("kind", "chunks"), [("gpipe", 1), ("1f1b", 1), ("1f1b", 2)])
+def test_a_pipeline_of_threads_has_the_gradients_of_the_whole_model(team, kind, chunks):
+    n, group = len(team[0].ranks), team[1]
+    torch.manual_seed(0)
+    pieces = [
+        nn.Sequential(nn.Linear(6, 6), nn.Tanh()).double() for _ in range(n * chunks)
+    ]
+    m = 2 * n
+    x, y = rows(2 * m)
+    want = F.cross_entropy(nn.Sequential(*pieces)(x), y)
+    want.backward()
+    grads = [flat(p.grad for p in piece.parameters()) for piece in pieces]
+    nn.Sequential(*pieces).zero_grad()
+    order = par.pipeline_schedule(n, m, kind, chunks)
+    like = torch.empty(2, 6, dtype=torch.float64)
+
+    def run(place):
+        own = pieces[place::n] if chunks > 1 else pieces[place]
+        total, trace = par.run_pipeline(
+            own, order, x.split(2), y.split(2), F.cross_entropy, like, group
+        )
+        said = refusals(
+            lambda: par.run_pipeline(own, order[:1], x, y, F.cross_entropy, like, group),
+            lambda: par.run_pipeline(
+                [pieces[0]] * 3, order, x, y, F.cross_entropy, like, group
+            ),
+        )
+        return total, trace, said
+
+    with par.SentBytes() as sent:
+        found = placed(team)(run)
+    assert sent.total == 2 * m * (n * chunks - 1) * like.nbytes
+    for place, (total, trace, said) in enumerate(found):
+        assert total == pytest.approx(want.item() if place == n - 1 else 0.0)
+        done = [(event.kind, event.micro_batch, event.chunk) for event in trace]
+        assert done == [work if chunks > 1 else (*work, 0) for work in order[place]]
+        assert all(event.stage == place for event in trace)
+        assert all(event.start <= event.end for event in trace)
+        assert said[0].startswith(f"1 stages on {n} processes: make a schedule for {n}")
+        assert said[1] == f"the schedule has {chunks} chunks, `stage` 3"
+    for piece, grad in zip(pieces, grads, strict=True):
+        assert off(flat(p.grad for p in piece.parameters()), grad) < 1e-12

@@ -5,6 +5,7 @@ exercises.
 import copy
 import itertools
 import math
+import warnings
 from pathlib import Path
 
 import nbformat
@@ -593,6 +594,25 @@ def stop_on_two():
             if stopper(value, model) and not ends[i]:
                 ends[i] = number
     return accelerator.num_processes, ends, shared.best
+
+
+@pytest.mark.parametrize("kind", ["cpu", "meta"])
+def test_early_stopping_notes_the_mean_over_processes(kind):
+    """The value goes to its own device first, as `accelerator.reduce` wants it."""
+
+    class Two:
+        device = torch.device(kind)
+
+        def reduce(self, value, reduction):
+            assert reduction == "mean" and value.dtype == torch.float32
+            assert value.device == self.device and value.shape == ()
+            assert kind == "meta" or value == 9.0
+            return torch.tensor(means.pop(0))
+
+    means = [3.0, 2.0, 2.5, 2.5]
+    stopper, model = rg.EarlyStopping(2, accelerator=Two()), nn.Linear(1, 1)
+    assert [stopper(9.0, model) for _ in range(4)] == [False, False, False, True]
+    assert (stopper.best, stopper.best_round) == (2.0, 2)
 
 
 def test_two_processes_stop_together():
@@ -1436,3 +1456,127 @@ def test_lazy_answers_are_not():
     ]
     for number, answer in lazy:
         assert not accepts(number, answer), (number, answer)
+
+
+# --- what is left out, and what is wrong ----------------------------------------------------------
+
+
+def test_settings_left_out_are_those_of_torch_and_scikit_learn():
+    weights = torch.tensor([1.0, -2.0])
+    assert rg.elastic_net_penalty(weights) == rg.elastic_net_penalty(weights, 1.0, 0.5)
+    assert rg.Dropout().p == nn.Dropout().p
+    logits, targets = torch.randn(9, 3, generator=generator(0)), torch.arange(9) % 3
+    targets[2] = -100
+    ours, theirs = rg.cross_entropy(logits, targets), F.cross_entropy(logits, targets)
+    assert torch.allclose(ours, theirs)
+    probabilities, targets = logits.softmax(1), targets.clamp(min=0)
+    assert len(rg.reliability(probabilities, targets)[0]) == 10
+    error = rg.expected_calibration_error(probabilities, targets)
+    assert error == rg.expected_calibration_error(probabilities, targets, bins=10)
+    adamw = torch.optim.AdamW([weights]).defaults
+    found = rg.AdamW([weights]).defaults
+    assert found == {name: adamw[name] for name in found}
+    proximal = rg.ProximalSGD([weights], 0.1).defaults
+    assert proximal == {"lr": 0.1, "momentum": 0.0, "l1": 0.0, "l2": 0.0}
+    average = rg.ExponentialMovingAverage(nn.Linear(3, 2))
+    assert (average.decay, average.warmup, average.use_buffers) == (0.999, False, False)
+    stopper = rg.EarlyStopping(1)
+    assert (stopper.min_delta, stopper.mode, stopper.accelerator) == (0.0, "min", None)
+
+
+def test_an_average_passes_all_inputs_to_its_model():
+    class Named(nn.Module):
+        def forward(self, x, *, scale=1.0):
+            return x * scale
+
+    assert rg.ExponentialMovingAverage(Named())(3.0, scale=2.0) == 6.0
+
+
+def two_rows():
+    return torch.tensor([[0.9, 0.1], [0.2, 0.8]]), torch.tensor([0, 1])
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: rg.elastic_net_penalty(torch.ones(2), -1.0), "alpha=-1.0"),
+        (lambda: rg.elastic_net_penalty(torch.ones(2), 1.0, 1.5), "l1_ratio=1.5"),
+        (lambda: rg.elastic_net_penalty(torch.ones(2), 1.0, -0.5), "l1_ratio=-0.5"),
+        (lambda: rg.soft_threshold(torch.ones(2), -1.0), "threshold=-1.0"),
+        (lambda: rg.soft_threshold(torch.ones(2), math.inf), "threshold=inf"),
+        (lambda: rg.ProximalSGD([torch.ones(2)], 0.0), "lr=0.0"),
+        (lambda: rg.ProximalSGD([torch.ones(2)], math.inf), "lr=inf"),
+        (lambda: rg.ProximalSGD([torch.ones(2)], 0.1, -1.0), "momentum=-1.0"),
+        (lambda: rg.ProximalSGD([torch.ones(2)], 0.1, l1=-1.0), "l1=-1.0"),
+        (lambda: rg.ProximalSGD([torch.ones(2)], 0.1, l2=-1.0), "l2=-1.0"),
+        (lambda: rg.AdamW([torch.ones(2)], lr=-1.0), "lr=-1.0"),
+        (lambda: rg.AdamW([torch.ones(2)], eps=-1.0), "eps=-1.0"),
+        (lambda: rg.AdamW([torch.ones(2)], weight_decay=-1.0), "weight_decay=-1.0"),
+        (lambda: rg.AdamW([torch.ones(2)], betas=(-0.1, 0.9)), r"betas=\(-0.1, 0.9\)"),
+        (lambda: rg.AdamW([torch.ones(2)], betas=(0.9, 1.0)), r"betas=\(0.9, 1.0\)"),
+        (lambda: rg.param_groups(nn.Linear(2, 2), -0.1), "weight_decay=-0.1"),
+        (
+            lambda: rg.param_groups(nn.Linear(2, 2), 0.1, "norm"),
+            "'norm' .*: weight, bias",
+        ),
+        (lambda: rg.Dropout(1.5), "p=1.5"),
+        (lambda: rg.Dropout(-0.5), "p=-0.5"),
+        (lambda: rg.cross_entropy(*two_rows(), 1.5), "label_smoothing=1.5"),
+        (lambda: rg.cross_entropy(*two_rows(), reduction="max"), "reduction='max'"),
+        (
+            lambda: rg.cross_entropy(torch.zeros(2, 3), torch.zeros(4)),
+            r"logits \(2, 3\) and targets \(4,\) of torch.float32",
+        ),
+        (lambda: rg.EarlyStopping(0), "patience=0"),
+        (lambda: rg.EarlyStopping(1.5), "patience=1.5"),
+        (lambda: rg.EarlyStopping(True), "patience=True"),
+        (lambda: rg.EarlyStopping(1, -0.1), "min_delta=-0.1"),
+        (lambda: rg.EarlyStopping(1, mode="low"), "mode='low'"),
+        (lambda: rg.ExponentialMovingAverage(nn.Linear(1, 1), 1.5), "decay=1.5"),
+        (lambda: rg.sam_step(-0.1), "rho=-0.1"),
+        (lambda: rg.sam_step(math.inf), "rho=inf"),
+        (
+            lambda: rg.ExponentialMovingAverage(nn.Linear(2, 3)).update_parameters(
+                nn.Linear(1, 3)
+            ),
+            r"shapes \[\(3, 2\), \(3,\)\], the model \[\(3, 1\), \(3,\)\]",
+        ),
+        (
+            lambda: rg.reliability(torch.zeros(2, 3), torch.zeros(4)),
+            r"probabilities \(2, 3\) and targets \(4,\)",
+        ),
+        (lambda: rg.reliability(*two_rows(), bins=0), "bins=0"),
+        (
+            lambda: rg.fit_temperature(torch.zeros(2, 3), torch.zeros(4)),
+            r"logits \(2, 3\) and targets \(4,\)",
+        ),
+    ],
+)
+def test_errors_name_what_was_given(call, words):
+    with pytest.raises(ValueError, match=words):
+        call()
+
+
+def test_numbers_at_the_edge_are_taken():
+    probabilities, targets = two_rows()
+    assert rg.elastic_net_penalty(torch.ones(2), 0.0, 0.0) == 0
+    assert rg.elastic_net_penalty(torch.ones(2), 1.0, 1.0) == 2
+    assert rg.cross_entropy(probabilities, targets, 1.0).isfinite()
+    one_class = rg.cross_entropy(torch.ones(2, 1), torch.tensor([0, -100]))
+    assert one_class == 0  # also where the other row does not count
+    assert rg.reliability(probabilities, targets, bins=1)[2].tolist() == [2]
+    sure = torch.tensor([[1 + 1e-7, 0.0]]), torch.tensor([0])  # a softmax rounds up
+    assert rg.expected_calibration_error(*sure) < 1e-6
+    zeros = rg.AdamW(
+        [torch.ones(2)], betas=(0.0, 0.0), eps=0.0, weight_decay=0.0
+    ).defaults
+    assert zeros["betas"] == (0.0, 0.0)
+    assert rg.EarlyStopping(1)(1.0, nn.Linear(1, 1)) is False
+    assert rg.soft_threshold(torch.ones(2), 0.0).tolist() == [1.0, 1.0]
+
+
+def test_our_functions_do_not_leave_torch_to_guess_a_dimension():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        rg.cross_entropy(*two_rows(), label_smoothing=0.1)
+        rg.fit_temperature(*two_rows())

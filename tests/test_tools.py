@@ -1,4 +1,4 @@
-"""The tools that measure: claims on other seeds, and the density of code."""
+"""The tools that measure: claims on other seeds, density of code, changed lines."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def tools():
     """The modules of tools/ by name."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(ROOT / "tools"))
-        names = ("seeds", "density", "quick")
+        names = ("seeds", "density", "quick", "mutants")
         yield {name: importlib.import_module(name) for name in names}
         for name in (*names, "chapter"):
             sys.modules.pop(name, None)
@@ -118,3 +118,46 @@ def test_quick_knows_every_module_and_runs_no_notebook(tools):
         ["tests/test_recipes.py", "-k", "11_"],
         ["tests/test_chapters.py", "-k", "04_"],
     ]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "alone"),
+    [
+        ('error("give a number")', 'error("XXgive a numberXX")', True),
+        ('error("Give a number")', 'error("GIVE A NUMBER")', True),
+        ('error("give a number")', "error(None)", False),
+        ("return a < b", "return a <= b", False),
+    ],
+)
+def test_changes_of_words_alone_are_told_from_others(tools, old, new, alone):
+    diff = f"--- a.py\n+++ a.py\n@@ -1,2 +1,2 @@\n def f():\n-    {old}\n+    {new}"
+    assert tools["mutants"].words_only(diff) == alone
+
+
+def test_a_sample_of_mutants_is_drawn_by_its_seed_alone(tools):
+    draw = tools["mutants"].draw
+    names = [f"mutant_{number}" for number in range(50)]
+    sample = draw(names, 20, seed=1)
+    assert sample == draw(names, 20, seed=1) != draw(names, 20, seed=2)
+    assert len(set(sample)) == 20 and set(sample) < set(names)
+    assert draw(names, 50, seed=1) == draw(names, 90, seed=1) == names
+
+
+def test_share_of_mutants_has_the_interval_of_wilson(tools):
+    share = tools["mutants"].share
+    assert share(90, 100) == "90.0%, 95% interval 82.6% to 94.5%"
+    assert share(10, 10) == "100.0%, 95% interval 72.2% to 100.0%"
+
+
+def test_mutants_that_went_unnoticed_are_found_in_the_report(
+    tools, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(tools["mutants"], "KEPT", tmp_path)
+    diff = "--- a.py\n+++ a.py\n@@ -1 +1 @@\n-# old\n+# new"
+    tools["mutants"].write_report(
+        "warmup", {"a.x_f__mutmut_1": diff, "a.x_g__mutmut_2": diff}
+    )
+    assert tools["mutants"].unnoticed_last_time("warmup") == {
+        "a.x_f__mutmut_1",
+        "a.x_g__mutmut_2",
+    }

@@ -287,7 +287,7 @@ def _can_pin() -> bool:
     if torch.accelerator.is_available():
         return True
     warnings.warn(
-        "pin_memory=True without an accelerator: the memory is not pinned", stacklevel=4
+        "pin_memory=True without an accelerator: the memory is not pinned", stacklevel=5
     )
     return False
 

@@ -88,7 +88,7 @@ def check_leakage(
         if gap:
             where = f"without a gap of more than {gap:g} to the first test row"
         text = f"training rows {where}: {late}"
-        leaks.append(Leak("time", rows if late else rows[:0], text))
+        leaks.append(Leak("time", rows, text))
     for name, values in (statistics or {}).items():
         leaks.append(
             _fitted_elsewhere(name, np.asarray(values, dtype=float), inputs, train, test)

@@ -72,7 +72,7 @@ def activation_stats(
         torch.set_grad_enabled(loss is not None),
         recorder.tensor_hooks,
     ):
-        with recorder.watching(model):
+        with recorder.watching():
             outputs = _call(model, batch)
         if loss is not None:
             value = loss(outputs)
@@ -99,12 +99,13 @@ class _Moments:
 
     kind: str
     count: int
-    mean: float
-    var: float
-    signal: float  # variance from row to row
-    zeros: float
-    saturated: float
     values: Tensor
+    # of no entries at all, nothing more is known
+    mean: float = math.nan
+    var: float = math.nan
+    signal: float = math.nan  # variance from row to row
+    zeros: float = math.nan
+    saturated: float = math.nan
 
 
 class _Recorder(TorchFunctionMode):
@@ -124,7 +125,7 @@ class _Recorder(TorchFunctionMode):
         self.tensor_hooks = contextlib.ExitStack()
 
     @contextlib.contextmanager
-    def watching(self, model: nn.Module) -> Iterator[None]:
+    def watching(self) -> Iterator[None]:
         with contextlib.ExitStack() as stack:
             for module in self.names:
                 stack.callback(module.register_forward_pre_hook(self.enter).remove)
@@ -174,7 +175,7 @@ def _moments(kind: str, tensor: Tensor) -> _Moments:
     rows = tensor.detach().cpu().double()  # float32 squares end at 1e-38, these do not
     values, count = rows.ravel(), rows.numel()
     if not count:
-        return _Moments(kind, 0, math.nan, math.nan, math.nan, math.nan, math.nan, values)
+        return _Moments(kind, 0, values)
     var, mean = torch.var_mean(values, correction=0)
     signal = (
         rows.var(0, correction=0).mean().item()
@@ -189,11 +190,12 @@ def _moments(kind: str, tensor: Tensor) -> _Moments:
     golden = torch.arange(min(count, SAMPLE), dtype=torch.float64) * 0.6180339887498949
     # spread out, and in step with no dimension
     sample = values[((golden % 1) * count).long()]
-    return _Moments(kind, count, mean.item(), var.item(), signal, zeros, flat, sample)
+    return _Moments(kind, count, sample, mean.item(), var.item(), signal, zeros, flat)
 
 
 def _pool(runs: list[_Moments], grads: list[_Moments] | None) -> LayerStats:
     runs_with = [run for run in runs if run.count]
+    grads_with = [run for run in grads or [] if run.count]
     mean, var = _pooled(runs_with)
     total = sum(run.count for run in runs_with)
     signal, zeros, saturated = (
@@ -206,7 +208,7 @@ def _pool(runs: list[_Moments], grads: list[_Moments] | None) -> LayerStats:
     values = values[:: math.ceil(len(values) / SAMPLE) or 1]
     return LayerStats(
         runs[0].kind, len(runs), mean, var**0.5, signal**0.5, zeros, saturated,
-        _pooled(grads)[1] ** 0.5 if grads else math.nan, values,
+        _pooled(grads_with)[1] ** 0.5, values,
     )  # fmt: skip
 
 
