@@ -1104,6 +1104,8 @@ def test_prefetch_ends_with_the_loop_and_passes_errors_on():
         next(batches)
     endless = prefetch(iter(int, 1), depth=3)
     assert next(endless) == 0
+    (thread,) = (each for each in threading.enumerate() if each.name == "prefetch")
+    assert thread.daemon  # a program that ends does not wait for it
     endless.close()  # the fixture sees that the thread is gone
     assert list(prefetch([])) == []
     loader = DataLoader(SlowSamples(6, wait=0.001, spin=10), 2, num_workers=1)
