@@ -1347,6 +1347,11 @@ def test_buckets_under_accelerate():
     assert max(lost) > 0  # the trap: why the chapter asks for drop_last
 
 
+def to_tensors(lines):  # here, where a worker that is no fork finds it
+    values = torch.tensor([[float(line)] for line in lines])
+    return values, 2 * values
+
+
 def training_on_a_stream(source, files):
     """Runs in each process: the chapter's loop over a stream that divides itself."""
     import itertools
@@ -1364,10 +1369,6 @@ def training_on_a_stream(source, files):
     from dlcourse.data_loading import endless
 
     seen = []
-
-    def to_tensors(lines):
-        values = torch.tensor([[float(line)] for line in lines])
-        return values, 2 * values
 
     def note(loader):
         for inputs, targets in endless(loader):

@@ -301,7 +301,7 @@ def _play(command: list[str]) -> None:
     """Carry out a command line as Python does."""
     main: Any = ModuleType("__main__")
     main.__builtins__ = __builtins__
-    if "__annotations__" in globals():  # not in every version of Python
+    if sys.version_info < (3, 14):
         main.__annotations__ = {}
     sys.modules["__main__"] = main
     sys.orig_argv = command
