@@ -37,9 +37,8 @@ lab: $(READY)
 quick: $(READY)
 	DLCOURSE_PROGRESS=0 $(BIN)/python tools/quick.py $(ARGS)
 
-# three at a time on two cores: some tests wait for other processes
 test: $(READY)
-	DLCOURSE_PROGRESS=0 $(BIN)/python -m pytest --nbval -n 3 --dist loadfile \
+	DLCOURSE_PROGRESS=0 $(BIN)/python -m pytest --nbval -n 2 --dist loadfile \
 	  -q $(ARGS) chapters tests dlcourse
 
 chapter: $(READY)
