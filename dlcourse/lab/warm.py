@@ -25,6 +25,7 @@ import importlib
 import json
 import os
 import runpy
+import select
 import signal
 import socket
 import subprocess
@@ -278,11 +279,11 @@ def _become_new(env: dict[str, str], folder: str, files: list[int]) -> None:
     os.chdir(folder)
     time.tzset()
     with Connection(number, readable=False) as end:
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGCHLD])
         child = os.fork()
         if child:
-            os.closerange(0, 3)
-            end.send(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
-            os._exit(0)
+            _wait_for(child, end)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGCHLD])
         os.setsid()
         end.send(os.getpid())
     sys.stdout.reconfigure(line_buffering=os.isatty(1))  # pyright: ignore
@@ -295,6 +296,23 @@ def _become_new(env: dict[str, str], folder: str, files: list[int]) -> None:
     if "tempfile" in loaded:
         loaded["tempfile"].tempdir = None
     loaded["multiprocessing.process"].ORIGINAL_DIR = folder
+
+
+def _wait_for(child: int, end: Connection) -> None:
+    """Send how the child ends, and end; sooner where nobody is left who would read it.
+
+    Then the child, if it asks, sees that its parent is gone: so a kernel ends.
+    """
+    os.closerange(0, 3)
+    unread = select.poll()
+    unread.register(end, 0)  # for what is always told: that the other side is closed
+    while True:
+        ended, how = os.waitpid(child, os.WNOHANG)
+        if ended:
+            end.send(os.waitstatus_to_exitcode(how))
+        if ended or unread.poll(0):
+            os._exit(0)
+        signal.sigtimedwait([signal.SIGCHLD], 1.0)
 
 
 def _play(command: list[str]) -> None:

@@ -1063,3 +1063,25 @@ def test_a_missing_library_is_one_line(tmp_path, monkeypatch, capsys):
     signal.signal(signal.SIGTERM, handler)
     told = "dlcourse-check: needs nbclient, which is not installed: "
     assert capsys.readouterr().err == told + "pip install 'dlcourse[notebooks]'\n"
+
+
+@POSIX
+def test_a_kernel_ends_with_the_process_that_started_it():
+    program = """
+import os
+from jupyter_client.manager import KernelManager
+from dlcourse.workshop.kernels import ForkedProvisioner
+manager = KernelManager()
+manager.provisioner = ForkedProvisioner(kernel_spec=manager.kernel_spec, parent=manager)
+manager.start_kernel()
+client = manager.client()
+client.start_channels()
+client.wait_for_ready(timeout=60)
+print(manager.provisioner.pid, flush=True)
+os._exit(0)
+"""
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=env, stdout=subprocess.PIPE, text=True
+    )
+    assert gone([int(done.stdout)], seconds=20)
