@@ -14,6 +14,9 @@ ordinary start are left: children of one helper hash strings alike; limits, umas
 processors are those of the time at which the helper started; and objects that live to
 the end of the process are not taken apart.
 Elsewhere than on Linux, and where a helper fails, the process is an ordinary one.
+
+A process that starts many, such as a class's kernels, can lend them its helpers (`lend`),
+so that each need not start one of its own.
 """
 
 from __future__ import annotations
@@ -30,6 +33,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from importlib.machinery import SourceFileLoader
@@ -42,6 +46,7 @@ IMPORTS = ("torch.distributed", "torch.utils.data", "accelerate", "torch._dynamo
 MOST = 3  # helpers at a time
 PATIENCE = 120.0  # seconds for a helper's imports
 LARGEST = 1 << 20  # bytes of a request
+LENT = "DLCOURSE_HELPERS"  # the variable that says where helpers can be borrowed
 # variables that Python or a package reads once, when it starts or is imported
 READ_ONCE = tuple(
     """
@@ -117,9 +122,10 @@ def start(
     """
     if sys.platform == "linux" and _understood(command):
         folder = os.path.abspath(cwd or "")
+        request = [command, env, folder, IMPORTS if imports is None else imports]
         with contextlib.suppress(OSError, EOFError), _lock:
-            helper = _helper_for(env, folder, IMPORTS if imports is None else imports)
-            return helper.fork([command, env, folder], files)
+            helper = _borrowed() or _helper_for(*request[1:])
+            return helper.fork(request, files)
     return start_cold(command, env, cwd, **files)
 
 
@@ -136,28 +142,71 @@ def start_cold(
 def get_ready(env: dict[str, str]) -> None:
     """Start the helper for such an environment, and do not wait for its imports."""
     if sys.platform == "linux":
+        request = [[], env, os.getcwd(), IMPORTS]
         with contextlib.suppress(OSError), _lock:
-            _helper_for(env, os.getcwd(), IMPORTS)
+            lender = _borrowed()
+            if lender is None:
+                _helper_for(*request[1:])
+            else:
+                lender.send(request, [])
 
 
-class _Helper:
-    """A helper, and the socket to it."""
+def lend() -> dict[str, str]:
+    """Lend this process's helpers, and return the variable by which others find them.
 
-    def __init__(self, env: dict[str, str], folder: str, imports: tuple[str, ...]):
-        self.good = False  # until it has served once
-        self.socket, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with there:
-            number = there.fileno()
-            self.process = subprocess.Popen(
-                [sys.executable, "-P", __file__, str(number), *imports],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                env=env,
-                cwd=folder,
-                pass_fds=[number],
-                start_new_session=True,
-            )
+    A process that has borrowed passes on what it has borrowed.
+    """
+    global _place
+    if sys.platform != "linux":
+        return {}
+    with _lock:
+        if _borrowed():
+            return {LENT: os.environ[LENT]}
+        if _place is None:
+            _place = tempfile.TemporaryDirectory()  # nobody else may look into it
+            asked = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            asked.bind(os.path.join(_place.name, "helpers"))
+            asked.listen(64)
+            threading.Thread(target=_pass_on, args=[asked], daemon=True).start()
+        return {LENT: os.path.join(_place.name, "helpers")}
+
+
+def _pass_on(asked: socket.socket) -> None:
+    """Hand each request and its files to a helper, which answers the one who asks."""
+    while True:
+        asking, _ = asked.accept()
+        with asking:
+            text, files, *_ = socket.recv_fds(asking, LARGEST, 4)
+        with contextlib.suppress(OSError, ValueError), _lock:
+            request = json.loads(text)
+            helper = _helper_for(*request[1:])
+            if files:
+                helper.send(request, files)
+        for (
+            file
+        ) in files:  # where no helper has taken them, the one who asks sees the end
+            os.close(file)
+
+
+def _borrowed() -> _Lender | None:
+    """Return the process whose helpers this one may use, if there is one."""
+    with contextlib.suppress(OSError, KeyError):
+        return _Lender(os.environ[LENT])
+    return None
+
+
+class _Asked:
+    """The end of a socket at whose other end children are forked."""
+
+    socket: socket.socket
+
+    def send(self, request: list, files: list[int]) -> None:
+        """Send a request and its files: stdin, stdout, stderr, and where to answer."""
+        socket.send_fds(self.socket, [json.dumps(request).encode()], files)
+
+    def close(self) -> None:
+        """Ask nothing more."""
+        self.socket.close()
 
     def fork(self, request: list, files: dict[str, Any]) -> Process:
         """Have a child forked; raises OSError or EOFError where that fails."""
@@ -177,28 +226,69 @@ class _Helper:
                 if file is not None:
                     number = file if isinstance(file, int) else file.fileno()
                 numbers.append(number)
-            numbers.append(its_end.fileno())
-            socket.send_fds(self.socket, [json.dumps(request).encode()], numbers)
+            self.send(request, [*numbers, its_end.fileno()])
         try:
             if not end.poll(PATIENCE):
                 raise EOFError("the helper has not answered")
-            process = Process(end.recv(), end, stdin)
+            return Process(end.recv(), end, stdin)
         except (EOFError, OSError):
             self.close()
             if stdin is not None:
                 stdin.close()
             raise
-        self.good = True
-        return process
+
+
+class _Lender(_Asked):
+    """Another process that lends its helpers, for one request."""
+
+    def __init__(self, place: str):
+        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            self.socket.connect(place)
+        except OSError:
+            self.socket.close()
+            raise
+
+    def send(self, request: list, files: list[int]) -> None:
+        with self.socket:
+            super().send(request, files)
+
+
+class _Helper(_Asked):
+    """A helper that this process has started."""
+
+    def __init__(self, env: dict[str, str], folder: str, imports: tuple[str, ...]):
+        self._ready = False
+        self.socket, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with there:
+            number = there.fileno()
+            self.process = subprocess.Popen(
+                [sys.executable, "-P", __file__, str(number), *imports],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                env=env,
+                cwd=folder,
+                pass_fds=[number],
+                start_new_session=True,
+            )
+
+    @property
+    def good(self) -> bool:
+        """Whether it has imported all and can serve."""
+        with contextlib.suppress(OSError):
+            self._ready = self._ready or bool(self.socket.recv(1, socket.MSG_DONTWAIT))
+        return self._ready
 
     def close(self) -> None:
         """Let it end; its children go on."""
-        self.socket.close()
+        super().close()
         self.process.kill()
         self.process.wait()
 
 
 _helpers: dict[str, _Helper] = {}
+_place: tempfile.TemporaryDirectory | None = None  # of the socket at which they are lent
 _lock = threading.Lock()
 
 
@@ -256,13 +346,14 @@ def _help(number: int, imports: list[str]) -> tuple[list, list[int]]:
     gc.freeze()  # the collector writes to no page that the children share
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # none of them is waited for
     control = socket.socket(fileno=number)
+    control.send(b"!")  # it can serve
     while True:
         request, files, *_ = socket.recv_fds(control, LARGEST, 4)
         if not request:  # the process that asks has ended
             os._exit(0)
         if os.fork() == 0:
             control.close()
-            return json.loads(request), files
+            return json.loads(request)[:3], files
         for file in files:
             os.close(file)
 

@@ -1,7 +1,8 @@
 """Kernels that start in a tenth of a second: forks of one helper (`lab.warm`).
 
 The helper has imported what nearly every notebook of the course imports, which takes a
-kernel three seconds of its own.
+kernel three seconds of its own. What a notebook launches borrows this process's helpers,
+so that not every kernel starts another.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ class ForkedProvisioner(LocalProvisioner):
         env = {"MPLBACKEND": BACKEND} | dict(kwargs.get("env") or os.environ)
         process = warm.start(
             [part for part in cmd if part != FOR_DEBUGGERS],
-            {**env, "JPY_PARENT_PID": str(os.getpid())},
+            {**env, **warm.lend(), "JPY_PARENT_PID": str(os.getpid())},
             kwargs.get("cwd"),
             IMPORTS,
             stdin=subprocess.DEVNULL,

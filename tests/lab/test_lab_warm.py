@@ -331,3 +331,48 @@ def test_the_helper_ends_with_its_parent(tmp_path, end):
     while alive(int(pid)) and time.monotonic() < until:
         time.sleep(0.02)
     assert not alive(int(pid))
+
+
+BORROWS = """
+import os, sys
+from dlcourse.lab import warm
+warm.IMPORTS = ()
+warm.get_ready(dict(os.environ))
+codes = [warm.start([sys.executable, "-c", f"raise SystemExit({n})"], dict(os.environ)).wait()
+         for n in (5, 6)]
+print(codes, len(warm._helpers), warm.lend() == {warm.LENT: os.environ.get(warm.LENT)})
+"""
+
+
+def test_what_is_lent_serves_another_process_and_is_passed_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(warm, "_helpers", {})
+    try:
+        env = os.environ | warm.lend() | {"PYTHONPATH": str(ROOT)}
+        assert run(bare, ["-c", BORROWS], tmp_path, env) == (0, "[5, 6] 0 True\n", "")
+        assert warm.lend().items() <= env.items() and len(warm._helpers) == 1
+        (helper,) = warm._helpers.values()
+        os.kill(helper.process.pid, signal.SIGKILL)  # then another one serves
+        helper.process.wait()
+        assert run(bare, ["-c", BORROWS], tmp_path, env) == (0, "[5, 6] 0 True\n", "")
+    finally:
+        warm.close()
+
+
+def test_a_request_that_no_helper_takes_is_no_process_of_ours(tmp_path, monkeypatch):
+    """What borrows starts the process itself, in the usual way, and the next is served."""
+    monkeypatch.setattr(warm, "_helpers", {})
+    try:
+        env = os.environ | warm.lend() | {"PYTHONPATH": str(ROOT)}
+        monkeypatch.setattr(warm, "LARGEST", 50)  # bytes: what comes is cut short
+        cut = run(warm.start_cold, ["-c", BORROWS], tmp_path, env)
+        assert cut == (0, "[5, 6] 0 True\n", "") and not warm._helpers
+        monkeypatch.setattr(warm, "LARGEST", 1 << 20)
+        assert run(warm.start_cold, ["-c", BORROWS], tmp_path, env) == cut
+        assert len(warm._helpers) == 1
+    finally:
+        warm.close()
+
+
+def test_where_the_lender_is_gone_a_process_has_helpers_of_its_own(tmp_path):
+    env = os.environ | {warm.LENT: str(tmp_path / "gone"), "PYTHONPATH": str(ROOT)}
+    assert run(bare, ["-c", BORROWS], tmp_path, env) == (0, "[5, 6] 1 False\n", "")
