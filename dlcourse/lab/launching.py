@@ -242,9 +242,9 @@ def _environment(processes: int, cpu: bool) -> dict[str, str]:
         for key, value in os.environ.items()
         if not key.startswith(left_by_others)
     }
-    path = [os.path.abspath(entry) for entry in sys.path if isinstance(entry, str)]
+    path = [*filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep)), ROOT]
     env |= {
-        "PYTHONPATH": os.pathsep.join([*path, ROOT]),
+        "PYTHONPATH": os.pathsep.join(dict.fromkeys(map(os.path.abspath, path))),
         "PYTHONIOENCODING": "utf-8",
         "PYTHONUNBUFFERED": "1",
         "WORLD_SIZE": str(processes),
@@ -399,7 +399,9 @@ def _run_once(
     message = ""
     with tempfile.TemporaryDirectory(prefix="launch", ignore_cleanup_errors=True) as name:
         folder, env, start = Path(name), _environment(processes, cpu), time.monotonic()
-        (folder / "job").write_bytes(job)
+        # not in PYTHONPATH: for another one `warm` starts another helper
+        path = [os.path.abspath(entry) for entry in sys.path if isinstance(entry, str)]
+        (folder / "job").write_bytes(pickle.dumps((path, job)))
         try:
             begin = warm.start if cpu else warm.start_cold
             until = str(time.time() + timeout)
@@ -506,7 +508,9 @@ def _child(folder: Path, until: float) -> None:
     stacks = open(folder / f"stacks{rank}", "w")  # noqa: SIM115  open until the process ends
     faulthandler.dump_traceback_later(max(0.01, until - time.time()), file=stacks)
     try:
-        fn, args, kwargs = pickle.loads((folder / "job").read_bytes())
+        path, job = pickle.loads((folder / "job").read_bytes())
+        sys.path[:] = dict.fromkeys([*path, *sys.path])
+        fn, args, kwargs = pickle.loads(job)
         report = cloudpickle.dumps({"value": fn(*args, **kwargs)})
     except BaseException as error:
         trace = error.__traceback__

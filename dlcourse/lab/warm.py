@@ -118,7 +118,8 @@ def start(
 
     `command` starts with sys.executable, then perhaps -P, then -m and a module, -c and
     code, or a script. `files`: stdin, stdout and stderr as in subprocess.Popen; of pipes,
-    only stdin's. The helper imports `imports`, else IMPORTS, without those that are missing.
+    only stdin's. The helper imports `imports`, else IMPORTS, without those that are missing,
+    or it is there already and has imported more.
     """
     if sys.platform == "linux" and _understood(command):
         folder = os.path.abspath(cwd or "")
@@ -258,7 +259,7 @@ class _Helper(_Asked):
     """A helper that this process has started."""
 
     def __init__(self, env: dict[str, str], folder: str, imports: tuple[str, ...]):
-        self._ready = False
+        self.imports, self._ready = frozenset(imports), False
         self.socket, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with there:
             number = there.fileno()
@@ -287,7 +288,7 @@ class _Helper(_Asked):
         self.process.wait()
 
 
-_helpers: dict[str, _Helper] = {}
+_helpers: dict[tuple[str, frozenset[str]], _Helper] = {}  # by kind and imports
 _place: tempfile.TemporaryDirectory | None = None  # of the socket at which they are lent
 _lock = threading.Lock()
 
@@ -304,13 +305,18 @@ def _helper_for(env: dict[str, str], folder: str, imports: tuple[str, ...]) -> _
     }
     paths = env.get("PYTHONPATH", "")
     absolute = not paths or all(map(os.path.isabs, paths.split(os.pathsep)))
-    kind = json.dumps([imports, variables, "" if absolute else folder], sort_keys=True)
-    helper = _helpers.pop(kind, None)
+    kind = json.dumps([variables, "" if absolute else folder], sort_keys=True)
+    for known, helper in _helpers.items():
+        if known[0] == kind and helper.imports.issuperset(imports):
+            break
+    else:
+        known, helper = (kind, frozenset(imports)), None
+    _helpers.pop(known, None)
     if helper is None or (helper.good and helper.process.poll() is not None):
         if len(_helpers) == MOST:
             _helpers.pop(next(iter(_helpers))).close()
         helper = _Helper(env, folder, imports)
-    _helpers[kind] = helper  # at the end: the last one used
+    _helpers[known] = helper  # at the end: the last one used
     if not helper.good and helper.process.poll() is not None:
         raise OSError("no helper can serve this kind of process")
     return helper

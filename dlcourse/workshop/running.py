@@ -111,8 +111,9 @@ class Kernel:
         given = os.environ.get("PYTHONPATH", "").split(os.pathsep)
         paths = [str(ROOT), *(os.path.abspath(path) for path in given if path)]
         return os.environ | {
-            "PYTHONPATH": os.pathsep.join(paths),
-            "PYTHONIOENCODING": "utf-8",
+            "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths)),
+            # these two as for what it launches: then one helper serves both
+            **{"PYTHONIOENCODING": "utf-8", "PYTHONUNBUFFERED": "1"},
             "OMP_NUM_THREADS": "1",
             "OMP_WAIT_POLICY": "PASSIVE",
             "DLCOURSE_PROGRESS": "0",
