@@ -23,6 +23,7 @@ import contextlib
 import gc
 import importlib
 import json
+import logging
 import os
 import runpy
 import select
@@ -32,6 +33,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from importlib.machinery import SourceFileLoader
 from multiprocessing.connection import Connection, Pipe
 from types import ModuleType
@@ -252,6 +254,8 @@ def _help(number: int, imports: list[str]) -> tuple[list, list[int]]:
             importlib.import_module(name)
     if len(os.listdir("/proc/self/task")) > 1:
         os._exit(1)  # a fork would lack the other threads, and may keep their locks
+    for end in getattr(weakref.finalize, "_registry", ()):
+        end.atexit = False  # torch would take its operators apart at the end of each child
     gc.collect()
     gc.freeze()  # the collector writes to no page that the children share
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # none of them is waited for
@@ -345,6 +349,11 @@ def _play(command: list[str]) -> None:
     exec(compile(text, file, "exec", dont_inherit=True), main.__dict__)
 
 
+def _dynamo_s_last_words() -> Any:
+    module: Any = sys.modules.get("torch._dynamo.utils")
+    return getattr(module, "dump_compile_times", None)
+
+
 def _live(command: list[str]) -> None:
     """Be the process that was asked for, to its end."""
     code, by_signal = 0, False
@@ -362,6 +371,9 @@ def _live(command: list[str]) -> None:
         sys.excepthook(type(error), error.with_traceback(trace), trace)
     with contextlib.suppress(BaseException):
         threading._shutdown()  # pyright: ignore[reportAttributeAccessIssue]
+        if not logging.getLogger("torch._dynamo.utils").isEnabledFor(logging.INFO):
+            # it would write a table of times, at a fifth of a short child's cost, to no log
+            atexit.unregister(_dynamo_s_last_words())
         atexit._run_exitfuncs()
         sys.stdout.flush()
         sys.stderr.flush()
