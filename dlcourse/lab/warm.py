@@ -258,10 +258,9 @@ def _help(number: int, imports: list[str]) -> tuple[list, list[int]]:
             importlib.import_module(name)
     if len(os.listdir("/proc/self/task")) > 1:
         os._exit(1)  # a fork would lack the other threads, and may keep their locks
+    # at the end of each child torch would take 200 libraries of operators apart
     for end in getattr(weakref.finalize, "_registry", ()):
-        end.atexit = (
-            False  # torch would take its operators apart at the end of each child
-        )
+        end.atexit = False
     importlib.invalidate_caches()  # each child does so, with little left to write to
     gc.collect()
     gc.freeze()  # the collector writes to no page that the children share
