@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import signal
+import sys
 
 import pytest
 from jupyter_client.provisioning.local_provisioner import LocalProvisioner
@@ -52,3 +53,14 @@ def pictures_are_drawn_once():
     with pytest.MonkeyPatch.context() as patch:
         draw_once(patch)
         yield
+
+
+@pytest.fixture(scope="module")
+def forks_are_cheap(request):
+    """For a file that forks many workers of this process: half of what one costs is to
+    copy the page table of a process that has imported all tests.
+    """
+    if sys.platform == "linux" and len(request.session.items) > 50:  # it takes a second
+        from dlcourse.lab.warm import use_large_pages
+
+        use_large_pages()

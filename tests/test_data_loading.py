@@ -71,7 +71,10 @@ from dlcourse.lab.launching import launch
 from dlcourse.lab.source import source_of
 
 # PyTorch warns of more workers than cores; that is no matter here.
-pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:This DataLoader will create"),
+    pytest.mark.usefixtures("forks_are_cheap"),
+]
 forked_only = pytest.mark.skipif(
     multiprocessing.get_start_method() != "fork",
     reason="functions of a test cannot be spawned",

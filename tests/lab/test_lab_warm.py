@@ -236,6 +236,54 @@ def test_a_helper_makes_room_for_another_and_its_process_goes_on(monkeypatch):
         warm.close()
 
 
+def test_a_helper_that_is_asked_often_goes_on_serving(tmp_path, monkeypatch):
+    monkeypatch.setattr(warm, "_helpers", {})
+    helpers = set()
+    try:
+        for number in range(warm.OFTEN + 3):
+            done = run(bare, ["-c", f"print({number})"], tmp_path)
+            assert done == (0, f"{number}\n", "")
+            helpers.update(warm._helpers.values())
+        assert len(helpers) == 1  # one has served them all
+    finally:
+        warm.close()
+
+
+LARGE_PAGES = """
+import os, random
+from dlcourse.lab import warm
+words = random.Random(0).randbytes(16 << 20)  # of eight large pages
+numbers = list(range(200_000))
+held = bytearray(words)
+warm.use_large_pages()
+assert held == words and numbers == list(range(200_000))
+child = os.fork()
+if child == 0:
+    held[:] = bytes(len(held))
+    os._exit(3)
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 3 and held == words
+"""
+
+
+def test_memory_in_large_pages_holds_what_it_held(tmp_path):
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    assert run(bare, ["-c", LARGE_PAGES], tmp_path, env) == (0, "", "")
+
+
+def test_a_fork_leaves_to_the_system_what_torch_would_take_apart(tmp_path):
+    """Its own ends run, also those that a package registers while it is imported."""
+    (tmp_path / "ends.py").write_text(
+        "import atexit, weakref\nclass Kept: pass\nkept = Kept()\n"
+        "atexit.register(print, 'the end')\nweakref.finalize(kept, print, 'apart')\n"
+    )
+    env = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
+    code = "import ends, weakref; weakref.finalize(ends.kept, print, 'own')"
+    # in this order: a helper with more imports would serve for fewer
+    for imports, want in (((), "own\napart\nthe end\n"), (("ends",), "own\nthe end\n")):
+        done = run(warm.start, ["-c", code], tmp_path, env, imports=imports)
+        assert done == (0, want, "")
+
+
 def test_a_command_that_is_not_understood_starts_in_the_usual_way(tmp_path):
     for command in (["-X", "utf8", "-c", ""], ["-W", "error", "-c", ""], ["-V"]):
         process = warm.start([sys.executable, *command], dict(os.environ), imports=())
