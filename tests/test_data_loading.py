@@ -16,6 +16,7 @@ import pickle
 import queue
 import random
 import re
+import select
 import signal
 import subprocess
 import sys
@@ -31,6 +32,7 @@ import torch
 import torch.utils.data as peer
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data._utils import worker as torch_workers
+from warm import IMPORTED, environment
 
 from dlcourse.data_loading import (
     BatchSampler,
@@ -67,6 +69,7 @@ from dlcourse.data_loading import loader as loader_module
 from dlcourse.data_loading import workers as workers_module
 from dlcourse.data_loading.reading import Reader
 from dlcourse.exercises import data_loading as exercises
+from dlcourse.lab import warm
 from dlcourse.lab.launching import launch
 from dlcourse.lab.source import source_of
 
@@ -918,14 +921,21 @@ def test_workers_do_not_outlive_a_parent_that_is_killed(tmp_path):
     script.write_text(ABANDONED)
     # The workers hold the far end of this pipe: it is at its end when the last of them is
     # gone.
-    env = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-    parent = subprocess.Popen(
-        [sys.executable, str(script)], stdout=subprocess.PIPE, env=env
+    here, there = os.pipe()
+    parent = warm.start(
+        [sys.executable, str(script)],
+        environment(),
+        imports=IMPORTED,
+        stdin=subprocess.DEVNULL,
+        stdout=there,
     )
-    try:
-        assert parent.communicate(timeout=60) == (b"", None)
-    finally:
-        parent.kill()
+    os.close(there)
+    with open(here, "rb") as pipe:
+        try:
+            assert select.select([pipe], [], [], 60)[0] and pipe.read() == b""
+        finally:
+            parent.kill()
+    parent.wait(60)
     assert parent.returncode == -signal.SIGKILL
 
 

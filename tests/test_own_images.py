@@ -104,10 +104,7 @@ def test_chapter_runs_to_its_end_on_own_images(path, folder):
         "OMP_NUM_THREADS": "1",
         "OMP_WAIT_POLICY": "PASSIVE",
         "DLCOURSE_SIZE": "32" if os.environ.get("DLCOURSE_ALL_CHAPTERS") == "1" else "8",
-        "PYTHONPATH": os.pathsep.join(
-            [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-        ),
-    }
+    }  # no other PYTHONPATH: the helper that serves nbval's kernels serves this one, too
     client = nbclient.NotebookClient(
         book,
         timeout=CELL_TIMEOUT,
