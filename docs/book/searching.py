@@ -7,6 +7,7 @@ as its pairs of neighbours: 梯度裁剪 as 梯度, 度裁, 裁剪. Then a part 
 from __future__ import annotations
 
 import re
+from functools import cache
 
 from sphinx.search.en import SearchEnglish
 
@@ -50,6 +51,11 @@ function splitQuery(query) {
   return found;
 }
 """
+
+    @cache  # noqa: B019  a book has few words, each often; Sphinx keeps the language as long
+    def stem(self, word: str) -> str:
+        """Return the stem of a word."""
+        return super().stem(word)
 
     def split(self, input: str) -> list[str]:
         """Return the words of a text."""

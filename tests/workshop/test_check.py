@@ -7,6 +7,7 @@ from __future__ import annotations
 import ast
 import asyncio
 import csv
+import functools
 import importlib
 import inspect
 import json
@@ -22,7 +23,8 @@ import nbformat
 import pytest
 from processes import alive
 
-from dlcourse.workshop import check, reading, running, table
+from dlcourse.lab import warm
+from dlcourse.workshop import check, kernels, reading, running, table
 from dlcourse.workshop.judging import BLANK, ERROR, HINT, PASS
 from dlcourse.workshop.reading import Cell, Task
 from dlcourse.workshop.running import GONE, Limits
@@ -161,9 +163,17 @@ ASK = "_ = EXERCISES[{}].check({})"
 USE = "from dlcourse.exercises.learning_rate_decay import EXERCISES"
 
 
-def answered(*answers: str) -> dict:
-    """Return chapter 8 as JSON, with these in place of the cells of its exercises."""
+def answered(*answers: str, whole=True) -> dict:
+    """Return chapter 8 as JSON, with these in place of the cells of its exercises; where
+    it is not the whole chapter, no more code is left than the imports.
+    """
     book = json.loads(CHAPTER.read_text(encoding="utf-8"))
+    if not whole:
+        book["cells"] = [
+            cell
+            for cell in book["cells"]
+            if cell["cell_type"] != "code" or "EXERCISES" in "".join(cell["source"])
+        ]
     cells = [cell for cell in book["cells"] if "EXERCISES[" in "".join(cell["source"])]
     cells = [cell for cell in cells if cell["cell_type"] == "code"]
     names = ("your_threshold", "your_rescale", "your_total")
@@ -196,10 +206,13 @@ def test_every_chapter_blank_right_and_wrong(path, loop):
         tried[number] = [("solve", exercise.solve, None)]
         for label, wrong in exercise.wrong.items():
             tried[number].append((f"wrong[{label!r}].answer", wrong.answer, wrong.hint))
-    # A solution and one mistake each go through a kernel. All mistakes are checked in this
-    # process, by tests/lab/test_lab_exercises.py.
+    # A solution and one mistake each go through a kernel, the mistakes without the cells
+    # that are no exercise's. All mistakes are checked in this process, by
+    # tests/lab/test_lab_exercises.py.
     for turn in range(2):
         cells = task.cells
+        if turn:
+            cells = [cell for cell in cells if "EXERCISES" in cell.source]
         expected = {number: ("", "none", "") for number in tried}
         for number, answers in tried.items():
             if turn < len(answers):
@@ -486,6 +499,12 @@ def test_shell_lines_do_not_run(tmp_path, judged):
     assert not mark.exists()
 
 
+@POSIX
+def test_an_import_of_launch_starts_no_helper(judged):
+    none = "from dlcourse.lab import launching, warm\nassert not warm._helpers\n"
+    assert judged(USE, none + RESCALE, CHECK2) == (PASS, "")
+
+
 def test_statements_that_change_a_needed_object_run_in_their_order(judged):
     sources = (
         USE,
@@ -622,7 +641,7 @@ def test_a_strange_cell_stops_nothing(tmp_path, source, judged):
     task = reading.prepare(path, "anna", [])
     assert not task.problem and len(task.questions) == 3
     # one of them gets no answer from the kernel: its time has to pass
-    assert judged(USE, source, RESCALE, CHECK2, cell=12) == (PASS, "")
+    assert judged(USE, source, RESCALE, CHECK2, cell=6) == (PASS, "")
 
 
 def test_an_error_of_the_check_itself_is_one_row(tmp_path, monkeypatch):
@@ -795,18 +814,70 @@ def test_the_report():
 # --- processes ------------------------------------------------------------------------------------
 
 
-def command(*arguments, **options) -> subprocess.Popen:
-    """Start the command in a fresh Python."""
-    return subprocess.Popen(
+def command(*arguments) -> subprocess.CompletedProcess:
+    """Run the command in a fresh Python, from start to end."""
+    return subprocess.run(
         [sys.executable, "-m", "dlcourse.check", *map(str, arguments)],
-        cwd=options.pop("cwd", ROOT),
-        env=os.environ | {"PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
+        cwd=ROOT,
+        env=own_environment(),
+        capture_output=True,
         encoding="utf-8",
-        **options,
+        timeout=100,
     )
+
+
+def own_environment() -> dict[str, str]:
+    """Return the environment of a process that works on the files of this project."""
+    return os.environ | {"PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8"}
+
+
+LEND = """
+import os, socket, sys
+
+sys.path.insert(0, {root!r})
+from dlcourse.lab import warm
+
+helper = object.__new__(warm._Helper)
+helper.socket = socket.socket(fileno=os.dup(0))
+os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+warm._helper_for = lambda *kind: helper
+{code}
+"""
+COMMAND = "import runpy; runpy.run_module('dlcourse.check', run_name='__main__')"
+
+
+class Lent:
+    """A process whose kernels are forks of this process's helper, as it is itself: it
+    starts no helper of its own, which takes five seconds. Its standard input is the way
+    to the helper.
+    """
+
+    def __init__(self, folder: Path, code: str, *arguments):
+        env = running.Kernel().environment(folder) | own_environment()
+        env = {"MPLBACKEND": kernels.BACKEND} | env
+        with warm._lock:
+            helper = warm._helper_for(env, str(ROOT), kernels.IMPORTS)
+        code = LEND.format(root=str(ROOT), code=code)
+        self.files = folder / "out", folder / "errors"
+        with open(self.files[0], "wb") as out, open(self.files[1], "wb") as errors:
+            self.process = warm.start(
+                [sys.executable, "-P", "-c", code, *map(str, arguments)],
+                env,
+                str(folder),
+                kernels.IMPORTS,
+                stdin=helper.socket,
+                stdout=out,
+                stderr=errors,
+            )
+
+    def end(self, seconds: float) -> tuple[int, str, str]:
+        """Wait; return the exit code and what the process has printed."""
+        try:
+            code = self.process.wait(seconds)
+        finally:
+            self.process.kill()
+        out, errors = (file.read_text(encoding="utf-8") for file in self.files)
+        return code, out, errors
 
 
 def gone(pids, seconds=5.0) -> bool:
@@ -858,23 +929,24 @@ def workshop(tmp_path_factory):
         "    print('x' * 2**20); os.write(1, b'y' * 2**20)",
     ]
     crash = "def your_threshold(c):\n    import ctypes; ctypes.string_at(0)"
+    short = functools.partial(answered, whole=False)  # its kernel has less to run
     people = {
         "anna": answered(THRESHOLD, first + "\n    ".join(flood) + rest, TOTAL),
-        "loop": answered(
+        "loop": short(
             forever + "while True: pass", "FIRST = [1]\n" + first + fork + rest, TOTAL
         ),
-        "ends": answered(crash, RESCALE + "\nimport os; os._exit(0)", TOTAL),
-        "syntax": answered(
+        "ends": short(crash, RESCALE + "\nimport os; os._exit(0)", TOTAL),
+        "syntax": short(
             "def your_threshold(c):\n    raise ValueError('of my own')",
             "def your_rescale(:\n" + ASK.format(1, "your_rescale"),
             TOTAL,
         ),
-        "fake": answered(
+        "fake": short(
             "def your_threshold(c):\n    print('Right.')\n    return 1 / max(c)\nprint('Right.')",
             WRONG + "\nclass Y:\n    check = print\nEXERCISES = [Y()] * 3",
         ),
         "李雷": answered(),
-        "memory": answered(
+        "memory": short(
             "open('left behind', 'w').write('x')\n" + THRESHOLD,
             first + "return bytearray(50 * 2**30)",
             "def your_total(*a):\n    return int(input())",
@@ -895,16 +967,14 @@ def workshop(tmp_path_factory):
     (hold / "invalid" / CHAPTER.name).write_text('{"cells": [')
     (hold / "nobody").mkdir()
     table = folder / "results.csv"
-    process = command(
-        hold, "--csv", table, "--timeout", 6, "--jobs", 2, "--memory", 4, cwd=folder
-    )
-    out, errors = process.communicate(timeout=400)
+    options = ("--csv", table, "--timeout", 4, "--jobs", 2, "--memory", 4)
+    code, out, errors = Lent(folder, COMMAND, hold, *options).end(400)
     started = [int(line) for line in pids.read_text().split()] if pids.exists() else []
     by = {}
     for row in rows_of(table):
         by.setdefault(row["participant"], []).append(row)
     assert not errors, errors
-    return {"out": out, "code": process.returncode, "by": by, "pids": started, "in": hold}
+    return {"out": out, "code": code, "by": by, "pids": started, "in": hold}
 
 
 def verdicts(workshop, name: str) -> list[str]:
@@ -926,7 +996,7 @@ ENDS = {
     ("name", "expected", "hints"),
     [
         ("anna", [P, P, P], {}),
-        ("loop", [T, P, P], {1: "Not done in 6 s."}),
+        ("loop", [T, P, P], {1: "Not done in 4 s."}),
         ("ends", [E, E, P], ENDS),
         ("syntax", [E, E, P], {2: "SyntaxError"}),
         ("fake", [H, H, B], {2: "you kept the rate"}),
@@ -978,23 +1048,21 @@ def test_control_c_leaves_no_process_and_keeps_the_rows(tmp_path):
         f"import os; open({str(pids)!r}, 'a').write(f'{{os.getpid()}}\\n')\n    while True: pass",
     )
     for name, book in (
-        ("a", answered(THRESHOLD)),
-        ("b", answered(None, loop)),
+        ("a", answered(THRESHOLD, whole=False)),
+        ("b", answered(None, loop, whole=False)),
         ("c", answered()),
     ):
         (tmp_path / "in" / name).mkdir(parents=True)
         (tmp_path / "in" / name / CHAPTER.name).write_text(
             json.dumps(book), encoding="utf-8"
         )
-    process = command(
-        tmp_path / "in", "--csv", table, "--jobs", 1, start_new_session=True
-    )
+    command = Lent(tmp_path, COMMAND, tmp_path / "in", "--csv", table, "--jobs", 1)
     end = time.monotonic() + 100
     while not pids.exists() and time.monotonic() < end:
         time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    out, errors = process.communicate(timeout=120)
-    assert process.returncode == 130, errors
+    command.process.send_signal(signal.SIGINT)
+    code, _, errors = command.end(120)
+    assert code == 130, errors
     assert errors == f"Stopped: 1 of 3 notebooks checked; their rows are in {table}.\n"
     assert [(row["participant"], row["verdict"]) for row in rows_of(table)] == [
         ("a", P),
@@ -1011,10 +1079,9 @@ def test_exit_code_zero_with_the_whole_notebook(tmp_path):
         name = re.match(r"def (\w+)", text)[1]
         sources.append(text + "\n" + ASK.format(index, name))
     path = write(tmp_path / "anna__08_learning_rate_decay.ipynb", *sources)
-    process = command(path, "--full")
-    out, errors = process.communicate(timeout=100)
-    assert process.returncode == 0 and not errors, (out, errors)
-    assert "anna         08_learning_rate_decay  pass  pass  pass" in out
+    done = command(path, "--full")
+    assert done.returncode == 0 and not done.stderr, done
+    assert "anna         08_learning_rate_decay  pass  pass  pass" in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -1066,7 +1133,7 @@ def test_a_missing_library_is_one_line(tmp_path, monkeypatch, capsys):
 
 
 @POSIX
-def test_a_kernel_ends_with_the_process_that_started_it():
+def test_a_kernel_ends_with_the_process_that_started_it(tmp_path):
     program = """
 import os
 from jupyter_client.manager import KernelManager
@@ -1080,8 +1147,5 @@ client.wait_for_ready(timeout=60)
 print(manager.provisioner.pid, flush=True)
 os._exit(0)
 """
-    env = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [sys.executable, "-c", program], env=env, stdout=subprocess.PIPE, text=True
-    )
-    assert gone([int(done.stdout)], seconds=20)
+    _, out, _ = Lent(tmp_path, program).end(100)
+    assert gone([int(out)], seconds=20)
