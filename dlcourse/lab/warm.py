@@ -65,6 +65,8 @@ READ_ONCE = tuple(
 # and torch set the others when they are imported, so after some of a process's work
 LEFT_OUT = (
     "TORCHELASTIC_",
+    "TORCH_NCCL_",
+    "PYTHON_EXEC",
     "KMP_DUPLICATE_LIB_OK",
     "KMP_INIT_AT_FORK",
     "TORCHINDUCTOR_CACHE_DIR",
