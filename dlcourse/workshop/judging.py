@@ -19,7 +19,6 @@ from typing import Any
 from IPython.core.getipython import get_ipython
 
 from dlcourse.lab import exercises as lab
-from dlcourse.lab import warm
 
 PASS, HINT, BLANK, ERROR, TIME_OUT = "pass", "hint", "not started", "error", "time-out"
 MIME = "application/x-dlcourse+json"  # of what the judge says to the asking process
@@ -41,9 +40,6 @@ def begin(name: str, technique: str, folder: str, memory: float) -> None:
     for magic in SHELLS:
         shell.register_magic_function(lambda line, cell=None: None, "cell", magic)
     shell.ask_exit = sys.exit  # exit() fails its cell and leaves the kernel alive
-    # The chapter's import of `launch` would start a helper, in three seconds of processor
-    # time; hardly an answer launches, and then the launch starts it.
-    warm.get_ready = lambda env: None
     bound(memory)
 
 
