@@ -73,7 +73,8 @@ def kernel_environment(folder: Path) -> dict[str, str]:
 
 def write_settings(folder: Path) -> None:
     """Ask JupyterLab for no news from the network and for every cell in the page, and
-    the kernel for bars almost at once, so that a fast machine shows some as well.
+    the kernel for bars almost at once, so that a fast machine shows some as well, and for
+    no helper before something is launched.
     """
     settings = {
         "apputils-extension/notification": {
@@ -88,7 +89,12 @@ def write_settings(folder: Path) -> None:
         file.write_text(json.dumps(values))
     startup = folder / "ipython" / "profile_default" / "startup"
     startup.mkdir(parents=True)
-    lines = ["from dlcourse.lab import progress", "progress.DELAY = 0.05", "del progress"]
+    lines = [
+        "from dlcourse.lab import progress, warm",
+        "progress.DELAY = 0.05",
+        "warm.get_ready = lambda env: None",
+        "del progress, warm",
+    ]
     (startup / "bars.py").write_text("\n".join(lines) + "\n")
 
 
@@ -132,12 +138,13 @@ def address(process: subprocess.Popen, runtime: Path, log: Path) -> str:
 
 
 class Reader:
-    """One page of JupyterLab with one notebook open; `complaints` are its errors."""
+    """One page of JupyterLab with one notebook open; `complaints` are its errors.
 
-    def __init__(self, browser, url: str, token: str, name: str):
-        self.page = browser.new_context(
-            viewport={"width": 1200, "height": 900}
-        ).new_page()
+    `context` is Playwright's: what the page before has loaded may still be in its cache.
+    """
+
+    def __init__(self, context, url: str, token: str, name: str):
+        self.page = context.new_page()
         self.page.set_default_timeout(120_000)  # ms; a busy machine is slow
         self.complaints: list[str] = []
         self.page.on("console", self._listen)
@@ -171,4 +178,4 @@ class Reader:
 
     def close(self) -> None:
         """Close the page; the kernel ends with the server."""
-        self.page.context.close()
+        self.page.close()

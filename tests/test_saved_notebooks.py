@@ -125,7 +125,7 @@ def differences(stored: nbformat.NotebookNode, saved: nbformat.NotebookNode) -> 
 
 @pytest.fixture(scope="module")
 def browser():
-    """A Chromium that Playwright drives."""
+    """What Playwright calls a context of a Chromium: one reader, and what they have loaded."""
     playwright = pytest.importorskip(
         "playwright.sync_api", reason="install Playwright: pip install playwright"
     )
@@ -135,7 +135,7 @@ def browser():
         pytest.skip("install a Chromium, for example: apt-get install chromium")
     with playwright.sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=path, args=real_jupyterlab.FLAGS)
-        yield browser
+        yield browser.new_context(viewport={"width": 1200, "height": 900})
         browser.close()
 
 
