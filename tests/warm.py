@@ -38,7 +38,7 @@ def environment(**more: str) -> dict[str, str]:
     env = launching._environment(1, cpu=True) | {"DLCOURSE_PROGRESS": "0"}
     for name in (*RANKS, "DLCOURSE_LAUNCHED"):
         env.pop(name, None)
-    return env | more
+    return env | warm.lend() | more  # what they launch borrows our helpers
 
 
 def run_script(

@@ -34,6 +34,7 @@ from dlcourse.lab.datasets import ImageData, Split
 pytestmark = pytest.mark.usefixtures("pictures_are_drawn_once")
 
 ROOT = Path(__file__).resolve().parents[2]
+TESTS = ROOT / "tests"
 FAST = ["--model", "mlp", "--width", "2", "--train-limit", "321", "--norm", "none"]
 COMMAND = [sys.executable, "-m", "dlcourse.train", *FAST]
 LINUX = pytest.mark.skipif(
@@ -101,6 +102,7 @@ KILLS = """
 import gc, os, random, signal, sys, time
 from pathlib import Path
 
+sys.path.append(sys.argv.pop(1))  # of the tests
 import pytest
 import torch
 from pictures import draw_once
@@ -163,7 +165,7 @@ def test_killed_many_times(tmp_path):
     the bit
     """
     arguments = [*FAST, "--epochs", "80", "--dropout", "0.1"]
-    done = run("-c", KILLS, tmp_path, 25, *arguments, env=environment())
+    done = run("-c", KILLS, TESTS, tmp_path, 25, *arguments, env=environment())
     assert done.returncode == 0, done.stderr
     steps = [int(word) for word in done.stdout.splitlines()[-1].split()]
     assert len(steps) == 25 and steps == sorted(steps)
@@ -178,6 +180,7 @@ WRITES = """
 import gc, os, signal, sys
 from pathlib import Path
 
+sys.path.append(sys.argv.pop(1))  # of the tests
 import pytest
 from pictures import draw_once
 
@@ -235,7 +238,7 @@ def test_killed_while_writing(tmp_path):
     """
     studies = ["--tune", "2", "--compress", "quantize", "--log", "csv"]
     arguments = [*FAST, "--epochs", "1", *studies]
-    done = run("-c", WRITES, tmp_path, *arguments, env=environment())
+    done = run("-c", WRITES, TESTS, tmp_path, *arguments, env=environment())
     assert done.returncode == 0, done.stderr
     kills = int((tmp_path / "kills").read_text())
     assert kills >= 20
@@ -591,9 +594,11 @@ def test_child_that_dies(tmp_path, monkeypatch, capsys):
 def test_parent_that_is_killed(tmp_path):
     """The command is killed while its processes train | they end too"""
     out = tmp_path / "run"
+    env = environment()
+    env.pop(warm.LENT, None)  # so that its ranks descend from it
     process = warm.start(
         [*COMMAND, "--epochs", "30000", "--processes", "2", "--out", str(out)],
-        environment(), imports=IMPORTED,
+        env, imports=IMPORTED,
         stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     wait_for((out / "resume.pt").exists)
