@@ -9,6 +9,7 @@ import sys
 import pytest
 from jupyter_client.provisioning.local_provisioner import LocalProvisioner
 
+from dlcourse.lab import warm
 from dlcourse.workshop.kernels import ForkedProvisioner
 
 # What takes longest, begun first: at the end only short files are left, and no process of
@@ -28,6 +29,7 @@ def pytest_configure(config):
     gc.disable()  # what is imported and collected is no garbage
     # a fork of a helper is a kernel like any other, four seconds earlier
     LocalProvisioner.launch_kernel = ForkedProvisioner.launch_kernel
+    warm.MOST = 6  # the files of tests take turns with more kinds than one program has
     # a shell starts what runs in the background with Ctrl-C ignored, and children inherit it
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -61,6 +63,4 @@ def forks_are_cheap(request):
     copy the page table of a process that has imported all tests.
     """
     if sys.platform == "linux" and len(request.session.items) > 50:  # it takes a second
-        from dlcourse.lab.warm import use_large_pages
-
-        use_large_pages()
+        warm.use_large_pages()

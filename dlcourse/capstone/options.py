@@ -122,7 +122,8 @@ def read(arguments: Sequence[str]) -> tuple[Namespace, Recipe]:
     Raises Problem for options and settings that cannot be.
     """
     given = [underscores(argument) for argument in arguments]
-    options = parser().parse_args(given)
+    command = parser()
+    options = command.parse_args(given)
     if options.seeds is not None and not options.ablate:
         raise Problem("--seeds goes with --ablate; --seed chooses the seed of one run")
     options.seeds = 5 if options.seeds is None else options.seeds
@@ -132,7 +133,9 @@ def read(arguments: Sequence[str]) -> tuple[Namespace, Recipe]:
     world = os.environ.get("WORLD_SIZE")
     if world:  # torchrun or accelerate launch: the recipe stores what is true
         before["processes"] = int(world)
-    values = parser(before).parse_args(given).as_dict()
+    if before:
+        command = parser(before)
+    values = command.parse_args(given).as_dict()
     if world and values["processes"] != int(world):
         raise Problem(
             f"--processes {values['processes']}, but {world} were launched: leave it out"
