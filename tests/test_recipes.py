@@ -18,7 +18,6 @@ from types import SimpleNamespace
 
 import nbformat
 import pytest
-import quick_steps  # noqa: F401
 import torch
 import torch.nn.functional as F
 import warm

@@ -26,7 +26,6 @@ IMPORTED = (
     "optuna",
     "safetensors.torch",
     "matplotlib.pyplot",
-    "quick_steps",
 )
 warm.IMPORTS = IMPORTED  # a helper takes seconds to start: one serves `launch` as well
 
@@ -38,7 +37,8 @@ def environment(**more: str) -> dict[str, str]:
     env = launching._environment(1, cpu=True) | {"DLCOURSE_PROGRESS": "0"}
     for name in (*RANKS, "DLCOURSE_LAUNCHED"):
         env.pop(name, None)
-    return env | warm.lend() | more  # what they launch borrows our helpers
+    # what they launch borrows our helpers
+    return env | warm.lend() | more
 
 
 def run_script(

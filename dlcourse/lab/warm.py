@@ -169,7 +169,8 @@ def lend() -> dict[str, str]:
     if sys.platform != "linux":
         return {}
     with _lock:
-        if _borrowed():
+        if lender := _borrowed():
+            lender.close()
             return {LENT: os.environ[LENT]}
         if _place is None:
             _place = tempfile.TemporaryDirectory()  # nobody else may look into it
@@ -184,16 +185,16 @@ def _pass_on(asked: socket.socket) -> None:
     """Hand each request and its files to a helper, which answers the one who asks."""
     while True:
         asking, _ = asked.accept()
-        with asking:
+        files: list[int] = []
+        with asking, contextlib.suppress(OSError, ValueError):
             text, files, *_ = socket.recv_fds(asking, LARGEST, 4)
-        with contextlib.suppress(OSError, ValueError), _lock:
             request = json.loads(text)
-            helper = _helper_for(*request[1:])
-            if files:
-                helper.send(request, files)
-        for (
-            file
-        ) in files:  # where no helper has taken them, the one who asks sees the end
+            with _lock:
+                helper = _helper_for(*request[1:])
+                if files:
+                    helper.send(request, files)
+        # where no helper has taken them, the one who asks sees the end of its pipe
+        for file in files:
             os.close(file)
 
 
@@ -475,7 +476,7 @@ def _play(command: list[str]) -> None:
     exec(compile(text, file, "exec", dont_inherit=True), main.__dict__)
 
 
-def _dynamo_s_last_words() -> Any:
+def _dynamo_s_table() -> Any:
     module: Any = sys.modules.get("torch._dynamo.utils")
     return getattr(module, "dump_compile_times", None)
 
@@ -499,7 +500,7 @@ def _live(command: list[str]) -> None:
         threading._shutdown()  # pyright: ignore[reportAttributeAccessIssue]
         if not logging.getLogger("torch._dynamo.utils").isEnabledFor(logging.INFO):
             # it would write a table of times, at a fifth of a short child's cost, to no log
-            atexit.unregister(_dynamo_s_last_words())
+            atexit.unregister(_dynamo_s_table())
         atexit._run_exitfuncs()
         sys.stdout.flush()
         sys.stderr.flush()

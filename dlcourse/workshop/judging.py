@@ -19,6 +19,7 @@ from typing import Any
 from IPython.core.getipython import get_ipython
 
 from dlcourse.lab import exercises as lab
+from dlcourse.lab import warm
 
 PASS, HINT, BLANK, ERROR, TIME_OUT = "pass", "hint", "not started", "error", "time-out"
 MIME = "application/x-dlcourse+json"  # of what the judge says to the asking process
@@ -40,6 +41,11 @@ def begin(name: str, technique: str, folder: str, memory: float) -> None:
     for magic in SHELLS:
         shell.register_magic_function(lambda line, cell=None: None, "cell", magic)
     shell.ask_exit = sys.exit  # exit() fails its cell and leaves the kernel alive
+    # What an answer launches is bounded as the kernel is, so by a helper of the kernel's own.
+    # The import of `launch` would start it, in three seconds of processor time; hardly an
+    # answer launches, so now the first launch does.
+    os.environ.pop(warm.LENT, None)
+    warm.get_ready = lambda env: None
     bound(memory)
 
 

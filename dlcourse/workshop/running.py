@@ -112,8 +112,7 @@ class Kernel:
         paths = [str(ROOT), *(os.path.abspath(path) for path in given if path)]
         return os.environ | {
             "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths)),
-            # these two as for what it launches: then one helper serves both
-            **{"PYTHONIOENCODING": "utf-8", "PYTHONUNBUFFERED": "1"},
+            "PYTHONIOENCODING": "utf-8",
             "OMP_NUM_THREADS": "1",
             "OMP_WAIT_POLICY": "PASSIVE",
             "DLCOURSE_PROGRESS": "0",

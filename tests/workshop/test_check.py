@@ -501,7 +501,9 @@ def test_shell_lines_do_not_run(tmp_path, judged):
 
 @POSIX
 def test_an_import_of_launch_starts_no_helper(judged):
-    none = "from dlcourse.lab import launching, warm\nassert not warm._helpers\n"
+    none = "from dlcourse.lab import launching, warm\nimport os\n"
+    # nor may it borrow one, which has no bound of memory
+    none += "assert not warm._helpers and warm._borrowed() is None\n"
     assert judged(USE, none + RESCALE, CHECK2) == (PASS, "")
 
 
