@@ -833,41 +833,24 @@ def own_environment() -> dict[str, str]:
     return os.environ | {"PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8"}
 
 
-LEND = """
-import os, socket, sys
-
-sys.path.insert(0, {root!r})
-from dlcourse.lab import warm
-
-helper = object.__new__(warm._Helper)
-helper.socket = socket.socket(fileno=os.dup(0))
-os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-warm._helper_for = lambda *kind: helper
-{code}
-"""
 COMMAND = "import runpy; runpy.run_module('dlcourse.check', run_name='__main__')"
 
 
 class Lent:
     """A process whose kernels are forks of this process's helper, as it is itself: it
-    starts no helper of its own, which takes five seconds. Its standard input is the way
-    to the helper.
+    starts no helper of its own, which takes five seconds.
     """
 
     def __init__(self, folder: Path, code: str, *arguments):
-        env = running.Kernel().environment(folder) | own_environment()
-        env = {"MPLBACKEND": kernels.BACKEND} | env
-        with warm._lock:
-            helper = warm._helper_for(env, str(ROOT), kernels.IMPORTS)
-        code = LEND.format(root=str(ROOT), code=code)
+        env = running.Kernel().environment(folder) | own_environment() | warm.lend()
         self.files = folder / "out", folder / "errors"
         with open(self.files[0], "wb") as out, open(self.files[1], "wb") as errors:
             self.process = warm.start(
                 [sys.executable, "-P", "-c", code, *map(str, arguments)],
-                env,
+                {"MPLBACKEND": kernels.BACKEND} | env,
                 str(folder),
                 kernels.IMPORTS,
-                stdin=helper.socket,
+                stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=errors,
             )
