@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import gc
+import os
 import signal
 import sys
+from pathlib import Path
 
 import pytest
 from jupyter_client.provisioning.local_provisioner import LocalProvisioner
@@ -29,6 +31,10 @@ def pytest_configure(config):
     gc.disable()  # what is imported and collected is no garbage
     # a fork of a helper is a kernel like any other, four seconds earlier
     LocalProvisioner.launch_kernel = ForkedProvisioner.launch_kernel
+    # one search path for all that is started, so one helper; and the files beside these tests
+    root = str(Path(__file__).resolve().parents[1])
+    paths = [root, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+    os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(map(os.path.abspath, paths)))
     warm.MOST = 6  # the files of tests take turns with more kinds than one program has
     # a shell starts what runs in the background with Ctrl-C ignored, and children inherit it
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

@@ -71,7 +71,7 @@ def kernel_environment() -> dict[str, str]:
         "OMP_NUM_THREADS": "1",
         "OMP_WAIT_POLICY": "PASSIVE",
         "DLCOURSE_PROGRESS": "0",  # a stored bar would differ at each run
-        "PYTHONPATH": os.pathsep.join(os.path.abspath(path) for path in paths),
+        "PYTHONPATH": os.pathsep.join(dict.fromkeys(map(os.path.abspath, paths))),
     }
 
 
