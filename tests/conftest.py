@@ -6,6 +6,7 @@ import gc
 import os
 import signal
 import sys
+from multiprocessing import set_forkserver_preload
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,9 @@ def pytest_configure(config):
     paths = [root, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
     os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(map(os.path.abspath, paths)))
     warm.MOST = 6  # the files of tests take turns with more kinds than one program has
+    if sys.platform == "linux":
+        # from Python 3.14 on workers are no forks of this process, but of one that has these
+        set_forkserver_preload(["torch.utils.data", "dlcourse.data_loading"])
     # a shell starts what runs in the background with Ctrl-C ignored, and children inherit it
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
