@@ -790,6 +790,8 @@ class Wrapped(Dataset):
 
 def test_seed_worker_finds_all_kinds_also_inside():
     settings = dict(batch_size=2, num_workers=2)
+    if sys.platform == "linux":  # a torch.Generator reaches only forks
+        settings["multiprocessing_context"] = "fork"
     for dataset, rows in ((ThreeKinds(), 4), (Wrapped(ThreeKinds()), 4)):
         assert (
             len(torch.cat(batches_of(DataLoader(dataset, **settings))).unique(dim=0))

@@ -43,6 +43,10 @@ def seed_worker(worker_id: int) -> None:
     rank of the process (`RANK`, as torchrun and Accelerate set it) is part of the seed.
     Datasets that wrap another in an attribute `dataset` are followed.
 
+    A dataset that keeps a torch.Generator can only be handed to forks: where workers start
+    otherwise, as from Python 3.14 on, PyTorch (issue 146828) ends with "unable to resize
+    file". There pass multiprocessing_context="fork", or keep NumPy's.
+
     Raises RuntimeError outside a worker.
 
     Invariants: no two workers, epochs or processes draw alike; the same generator of the
