@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import ctypes
 import gc
 import importlib
 import itertools
@@ -387,6 +386,8 @@ def use_large_pages() -> None:
     It takes about half a second, and pays where many forks follow. A child that writes
     gets a small page of its own, as ever.
     """
+    import ctypes  # only here: libffi may keep a file open, which every child would have
+
     collapse = 25  # MADV_COLLAPSE of Linux 6.1; an older one refuses
     with open("/proc/self/maps") as file:
         areas = [line.split() for line in file]
