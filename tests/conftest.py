@@ -27,11 +27,17 @@ LONGEST = (
 )
 
 
+async def launch_kernel(self, cmd, **kwargs):
+    """Start a kernel as a fork; what it launches borrows our helpers: none of its own."""
+    env = {**(kwargs.get("env") or os.environ), **warm.lend()}
+    return await ForkedProvisioner.launch_kernel(self, cmd, **{**kwargs, "env": env})
+
+
 def pytest_configure(config):
     config.option.loadscopereorder = False  # or pytest-xdist goes by the number of tests
     gc.disable()  # what is imported and collected is no garbage
     # a fork of a helper is a kernel like any other, four seconds earlier
-    LocalProvisioner.launch_kernel = ForkedProvisioner.launch_kernel
+    LocalProvisioner.launch_kernel = launch_kernel
     # one search path for all that is started, so one helper; and the files beside these tests
     root = str(Path(__file__).resolve().parents[1])
     paths = [root, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]

@@ -15,7 +15,7 @@ processors are those of the time at which the helper started; and objects that l
 the end of the process are not taken apart.
 Elsewhere than on Linux, and where a helper fails, the process is an ordinary one.
 
-A process that starts many, such as a class's kernels, can lend them its helpers (`lend`),
+A process that starts many, such as a suite's kernels, can lend them its helpers (`lend`),
 so that each need not start one of its own.
 """
 

@@ -1,8 +1,7 @@
 """Kernels that start in a tenth of a second: forks of one helper (`lab.warm`).
 
 The helper has imported what nearly every notebook of the course imports, which takes a
-kernel three seconds of its own. What a notebook launches borrows this process's helpers,
-so that not every kernel starts another.
+kernel three seconds of its own.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ class ForkedProvisioner(LocalProvisioner):
         env = {"MPLBACKEND": BACKEND} | dict(kwargs.get("env") or os.environ)
         process = warm.start(
             [part for part in cmd if part != FOR_DEBUGGERS],
-            {**env, **warm.lend(), "JPY_PARENT_PID": str(os.getpid())},
+            {**env, "JPY_PARENT_PID": str(os.getpid())},
             kwargs.get("cwd"),
             IMPORTS,
             stdin=subprocess.DEVNULL,
