@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -50,8 +51,11 @@ PLOTTING_MAY_NOT = {"torch", "torchvision", "accelerate", "scipy", "sklearn"}
 
 
 def parse(path: Path) -> ast.Module:
-    """Return the syntax tree of a Python file."""
-    return ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
+    """Return the syntax tree of a Python file; the rules only read it."""
+    return tree_of(path.read_text(encoding="utf-8"))
+
+
+tree_of = functools.lru_cache(maxsize=500)(ast.parse)  # several rules ask for the same
 
 
 def files_of(root: Path, name: str) -> list[Path]:

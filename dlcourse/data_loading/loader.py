@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import warnings
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, cast
@@ -226,6 +227,8 @@ class _FromWorkers(_Pass):
         self.orders = loader._orders()
         self.due: deque = deque()
         self.crew: list[Worker] = []
+        # not __del__: the garbage collector may have closed the workers' pipes before it
+        weakref.finalize(self, _dismiss, self.crew).atexit = False
         try:
             for number in range(loader.num_workers):
                 self.crew.append(Worker(loader, number, base_seed))
@@ -265,14 +268,16 @@ class _FromWorkers(_Pass):
 
     def close(self) -> None:
         self.orders, self.due = iter(()), deque()
-        for worker in self.crew:
-            worker.release()
-        for worker in self.crew:
-            worker.end()
-        self.crew = []
+        _dismiss(self.crew)
 
-    def __del__(self) -> None:
-        self.close()
+
+def _dismiss(crew: list[Worker]) -> None:
+    """Let all workers go, then wait for each."""
+    for worker in crew:
+        worker.release()
+    for worker in crew:
+        worker.end()
+    crew.clear()
 
 
 def _check_batch(batch_size: int, samples: int) -> None:
