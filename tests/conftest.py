@@ -42,7 +42,9 @@ def pytest_configure(config):
     root = str(Path(__file__).resolve().parents[1])
     paths = [root, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
     os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(map(os.path.abspath, paths)))
-    warm.MOST = 6  # the files of tests take turns with more kinds than one program has
+    warm.MOST = 8  # the files of tests take turns with more kinds than one program has
+    if getattr(config.option, "numprocesses", None):
+        os.environ.update(warm.lend())  # the workers of pytest-xdist share their helpers
     if sys.platform == "linux":
         # from Python 3.14 on workers are no forks of this process, but of one that has these
         set_forkserver_preload(["torch.utils.data", "dlcourse.data_loading"])

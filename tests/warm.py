@@ -26,6 +26,7 @@ IMPORTED = (
     "optuna",
     "safetensors.torch",
     "matplotlib.pyplot",
+    "nbformat",
 )
 warm.IMPORTS = IMPORTED  # a helper takes seconds to start: one serves `launch` as well
 

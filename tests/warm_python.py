@@ -63,7 +63,8 @@ def variables(place: Path) -> dict[str, str]:
 
 
 def serve(place: str) -> None:
-    """Start what is asked for, until this process is killed."""
+    """Start what is asked for, here and nowhere else, until this process is killed."""
+    os.environ.pop(warm.LENT, None)
     listener = listen(place)
     print("up", flush=True)
     accept(listener)

@@ -70,6 +70,7 @@ LEFT_OUT = (
     "KMP_INIT_AT_FORK",
     "TORCHINDUCTOR_CACHE_DIR",
 )
+BACKEND = "MPLBACKEND"  # each child reads it anew, for notebooks and ranks differ in it
 
 # --- the process that asks ------------------------------------------------------------------------
 
@@ -276,7 +277,7 @@ class _Helper(_Asked):
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
-                env=env,
+                env={name: env[name] for name in env if name != BACKEND},
                 cwd=folder,
                 pass_fds=[number],
                 start_new_session=True,
@@ -309,7 +310,7 @@ def _helper_for(env: dict[str, str], folder: str, imports: tuple[str, ...]) -> _
     variables = {
         name: value
         for name, value in env.items()
-        if name.startswith(READ_ONCE) and not name.startswith(LEFT_OUT)
+        if name.startswith(READ_ONCE) and not name.startswith((*LEFT_OUT, BACKEND))
     }
     paths = env.get("PYTHONPATH", "")
     absolute = not paths or all(map(os.path.isabs, paths.split(os.pathsep)))
@@ -427,6 +428,9 @@ def _become_new(env: dict[str, str], folder: str, files: list[int]) -> None:
         loaded["numpy"].random.seed()
     if "tempfile" in loaded:
         loaded["tempfile"].tempdir = None
+    if "matplotlib" in loaded and env.get(BACKEND):
+        with contextlib.suppress(ValueError):  # no backend: it draws as without the variable
+            loaded["matplotlib"].rcParams["backend"] = env[BACKEND]
     loaded["multiprocessing.process"].ORIGINAL_DIR = folder
 
 

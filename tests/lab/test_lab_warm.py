@@ -43,6 +43,12 @@ with open(tail, "w") as file:
 """
 
 
+@pytest.fixture(autouse=True)
+def helpers_are_our_own(monkeypatch):
+    """Not those that the controller of pytest-xdist lends its workers."""
+    monkeypatch.delenv(warm.LENT, raising=False)
+
+
 def end_of(process) -> int:
     return process.wait(60)
 
@@ -173,6 +179,24 @@ def test_what_python_reads_once_gets_a_helper_of_its_own(tmp_path, monkeypatch):
             got = run(bare, ["-c", code], tmp_path, env)
             assert got == run(warm.start_cold, ["-c", code], tmp_path, env)
         assert len(warm._helpers) == 2
+    finally:
+        warm.close()
+
+
+def test_one_helper_serves_for_every_backend_of_matplotlib(tmp_path, monkeypatch):
+    """Also where the first that asks wants another one."""
+    monkeypatch.setattr(warm, "_helpers", {})
+    code = (
+        "import matplotlib; own = matplotlib.get_backend(auto_select=False); "
+        "from matplotlib import pyplot; print(own, matplotlib.get_backend())"
+    )
+    try:
+        for backend in ("svg", "Agg", "module://matplotlib_inline.backend_inline", ""):
+            env = os.environ | {warm.BACKEND: backend}
+            got = run(warm.start, ["-c", code], tmp_path, env, imports=("matplotlib.figure",))
+            assert got == run(warm.start_cold, ["-c", code], tmp_path, env)
+            assert backend in got[1]
+        assert len(warm._helpers) == 1
     finally:
         warm.close()
 
