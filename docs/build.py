@@ -10,11 +10,13 @@ warning of Sphinx, a figure without caption, and an output that cannot be shown 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import gc
 import shutil
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from book import api, pages, settings, terms
@@ -118,10 +120,10 @@ def render(work: Path, out: Path) -> int:
     common = ["-q", "-W", "--keep-going", "-c", str(HERE), "-d", str(work / "doctrees")]
     source, epub = str(work / "source"), work / "epub"
     colour_once()
-    copy_titles_only()
     for_pages = ["-b", "html", "-D", f"html_extra_path={work / 'extra'}"]
     for_epub = ["-b", "epub", "-D", f"html_static_path={HERE / 'epub'}"]
-    failed = build_main([*common, *for_pages, source, str(out)])
+    with titles_alone():
+        failed = build_main([*common, *for_pages, source, str(out)])
     gc.collect()
     failed = failed or build_main([*common, *for_epub, source, str(epub)])
     if failed:
@@ -148,22 +150,25 @@ def colour_once() -> None:
     PygmentsBridge.highlight_block = remembered
 
 
-def copy_titles_only() -> None:
+@contextlib.contextmanager
+def titles_alone() -> Iterator[None]:
     """Let the sidebar, which shows the titles of all pages on every page, copy those alone
     and not all headings; but for pages that lead to others, which it looks for below them.
+    The EPUB shows headings.
     """
     plain = toctree._toctree_standard_entry
-    if hasattr(plain, "__wrapped__"):
-        return
     leads: dict[str, bool] = {}
 
-    @functools.wraps(plain)
     def entry(title, ref, maxdepth, toc, *rest):
         if ref not in leads:
             leads[ref] = any(toc.findall(addnodes.toctree))
         return plain(title, ref, maxdepth if leads[ref] else 1, toc, *rest)
 
     toctree._toctree_standard_entry = entry
+    try:
+        yield
+    finally:
+        toctree._toctree_standard_entry = plain
 
 
 if __name__ == "__main__":

@@ -429,7 +429,9 @@ def _become_new(env: dict[str, str], folder: str, files: list[int]) -> None:
     if "tempfile" in loaded:
         loaded["tempfile"].tempdir = None
     if "matplotlib" in loaded and env.get(BACKEND):
-        with contextlib.suppress(ValueError):  # no backend: it draws as without the variable
+        with contextlib.suppress(
+            ValueError
+        ):  # no backend: it draws as without the variable
             loaded["matplotlib"].rcParams["backend"] = env[BACKEND]
     loaded["multiprocessing.process"].ORIGINAL_DIR = folder
 

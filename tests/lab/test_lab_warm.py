@@ -193,7 +193,9 @@ def test_one_helper_serves_for_every_backend_of_matplotlib(tmp_path, monkeypatch
     try:
         for backend in ("svg", "Agg", "module://matplotlib_inline.backend_inline", ""):
             env = os.environ | {warm.BACKEND: backend}
-            got = run(warm.start, ["-c", code], tmp_path, env, imports=("matplotlib.figure",))
+            got = run(
+                warm.start, ["-c", code], tmp_path, env, imports=("matplotlib.figure",)
+            )
             assert got == run(warm.start_cold, ["-c", code], tmp_path, env)
             assert backend in got[1]
         assert len(warm._helpers) == 1
