@@ -13,7 +13,7 @@ import tokenize
 from collections.abc import Iterator
 from pathlib import Path
 
-from house_rules import GUIDES, TECHNIQUES
+from house_rules import GUIDES, TECHNIQUES, tree_of
 
 from dlcourse.lab.claims import LINE
 
@@ -84,7 +84,7 @@ def trees(book) -> Iterator[tuple[int, ast.Module]]:
     """Yield (number, syntax tree) of each code cell that is plain Python."""
     for number, cell in code_cells(book):
         try:
-            yield number, ast.parse(cell.source)
+            yield number, tree_of(cell.source)
         except SyntaxError:
             continue
 
@@ -308,7 +308,7 @@ def plain_python(path: Path, book) -> list[str]:
     problems = []
     for number, cell in code_cells(book):
         try:
-            tree = ast.parse(cell.source)
+            tree = tree_of(cell.source)
         except SyntaxError as error:
             problems.append(
                 f"cell {number} is not plain Python ({error.msg}): no % or ! lines"

@@ -55,7 +55,7 @@ def parse(path: Path) -> ast.Module:
     return tree_of(path.read_text(encoding="utf-8"))
 
 
-tree_of = functools.lru_cache(maxsize=500)(ast.parse)  # several rules ask for the same
+tree_of = functools.lru_cache(maxsize=2000)(ast.parse)  # several rules ask for the same
 
 
 def files_of(root: Path, name: str) -> list[Path]:

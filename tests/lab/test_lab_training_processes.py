@@ -417,13 +417,13 @@ def test_ctrl_c_in_the_notebook_saves_a_launched_run(tmp_path):
     script.write_text(
         "from dlcourse.lab.launching import launch\n"
         "def train(folder):\n"
+        "    import sys\n"
+        f"    sys.path.insert(0, {str(ROOT / 'tests' / 'lab')!r})\n"
         "    from test_lab_training_processes import train_until_stopped\n"
         "    train_until_stopped(folder)\n"
         f"launch(train, args=[{str(tmp_path)!r}], timeout=200)\n"
     )
-    env = os.environ | {
-        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests" / "lab")])
-    }
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
     parent = subprocess.Popen(
         [sys.executable, str(script)], env=env, stderr=subprocess.PIPE
     )
