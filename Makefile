@@ -18,8 +18,9 @@ CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 SIZE := $(if $(filter cpu,$(TORCH)),about 1.5 GB,about 6 GB)
 UV ?= $(shell command -v uv 2>/dev/null)
 PIP := $(BIN)/python -m pip install --progress-bar on
-# uv first, where there is one; pip where there is none, or where uv finds no index
-install = $(if $(UV),uv pip install --python $(BIN)/python $(1) || )$(PIP) $(1)
+# uv first, where there is one; pip where there is none, or where uv finds no index. Like pip
+# it compiles what it installs: else each first import of torch takes much longer
+install = $(if $(UV),uv pip install --compile-bytecode --python $(BIN)/python $(1) || )$(PIP) $(1)
 
 export OMP_NUM_THREADS := 1
 export OMP_WAIT_POLICY := PASSIVE
