@@ -429,9 +429,8 @@ def _become_new(env: dict[str, str], folder: str, files: list[int]) -> None:
     if "tempfile" in loaded:
         loaded["tempfile"].tempdir = None
     if "matplotlib" in loaded and env.get(BACKEND):
-        with contextlib.suppress(
-            ValueError
-        ):  # no backend: it draws as without the variable
+        # where it names no backend, matplotlib draws as if there were no variable
+        with contextlib.suppress(ValueError):
             loaded["matplotlib"].rcParams["backend"] = env[BACKEND]
     loaded["multiprocessing.process"].ORIGINAL_DIR = folder
 
