@@ -49,13 +49,12 @@ PLOTTING_MAY_NOT = {"torch", "torchvision", "accelerate", "scipy", "sklearn"}
 
 # --- reading the project --------------------------------------------------------------------------
 
+tree_of = functools.cache(ast.parse)  # several rules ask for the same file or cell
+
 
 def parse(path: Path) -> ast.Module:
     """Return the syntax tree of a Python file; the rules only read it."""
-    return tree_of(path.read_text(encoding="utf-8"))
-
-
-tree_of = functools.lru_cache(maxsize=2000)(ast.parse)  # several rules ask for the same
+    return tree_of(path.read_text(encoding="utf-8"), filename=str(path))
 
 
 def files_of(root: Path, name: str) -> list[Path]:
@@ -131,7 +130,7 @@ def mentioned_in_notebook(path: Path) -> set[str]:
     for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
         if cell["cell_type"] == "code":
             try:
-                names |= mentioned(ast.parse("".join(cell["source"])))
+                names |= mentioned(tree_of("".join(cell["source"])))
             except SyntaxError:
                 continue  # chapter_rules.plain_python reports it
     return names

@@ -977,12 +977,12 @@ def test_an_error_in_a_worker_brings_its_traceback():
 def test_the_garbage_collector_may_close_the_pipes_before_it_ends_the_pass(monkeypatch):
     unraisable: list = []
     monkeypatch.setattr(sys, "unraisablehook", unraisable.append)
-    pipes: list = []
+    pipes: list = []  # before the ring, so the collector reaches what is in it first
     ring: list = [iter(DataLoader(range(16), 4, num_workers=2))]
     ring.append(ring)
     next(ring[0])
     pipes += [worker.pipe for worker in ring[0].crew]
-    gc.collect()  # it found the pipes first, so from now on they come before the pass
+    gc.collect()  # from now on they come before the pass
     del pipes, ring
     gc.collect()
     assert multiprocessing.active_children() == []

@@ -77,11 +77,11 @@ claim("split", load("digits").train.labels[:50].float().mean(), at_least=20)
         found.append({claim["sentence"]: claim["value"] for claim in claims})
     shifted, moved = found
     torch.manual_seed(0)
+    first = torch.rand(()).item()
+    own = torch.Generator().manual_seed(1)
     here = {
-        "global generator": (first := torch.rand(()).item()),
-        "own generator": torch.rand(
-            (), generator=torch.Generator().manual_seed(1)
-        ).item(),
+        "global generator": first,
+        "own generator": torch.rand((), generator=own).item(),
         "NumPy": np.random.default_rng(0).random(),
         "another process": first,
     }

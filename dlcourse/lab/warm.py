@@ -60,17 +60,18 @@ READ_ONCE = tuple(
     MPL LD_ MALLOC_ GLIBC_ LC_ LANG HOME XDG_ COVERAGE_
     """.split()
 )
-# no reason for another helper: torchrun tells each process other values, and scikit-learn
-# and torch set the others when they are imported, so after some of a process's work
+# no reason for another helper: torchrun tells each process other values, matplotlib's is
+# read anew in each child, and scikit-learn and torch set the others when they are imported,
+# so after some of a process's work
 LEFT_OUT = (
     "TORCHELASTIC_",
     "TORCH_NCCL_",
     "PYTHON_EXEC",
+    "MPLBACKEND",
     "KMP_DUPLICATE_LIB_OK",
     "KMP_INIT_AT_FORK",
     "TORCHINDUCTOR_CACHE_DIR",
 )
-BACKEND = "MPLBACKEND"  # each child reads it anew, for notebooks and ranks differ in it
 
 # --- the process that asks ------------------------------------------------------------------------
 
@@ -277,7 +278,7 @@ class _Helper(_Asked):
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
-                env={name: env[name] for name in env if name != BACKEND},
+                env={name: env[name] for name in env if name != "MPLBACKEND"},
                 cwd=folder,
                 pass_fds=[number],
                 start_new_session=True,
@@ -310,7 +311,7 @@ def _helper_for(env: dict[str, str], folder: str, imports: tuple[str, ...]) -> _
     variables = {
         name: value
         for name, value in env.items()
-        if name.startswith(READ_ONCE) and not name.startswith((*LEFT_OUT, BACKEND))
+        if name.startswith(READ_ONCE) and not name.startswith(LEFT_OUT)
     }
     paths = env.get("PYTHONPATH", "")
     absolute = not paths or all(map(os.path.isabs, paths.split(os.pathsep)))
@@ -428,10 +429,11 @@ def _become_new(env: dict[str, str], folder: str, files: list[int]) -> None:
         loaded["numpy"].random.seed()
     if "tempfile" in loaded:
         loaded["tempfile"].tempdir = None
-    if "matplotlib" in loaded and env.get(BACKEND):
+    backend = env.get("MPLBACKEND")
+    if "matplotlib" in loaded and backend:
         # where it names no backend, matplotlib draws as if there were no variable
         with contextlib.suppress(ValueError):
-            loaded["matplotlib"].rcParams["backend"] = env[BACKEND]
+            loaded["matplotlib"].rcParams["backend"] = backend
     loaded["multiprocessing.process"].ORIGINAL_DIR = folder
 
 

@@ -71,8 +71,7 @@ class OwnPython(KernelSpecManager):
     def get_kernel_spec(self, kernel_name: str) -> KernelSpec:
         """Return it, for any name."""
         command = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
-        # of a traceback we tell the line alone, and a plain one takes 1 ms where torch is
-        # loaded, for 50
+        # of a traceback we tell the line alone; with torch loaded a plain one takes 1 ms, not 50
         command += ["--InteractiveShell.xmode=Plain"]
         return KernelSpec(argv=command, display_name="", language="python")
 

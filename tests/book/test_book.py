@@ -30,8 +30,10 @@ from warm import run  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
 CHAPTERS = notebooks.chapters()
-SLOW_TO_IMPORT = ("sphinx.cmd.build", "myst_nb", "sphinx_book_theme", "sphinx_design")
-SLOW_TO_IMPORT += ("nbformat",)
+SLOW_TO_IMPORT = (
+    *("sphinx.cmd.build", "myst_nb", "sphinx_book_theme", "sphinx_design"),
+    "nbformat",
+)
 LESSONS = [chapter for chapter in CHAPTERS if chapter.is_lesson]
 
 

@@ -415,18 +415,15 @@ def test_ctrl_c_on_one_rank_stops_all_and_saves(pair):
 def test_ctrl_c_in_the_notebook_saves_a_launched_run(tmp_path):
     script = tmp_path / "script.py"  # as a cell: the parent need not import torch
     script.write_text(
+        "import sys\n"
         "from dlcourse.lab.launching import launch\n"
+        f"sys.path.insert(0, {str(ROOT / 'tests' / 'lab')!r})\n"  # for the ranks, too
         "def train(folder):\n"
-        "    import sys\n"
-        f"    sys.path.insert(0, {str(ROOT / 'tests' / 'lab')!r})\n"
         "    from test_lab_training_processes import train_until_stopped\n"
         "    train_until_stopped(folder)\n"
         f"launch(train, args=[{str(tmp_path)!r}], timeout=200)\n"
     )
-    env = os.environ | {"PYTHONPATH": str(ROOT)}
-    parent = subprocess.Popen(
-        [sys.executable, str(script)], env=env, stderr=subprocess.PIPE
-    )
+    parent = subprocess.Popen([sys.executable, str(script)], stderr=subprocess.PIPE)
     try:
         until = time.monotonic() + 60
         while len(list(tmp_path.glob("started*"))) < 2:

@@ -192,7 +192,7 @@ def test_one_helper_serves_for_every_backend_of_matplotlib(tmp_path, monkeypatch
     )
     try:
         for backend in ("svg", "Agg", "module://matplotlib_inline.backend_inline", ""):
-            env = os.environ | {warm.BACKEND: backend}
+            env = os.environ | {"MPLBACKEND": backend}
             got = run(
                 warm.start, ["-c", code], tmp_path, env, imports=("matplotlib.figure",)
             )
